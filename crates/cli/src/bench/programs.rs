@@ -1,0 +1,102 @@
+//! What is measured.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use super::{PATIENCE, quiet};
+use crate::{
+    failure::{Failure, Outcome},
+    run::{self, Target},
+    signals::Cancel,
+};
+
+/// Creates the file its argument names, then sleeps.
+const TINY: &str = r"
+#include <fcntl.h>
+#include <unistd.h>
+int main(int argc, char **argv) { close(open(argv[argc - 1], O_CREAT | O_WRONLY, 0600)); for (;;) pause(); }
+";
+
+/// The same in python.
+const PYTHON: &str = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(1e6)";
+
+/// A program that can be started again and again.
+pub(super) struct Program {
+    /// What the table calls it.
+    pub(super) name: &'static str,
+    /// How often it is measured.
+    pub(super) runs: usize,
+    /// Executable and arguments; the name of the ready file is added.
+    words: Vec<String>,
+    /// Whether it creates the ready file.
+    tells: bool,
+}
+
+impl Program {
+    /// Starts it and waits until it is ready.
+    pub(super) fn start(&self, dir: &Path, cancel: &Cancel) -> Outcome<Target> {
+        let ready = dir.join("ready");
+        super::remove(&ready)?;
+        let (name, rest) = self.words.split_first().ok_or_else(|| Failure::failed("no program"))?;
+        let mut command = Command::new(name);
+        command.args(rest);
+        if self.tells {
+            command.arg(&ready);
+        }
+        let mut target = Target::start(quiet(command))?;
+        let limit = Instant::now() + PATIENCE;
+        while self.tells && !ready.exists() {
+            if Instant::now() > limit || target.wait(Duration::ZERO)?.is_some() {
+                return Err(Failure::failed(format!("{} does not get ready", self.name)));
+            }
+            run::sleep(Duration::from_millis(5), cancel)?;
+        }
+        // It says it is ready a moment before it sleeps.
+        run::sleep(Duration::from_millis(50), cancel)?;
+        Ok(target)
+    }
+}
+
+/// All of them, those that this machine has.
+pub(super) fn all(dir: &Path, quick: bool) -> Outcome<Vec<Program>> {
+    let exe = std::env::current_exe().map_err(|cause| Failure::os("our own executable", cause))?;
+    let memory = |name, runs, size: u64| {
+        let exe = exe.to_string_lossy().into_owned();
+        let size = size.to_string();
+        let words = [&exe, "bench-target", "--random", "--size", &size, "--ready"].map(String::from).to_vec();
+        Program { name, runs, words, tells: true }
+    };
+    let mut programs = vec![tiny(dir, if quick { 5 } else { 21 })];
+    if quiet(Command::new("python3")).arg("-V").status().is_ok_and(|status| status.success()) {
+        let words = ["python3", "-c", PYTHON].map(String::from).to_vec();
+        programs.push(Program { name: "python3", runs: if quick { 3 } else { 11 }, words, tells: true });
+    }
+    programs.push(memory("64 MiB", if quick { 3 } else { 7 }, 64 << 20));
+    programs.push(if quick { memory("256 MiB", 3, 256 << 20) } else { memory("1 GiB", 5, 1 << 30) });
+    Ok(programs)
+}
+
+/// A static program of a few pages if there is a C compiler, else sleep(1).
+fn tiny(dir: &Path, runs: usize) -> Program {
+    match compiled(dir) {
+        Some(path) => {
+            let words = vec![path.to_string_lossy().into_owned()];
+            Program { name: "tiny (static C)", runs, words, tells: true }
+        }
+        None => {
+            let words = ["sleep", "1000000"].map(String::from).to_vec();
+            Program { name: "tiny (sleep)", runs, words, tells: false }
+        }
+    }
+}
+
+fn compiled(dir: &Path) -> Option<PathBuf> {
+    let (source, program) = (dir.join("tiny.c"), dir.join("tiny"));
+    std::fs::write(&source, TINY).ok()?;
+    let mut command = quiet(Command::new("cc"));
+    command.args(["-O", "-static", "-o"]).args([&program, &source]);
+    command.status().ok()?.success().then_some(program)
+}

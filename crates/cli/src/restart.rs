@@ -1,0 +1,232 @@
+//! `restart`: recreates the program, then waits for it and stands in for it.
+
+use std::{io::IsTerminal, os::fd::OwnedFd};
+
+use ckpt_engine::{Input, RestartOptions, RestartReport};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    process::{
+        Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, getpgid, getpgrp, getpid, getsid,
+        pidfd_send_signal, waitid,
+    },
+};
+use serde_json::{Value, json};
+use signal_hook::{
+    consts::SIGHUP,
+    low_level::siginfo::{Cause, Origin},
+};
+
+use crate::{
+    args::RestartArgs,
+    console::{Console, data, millis, uuid},
+    failure::{Failure, Outcome},
+    fds, log,
+    progress::Progress,
+    signals::{self, Cancel, Passing},
+    text,
+};
+use std::os::fd::AsFd;
+
+/// Does what the arguments ask.
+pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
+    let inherit = inherit(&args)?;
+    let input = input(&args)?;
+    log::start(&args.log)?;
+    let mut passing = if args.no_wait { None } else { Some(Passing::new()?) };
+    let options = RestartOptions { new_pids: args.new_pids, force_files: args.force_files, inherit };
+    let report = {
+        let cancel = Cancel::new()?;
+        let mut progress = Progress::new(console, cancel.flag());
+        let done = ckpt_engine::restart(options, input, &mut progress);
+        let warnings = progress.end();
+        let report = done.map_err(|error| cancel.explain(error))?;
+        tracing::info!("{}", words(&report));
+        console.report(&json(&report, &warnings))?;
+        report
+    };
+    let Some(passing) = &mut passing else {
+        if !console.is_json() {
+            data(&format!("{}\n", report.pid))?;
+        }
+        return Ok(0);
+    };
+    let status = wait(&report, passing)?;
+    let end = End::of(&status);
+    tracing::info!("pid {} {}", report.pid, end.words());
+    if args.show_status {
+        console.say(&format!("pid {} ({}) {}", report.pid, text::name(&report.comm), end.words()));
+        console.report(&json!({"status": {"pid": report.pid, "exited": end.exited, "signal": end.signal, "core": end.core}}))?;
+    }
+    Ok(if args.copy_status { end.exit_code() } else { 0 })
+}
+
+/// The descriptors of ours that external ones become.
+fn inherit(args: &RestartArgs) -> Outcome<Vec<(i32, OwnedFd)>> {
+    let image_fd = match (&args.input, args.input_fd) {
+        (None, fd) => fd.or(Some(0)),
+        (Some(path), _) if path.as_os_str() == "-" => Some(0),
+        _ => None,
+    };
+    let mut inherit = Vec::new();
+    for &(task, mine) in &args.inherit_fd {
+        if Some(mine) == image_fd {
+            return Err(Failure::usage(format!(
+                "--inherit-fd {task}={mine}: descriptor {mine} is where the image comes from"
+            )));
+        }
+        if inherit.iter().any(|(other, _)| *other == task) {
+            return Err(Failure::usage(format!("--inherit-fd {task}: given twice")));
+        }
+        inherit.push((task, fds::ours("--inherit-fd", mine)?));
+    }
+    Ok(inherit)
+}
+
+/// Where the image comes from. If that is stdin, the program must not read on from it: from here
+/// on fd 0 is /dev/null.
+fn input(args: &RestartArgs) -> Outcome<Input> {
+    let (what, number) = match (&args.input, args.input_fd) {
+        (Some(path), _) if path.as_os_str() != "-" => return Ok(Input::File(path.clone())),
+        (_, Some(number)) => (format!("--input-fd {number}"), number),
+        _ => ("stdin".to_owned(), 0),
+    };
+    let fd = fds::ours("--input-fd", number)?;
+    if fd.is_terminal() {
+        return Err(Failure::usage(format!("{what} is a terminal; give -i FILE or pipe an image in")));
+    }
+    if number == 0 {
+        fds::empty_stdin()?;
+    }
+    Ok(Input::Fd(fd))
+}
+
+/// Waits for the end of the program and passes signals on to it.
+///
+/// It is watched through its pidfd and not by SIGCHLD, which it may not send (exit_signal 0).
+fn wait(report: &RestartReport, passing: &mut Passing) -> Outcome<WaitIdStatus> {
+    loop {
+        // Signals that came while the program was being made are passed on now, too.
+        for origin in passing.take() {
+            pass(report, &origin)?;
+        }
+        let ended = {
+            let mut ready = [
+                PollFd::new(&report.pidfd, PollFlags::IN),
+                PollFd::from_borrowed_fd(passing.fd(), PollFlags::IN),
+            ];
+            match poll(&mut ready, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(cause) => return Err(Failure::os("poll", cause)),
+            }
+            ready.first().is_some_and(|pidfd| !pidfd.revents().is_empty())
+        };
+        if !ended {
+            continue;
+        }
+        match waitid(WaitId::PidFd(report.pidfd.as_fd()), WaitIdOptions::EXITED | every_child()) {
+            Ok(Some(status)) => return Ok(status),
+            Ok(None) | Err(Errno::INTR) => {}
+            Err(cause) => return Err(Failure::os(format!("wait for pid {}", report.pid), cause)),
+        }
+    }
+}
+
+/// `__WALL`: also a child that sends another signal than SIGCHLD when it ends.
+fn every_child() -> WaitIdOptions {
+    WaitIdOptions::from_bits_retain(0x4000_0000)
+}
+
+/// Passes one signal on, unless the program has it already.
+fn pass(report: &RestartReport, origin: &Origin) -> Outcome<()> {
+    if program_has_it(report, origin) {
+        tracing::debug!(
+            "{}: the terminal sent it to pid {} as well",
+            signals::name(origin.signal),
+            report.pid
+        );
+        return Ok(());
+    }
+    let Some(signal) = Signal::from_named_raw(origin.signal) else { return Ok(()) };
+    match pidfd_send_signal(&report.pidfd, signal) {
+        // It ended meanwhile: the loop will see.
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(cause) => {
+            Err(Failure::os(format!("{} to pid {}", signals::name(origin.signal), report.pid), cause))
+        }
+    }
+}
+
+/// Whether the kernel has sent the signal to the program as well as to us.
+///
+/// A Ctrl-C or Ctrl-\ comes from the kernel (SI_KERNEL) and goes to the terminal's whole foreground
+/// process group, so a program in our group got it too; one that `kill` sent came to us alone
+/// (`kill -- -PGID` is told apart from it by nothing: the program then gets it twice, which
+/// standard signals mostly merge). A hangup goes to the group only when the session's leader has
+/// ended; when the leader is ourselves (`ssh host restart`) it came to us alone.
+fn program_has_it(report: &RestartReport, origin: &Origin) -> bool {
+    let same_group = Pid::from_raw(report.pid).is_some_and(|pid| getpgid(Some(pid)) == Ok(getpgrp()));
+    let ours_alone = origin.signal == SIGHUP && getsid(None) == Ok(getpid());
+    origin.cause == Cause::Kernel && same_group && !ours_alone
+}
+
+/// How the program ended.
+struct End {
+    exited: Option<i32>,
+    signal: Option<i32>,
+    core: bool,
+}
+
+impl End {
+    fn of(status: &WaitIdStatus) -> End {
+        End { exited: status.exit_status(), signal: status.terminating_signal(), core: status.dumped() }
+    }
+
+    fn words(&self) -> String {
+        match (self.exited, self.signal) {
+            (Some(code), _) => format!("exited with status {code}"),
+            (_, Some(signal)) => {
+                let core = if self.core { ", core dumped" } else { "" };
+                format!("was killed by signal {signal} ({}){core}", signals::name(signal))
+            }
+            _ => "ended".to_owned(),
+        }
+    }
+
+    /// The program's exit status, or 128+N.
+    fn exit_code(&self) -> u8 {
+        match (self.exited, self.signal) {
+            (Some(code), _) => (code & 0xff) as u8,
+            (_, Some(signal)) => 128u8.wrapping_add((signal & 0x7f) as u8),
+            _ => 1,
+        }
+    }
+}
+
+/// The report in one line.
+fn words(report: &RestartReport) -> String {
+    format!(
+        "pid {} ({}): {}, {} from image {}; {} of page contents; took {}",
+        report.pid,
+        text::name(&report.comm),
+        text::count(report.processes as u64, "process"),
+        text::count(report.threads as u64, "thread"),
+        uuid(&report.id),
+        text::bytes(report.page_bytes),
+        text::span(report.total),
+    )
+}
+
+/// The report as JSON.
+fn json(report: &RestartReport, warnings: &[String]) -> Value {
+    json!({"restart": {
+        "id": uuid(&report.id),
+        "pid": report.pid,
+        "comm": text::name(&report.comm),
+        "processes": report.processes,
+        "threads": report.threads,
+        "page_bytes": report.page_bytes,
+        "total_ms": millis(report.total),
+        "warnings": warnings,
+    }})
+}

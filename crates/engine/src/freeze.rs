@@ -1,0 +1,151 @@
+//! Stopping all threads of a process, and what must be asked just before and after.
+
+use crate::{
+    error::{Context, Error, Result},
+    resource::call,
+    task::Process,
+};
+use ckpt_image::record::{Regs, RestartBlock};
+use ckpt_kernel::{
+    Errno,
+    tracee::{Running, Stopped},
+};
+
+/// A thread that stands still.
+#[derive(Debug)]
+pub(crate) struct FrozenThread {
+    /// The hold on it.
+    pub(crate) thread: Stopped,
+    /// Registers it gets back when it goes on here.
+    pub(crate) raw: Regs,
+    /// Registers for the image: its interrupted call as the kernel first saw it.
+    pub(crate) saved: Regs,
+    /// How that call is to be issued again.
+    pub(crate) restart: RestartBlock,
+    /// Its signal mask.
+    pub(crate) mask: u64,
+}
+
+/// How often a thread that was caught between two calls is let go and stopped again.
+const ATTEMPTS: u32 = 50;
+
+/// Stops every thread of `process`; new ones that appear meanwhile are caught too.
+pub(crate) fn freeze(process: &Process) -> Result<Vec<FrozenThread>> {
+    let mut frozen: Vec<FrozenThread> = Vec::new();
+    loop {
+        let tids = process.tids()?;
+        let new: Vec<i32> =
+            tids.into_iter().filter(|tid| !frozen.iter().any(|f| f.thread.tid() == *tid)).collect();
+        if new.is_empty() {
+            break;
+        }
+        for tid in new {
+            match freeze_thread(process, tid) {
+                Err(error) if error.gone && tid != process.pid => {}
+                Err(error) => return Err(error.error),
+                Ok(thread) => frozen.push(thread),
+            }
+        }
+    }
+    frozen.sort_by_key(|f| (f.thread.tid() != process.pid, f.thread.tid()));
+    match frozen.first() {
+        Some(first) if first.thread.tid() == process.pid => Ok(frozen),
+        _ => Err(Error::failed("the process ended").task(process.label())),
+    }
+}
+
+/// A failure, and whether it only means that the thread ended.
+struct Failure {
+    error: Error,
+    gone: bool,
+}
+
+impl From<ckpt_kernel::Error> for Failure {
+    fn from(cause: ckpt_kernel::Error) -> Self {
+        let gone = matches!(cause, ckpt_kernel::Error::Gone { .. }) || cause.errno() == Some(Errno::SRCH);
+        Failure { error: cause.into(), gone }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure { error, gone: false }
+    }
+}
+
+/// Stops one thread where its interrupted call can be told.
+fn freeze_thread(process: &Process, tid: i32) -> Result<FrozenThread, Failure> {
+    for _ in 0..ATTEMPTS {
+        let before = call::Before::look(process, tid);
+        let running = Running::seize(tid, false).map_err(|cause| seize_failure(process, tid, cause))?;
+        let mut thread = running.interrupt()?;
+        let mut raw = thread.regs()?;
+        let mask = thread.sigmask()?;
+        leave_rseq(process, &mut thread, &mut raw)?;
+        call::hide_eintr(process, tid, mask, &mut raw)?;
+        let mut saved = raw;
+        if let Some(restart) = call::settle(process, &before, &mut saved)? {
+            return Ok(FrozenThread { thread, raw, saved, restart, mask });
+        }
+        thread.set_regs(&raw)?;
+        thread.detach()?;
+        std::thread::sleep(std::time::Duration::from_micros(200));
+    }
+    let what = format!("thread {tid}: its interrupted system call could not be identified");
+    Err(Error::failed(what).task(process.label()).advice("try again").into())
+}
+
+/// If the thread stands inside a restartable sequence, moves it to the sequence's abort handler,
+/// as the kernel would have done (rseq(2)): our own code would make the kernel forget about it.
+fn leave_rseq(process: &Process, thread: &mut Stopped, raw: &mut Regs) -> Result<()> {
+    let Ok((area, ..)) = thread.rseq() else { return Ok(()) };
+    if area == 0 {
+        return Ok(());
+    }
+    let Ok(descriptor) = ckpt_kernel::memory::read_u64(process.pid, area + 8) else { return Ok(()) };
+    if descriptor == 0 {
+        return Ok(());
+    }
+    let mut words = [0; 32];
+    if ckpt_kernel::memory::read(process.pid, descriptor, &mut words).is_err() {
+        return Ok(());
+    }
+    let word =
+        |at: usize| words.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let (start, len, abort) = (word(8), word(16), word(24));
+    if raw.rip.wrapping_sub(start) < len {
+        raw.rip = abort;
+        raw.orig_rax = u64::MAX;
+        thread.set_regs(raw)?;
+    }
+    Ok(())
+}
+
+/// Why a thread could not be attached to; a debugger is named.
+fn seize_failure(process: &Process, tid: i32, cause: ckpt_kernel::Error) -> Failure {
+    let failure = Failure::from(cause);
+    if failure.gone {
+        return failure;
+    }
+    let tracer = process.status().map_or(0, |s| s.tracer_pid);
+    if tracer == 0 {
+        let advice = "it needs the same user and a dumpable process, or CAP_SYS_PTRACE";
+        return Failure { error: failure.error.task(process.label()).advice(advice), gone: false };
+    }
+    let name = Process::open(tracer).map_or_else(|_| format!("pid {tracer}"), |t| t.label());
+    let error = Error::permission(format!("thread {tid} is traced by {name}"))
+        .task(process.label())
+        .advice("end the debugger or let it detach");
+    Failure { error, gone: false }
+}
+
+/// Lets all threads go on, registers as they are.
+pub(crate) fn thaw(process: &Process, threads: Vec<Stopped>) -> Result<()> {
+    for thread in threads {
+        match thread.detach() {
+            Err(ckpt_kernel::Error::Gone { .. }) => {}
+            other => other.task(|| process.label())?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! Shared objects: identity at checkpoint, one objref each.
+
+use crate::error::{Error, Result};
+use ckpt_image::{Object, Objref, model::Cred};
+use ckpt_kernel::query::{Kcmp, kcmp};
+use std::{cmp::Ordering, collections::BTreeMap, fs::File};
+
+/// What makes two open descriptions candidates for being one: device, inode, flags.
+pub(crate) type FileKey = (u64, u64, u32);
+
+/// The objects found so far.
+#[derive(Debug, Default)]
+pub(crate) struct Objects {
+    /// By objref.
+    pub(crate) table: BTreeMap<Objref, Object>,
+    /// Open file descriptions by key, each list in kcmp(2) order: a descriptor that holds it, and
+    /// its objref.
+    descriptions: BTreeMap<FileKey, Vec<(i32, Objref)>>,
+    /// Mapped files by key.
+    mapped: BTreeMap<FileKey, Objref>,
+    /// Contents without a name, by device and inode.
+    inodes: BTreeMap<(u64, u64), Objref>,
+    /// Where the contents of inodes are read from.
+    pub(crate) contents: Vec<(Objref, File)>,
+}
+
+impl Objects {
+    /// Adds an object.
+    pub(crate) fn add(&mut self, object: Object) -> Objref {
+        let objref = self.table.len() as Objref + 1;
+        self.table.insert(objref, object);
+        objref
+    }
+
+    /// The description behind descriptor `fd` of process `pid`: found among those with the same
+    /// key, else made.
+    pub(crate) fn description(
+        &mut self,
+        pid: i32,
+        fd: i32,
+        key: FileKey,
+        make: impl FnOnce(&mut Objects) -> Result<Object>,
+    ) -> Result<Objref> {
+        let known = self.descriptions.entry(key).or_default();
+        let mut failure = None;
+        let found = known.binary_search_by(|(other, _)| {
+            kcmp(pid, pid, Kcmp::File(*other, fd)).unwrap_or_else(|error| {
+                failure = Some(error);
+                Ordering::Equal
+            })
+        });
+        if let Some(error) = failure {
+            return Err(
+                Error::from(error).advice("kcmp(2) needs CONFIG_KCMP and the right to ptrace the task")
+            );
+        }
+        match found {
+            Ok(at) => Ok(known.get(at).map_or(0, |(_, objref)| *objref)),
+            Err(at) => {
+                let object = make(self)?;
+                let objref = self.add(object);
+                self.descriptions.entry(key).or_default().insert(at, (fd, objref));
+                Ok(objref)
+            }
+        }
+    }
+
+    /// The mapped file with this key, made when new.
+    pub(crate) fn mapped(
+        &mut self,
+        key: FileKey,
+        make: impl FnOnce(&mut Objects) -> Result<Object>,
+    ) -> Result<Objref> {
+        if let Some(objref) = self.mapped.get(&key) {
+            return Ok(*objref);
+        }
+        let object = make(self)?;
+        let objref = self.add(object);
+        self.mapped.insert(key, objref);
+        Ok(objref)
+    }
+
+    /// The contents of an inode without a name, made when new; whether it was.
+    pub(crate) fn inode(&mut self, dev_ino: (u64, u64), make: impl FnOnce() -> Object) -> (Objref, bool) {
+        if let Some(objref) = self.inodes.get(&dev_ino) {
+            return (*objref, false);
+        }
+        let objref = self.add(make());
+        self.inodes.insert(dev_ino, objref);
+        (objref, true)
+    }
+
+    /// Credentials equal to `cred`, added when new.
+    pub(crate) fn cred(&mut self, cred: Cred) -> Objref {
+        let same = |(objref, object): (&Objref, &Object)| match object {
+            Object::Cred(known) if *known == cred => Some(*objref),
+            _ => None,
+        };
+        match self.table.iter().find_map(same) {
+            Some(objref) => objref,
+            None => self.add(Object::Cred(cred)),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What a caller may ask for, and what it is told.
+
+use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
+
+/// What becomes of the tasks after a successful checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum After {
+    /// They go on.
+    #[default]
+    Resume,
+    /// They are killed (SIGKILL), once the image is complete.
+    Kill,
+    /// They stay stopped, as by SIGSTOP.
+    Stop,
+}
+
+/// Where an image goes.
+#[derive(Debug)]
+pub enum Output {
+    /// A file: written under a temporary name in the same directory, synced, renamed.
+    File {
+        /// Final name.
+        path: PathBuf,
+        /// Replace an existing file.
+        overwrite: bool,
+    },
+    /// Any open descriptor: file, pipe or socket.
+    Fd(OwnedFd),
+}
+
+/// Where an image comes from.
+#[derive(Debug)]
+pub enum Input {
+    /// A file.
+    File(PathBuf),
+    /// Any open descriptor: file, pipe or socket.
+    Fd(OwnedFd),
+}
+
+/// What to checkpoint and how.
+#[derive(Debug)]
+pub struct CheckpointOptions {
+    /// Process to checkpoint.
+    pub pid: i32,
+    /// What becomes of it.
+    pub after: After,
+}
+
+/// What to restart and how.
+#[derive(Debug, Default)]
+pub struct RestartOptions {
+    /// Take whatever pids the kernel gives instead of the original ones.
+    pub new_pids: bool,
+    /// Go on although a file changed since the checkpoint.
+    pub force_files: bool,
+    /// For external descriptors: (task's fd, descriptor of ours that takes its place).
+    pub inherit: Vec<(i32, OwnedFd)>,
+}
+
+/// Told about progress and about things the user should know; called from the working thread.
+pub trait Observer {
+    /// How many bytes of memory are to be moved in all, once known.
+    fn total(&mut self, bytes: u64);
+    /// `bytes` more have been moved.
+    fn advance(&mut self, bytes: u64);
+    /// A state that was carried only in part; the operation goes on.
+    fn warn(&mut self, text: &str);
+    /// Asked between steps: true makes the operation give up, undo what it did and fail.
+    fn cancelled(&self) -> bool;
+}
+
+/// An observer that ignores everything.
+#[derive(Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn total(&mut self, _: u64) {}
+    fn advance(&mut self, _: u64) {}
+    fn warn(&mut self, _: &str) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// What a checkpoint did.
+#[derive(Clone, Debug)]
+pub struct CheckpointReport {
+    /// Identity of the image.
+    pub id: [u8; 16],
+    /// Root of the tree.
+    pub pid: i32,
+    /// Its name.
+    pub comm: Vec<u8>,
+    /// Processes saved.
+    pub processes: usize,
+    /// Threads saved.
+    pub threads: usize,
+    /// Bytes of page contents stored.
+    pub page_bytes: u64,
+    /// Bytes of the image.
+    pub image_bytes: u64,
+    /// How long the tasks stood still.
+    pub frozen: Duration,
+    /// How long it all took.
+    pub total: Duration,
+}
+
+/// What a restart did. The root process is a child of the caller.
+#[derive(Debug)]
+pub struct RestartReport {
+    /// Identity of the image.
+    pub id: [u8; 16],
+    /// Root of the new tree.
+    pub pid: i32,
+    /// A pidfd of it.
+    pub pidfd: OwnedFd,
+    /// Its name.
+    pub comm: Vec<u8>,
+    /// Processes made.
+    pub processes: usize,
+    /// Threads made.
+    pub threads: usize,
+    /// Bytes of page contents put in place.
+    pub page_bytes: u64,
+    /// How long it all took.
+    pub total: Duration,
+}

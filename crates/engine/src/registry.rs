@@ -1,0 +1,15 @@
+//! The only list of file kinds. The first that claims a descriptor takes it.
+
+use crate::resource::file::{FileKind, chardev, directory, external, path, regular, unlinked};
+
+/// All kinds, in the order in which they are asked.
+pub(crate) const FILE_KINDS: &[&dyn FileKind] = &[
+    &path::Path,
+    &external::Terminal,
+    &external::Pipe,
+    &external::Socket,
+    &unlinked::Unlinked,
+    &regular::Regular,
+    &directory::Directory,
+    &chardev::CharDevice,
+];

@@ -1,0 +1,229 @@
+//! System calls in progress.
+//!
+//! A thread stopped inside a call shows in rax how the kernel would restart it. Most are simply
+//! issued again with the same registers. Calls with a relative timeout hold what remains of it in
+//! the kernel's `restart_block` (rax -516, then restart_syscall(2)); what remains is read from
+//! the `rmtp` the kernel wrote, or is the timer that vanished from /proc/timer_list when the
+//! thread was interrupted. A few calls (epoll_wait, rt_sigtimedwait, semop, recv with SO_RCVTIMEO)
+//! return a plain EINTR on the interrupt; they are issued again, their relative timeout anew.
+//!
+//! *Saved*: registers, kind of call, nanoseconds that remained. *Restored*: the puppet issues the
+//! call with the remaining time and is interrupted at once, so that the kernel has a fresh restart
+//! block. *Lost*: the remaining time of the EINTR calls. Linux 3.4 (PTRACE_SEIZE) for the stop;
+//! /proc/timer_list needs root.
+
+use crate::{
+    error::{Error, Result},
+    task::Process,
+};
+use ckpt_image::record::{Regs, RestartBlock, restart_kind};
+use ckpt_kernel::{memory, puppet::Puppet};
+use ckpt_proc::{
+    syscall::{Syscall, parse_syscall, parse_wchan},
+    timer_list::{HrTimer, parse_timer_list},
+};
+
+const SYS_CLOCK_NANOSLEEP: i64 = libc::SYS_clock_nanosleep;
+const SYS_EPOLL_PWAIT: i64 = libc::SYS_epoll_pwait;
+const SYS_EPOLL_WAIT: i64 = libc::SYS_epoll_wait;
+const SYS_FUTEX: i64 = libc::SYS_futex;
+const SYS_MSGRCV: i64 = libc::SYS_msgrcv;
+const SYS_MSGSND: i64 = libc::SYS_msgsnd;
+const SYS_NANOSLEEP: i64 = libc::SYS_nanosleep;
+const SYS_POLL: i64 = libc::SYS_poll;
+const SYS_RECVFROM: i64 = libc::SYS_recvfrom;
+const SYS_RECVMMSG: i64 = libc::SYS_recvmmsg;
+const SYS_RECVMSG: i64 = libc::SYS_recvmsg;
+const SYS_RESTART_SYSCALL: i64 = libc::SYS_restart_syscall;
+const SYS_RT_SIGTIMEDWAIT: i64 = libc::SYS_rt_sigtimedwait;
+const SYS_SEMOP: i64 = libc::SYS_semop;
+const SYS_SEMTIMEDOP: i64 = libc::SYS_semtimedop;
+const SYS_SENDMSG: i64 = libc::SYS_sendmsg;
+const SYS_SENDTO: i64 = libc::SYS_sendto;
+const SYS_EPOLL_PWAIT2: i64 = 441;
+const EINTR: u64 = -4i64 as u64;
+const ERESTARTNOINTR: u64 = -513i64 as u64;
+const ERESTART_RESTARTBLOCK: u64 = -516i64 as u64;
+
+/// Calls that answer a ptrace stop with EINTR although no signal came.
+const EINTR_CALLS: [i64; 13] = [
+    SYS_EPOLL_WAIT,
+    SYS_EPOLL_PWAIT,
+    SYS_EPOLL_PWAIT2,
+    SYS_RT_SIGTIMEDWAIT,
+    SYS_SEMOP,
+    SYS_SEMTIMEDOP,
+    SYS_MSGRCV,
+    SYS_MSGSND,
+    SYS_RECVFROM,
+    SYS_RECVMSG,
+    SYS_RECVMMSG,
+    SYS_SENDTO,
+    SYS_SENDMSG,
+];
+
+/// What a thread did just before it was interrupted.
+#[derive(Debug, Default)]
+pub(crate) struct Before {
+    wchan: Vec<u8>,
+    timers: Option<Vec<HrTimer>>,
+}
+
+impl Before {
+    /// Looks at thread `tid`. Only a thread in a call with a timeout costs more than one read.
+    pub(crate) fn look(process: &Process, tid: i32) -> Before {
+        let read = |name: &str| process.proc.read(&format!("task/{tid}/{name}"));
+        let Ok(text) = read("syscall") else { return Before::default() };
+        let Ok(Syscall::Inside { nr, args, .. }) = parse_syscall(&text) else { return Before::default() };
+        let [_, a1, a2, a3, ..] = args;
+        let (wchan, timed) = match nr {
+            SYS_RESTART_SYSCALL => (read("wchan").ok(), true),
+            SYS_NANOSLEEP => (None, a1 == 0),
+            SYS_CLOCK_NANOSLEEP => (None, a1 & 1 == 0 && a3 == 0),
+            SYS_POLL => (None, a2 as i32 >= 0),
+            SYS_FUTEX => (None, a1 & 0x7f == 0 && a3 != 0),
+            _ => (None, false),
+        };
+        let wchan = wchan.as_deref().and_then(parse_wchan).unwrap_or_default().to_vec();
+        Before { wchan, timers: timed.then(timers).flatten() }
+    }
+
+    /// When the timer ran out that was there before and is not any more; `None` when that cannot
+    /// be told.
+    fn vanished(&self) -> Option<u64> {
+        let after = timers()?;
+        let gone = |t: &&HrTimer| {
+            t.function == b"hrtimer_wakeup"
+                && !after.iter().any(|a| a.address == t.address && a.expires_soft == t.expires_soft)
+        };
+        let mut candidates = self.timers.as_ref()?.iter().filter(gone);
+        match (candidates.next(), candidates.next()) {
+            (Some(only), None) => Some(only.expires_soft),
+            _ => None,
+        }
+    }
+}
+
+/// The machine's high-resolution timers, if we may see them.
+fn timers() -> Option<Vec<HrTimer>> {
+    let text = std::fs::read("/proc/timer_list").ok()?;
+    parse_timer_list(&text).ok().map(|list| list.timers)
+}
+
+/// CLOCK_MONOTONIC in nanoseconds.
+fn monotonic() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Turns an EINTR that only our stop caused into "restart this call".
+pub(crate) fn hide_eintr(process: &Process, tid: i32, mask: u64, raw: &mut Regs) -> Result<()> {
+    if raw.rax != EINTR || !EINTR_CALLS.contains(&(raw.orig_rax as i64)) {
+        return Ok(());
+    }
+    let status = process.proc.parse(&format!("task/{tid}/status"), ckpt_proc::status::parse_status)?;
+    if (status.sig_pending.0 | status.sig_shared_pending.0) & !mask == 0 {
+        raw.rax = ERESTARTNOINTR;
+    }
+    Ok(())
+}
+
+/// Makes `saved` say which call was interrupted and tells what remains of its timeout. `None`
+/// when that cannot be told; then the thread must be let go and stopped again.
+pub(crate) fn settle(process: &Process, before: &Before, saved: &mut Regs) -> Result<Option<RestartBlock>> {
+    let none = RestartBlock { kind: restart_kind::NONE, ..RestartBlock::default() };
+    if saved.orig_rax as i64 == SYS_RESTART_SYSCALL {
+        match restarted_call(&before.wchan, saved) {
+            Some(nr) => saved.orig_rax = nr as u64,
+            None if saved.rax == ERESTART_RESTARTBLOCK => return Ok(None),
+            None => {}
+        }
+    }
+    if saved.rax != ERESTART_RESTARTBLOCK {
+        return Ok(Some(none));
+    }
+    let sleep = |kind, rmtp| remaining_sleep(process, before, kind, rmtp);
+    match saved.orig_rax as i64 {
+        SYS_NANOSLEEP => sleep(restart_kind::NANOSLEEP, saved.rsi),
+        SYS_CLOCK_NANOSLEEP => sleep(restart_kind::CLOCK_NANOSLEEP, saved.r10),
+        SYS_POLL if saved.rdx as i32 >= 0 => Ok(timed(before, restart_kind::POLL)),
+        SYS_FUTEX if saved.rsi & 0x7f == 0 => Ok(timed(before, restart_kind::FUTEX)),
+        // No timeout, or an absolute one: the call is simply issued again.
+        SYS_POLL | SYS_FUTEX => {
+            saved.rax = ERESTARTNOINTR;
+            Ok(Some(none))
+        }
+        nr => {
+            Err(Error::unsupported(format!("system call {nr} waits in a restart block of an unknown kind"))
+                .task(process.label())
+                .advice("report this call"))
+        }
+    }
+}
+
+/// Which call restart_syscall(2) goes on with, by the kernel function the thread slept in.
+fn restarted_call(wchan: &[u8], regs: &Regs) -> Option<i64> {
+    let has = |name: &[u8]| wchan.windows(name.len()).any(|w| w == name);
+    if has(b"futex") {
+        Some(SYS_FUTEX)
+    } else if has(b"poll") {
+        Some(SYS_POLL)
+    } else if has(b"nanosleep") {
+        // nanosleep's first argument is an address, clock_nanosleep's a clock.
+        Some(if (regs.rdi as i32 as i64) == regs.rdi as i64 && regs.rdi < 4096 || (regs.rdi as i64) < 0 {
+            SYS_CLOCK_NANOSLEEP
+        } else {
+            SYS_NANOSLEEP
+        })
+    } else {
+        None
+    }
+}
+
+/// What remains of a sleep: as the kernel wrote it, or by its timer.
+fn remaining_sleep(process: &Process, before: &Before, kind: u32, rmtp: u64) -> Result<Option<RestartBlock>> {
+    if rmtp == 0 {
+        return Ok(timed(before, kind));
+    }
+    let mut words = [0; 16];
+    if memory::read(process.pid, rmtp, &mut words).is_err() {
+        return Ok(timed(before, kind));
+    }
+    let word =
+        |at: usize| words.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let remaining = word(0).saturating_mul(1_000_000_000).saturating_add(word(8));
+    Ok(Some(RestartBlock { kind, pad: 0, remaining }))
+}
+
+/// What remains by the timer that vanished.
+fn timed(before: &Before, kind: u32) -> Option<RestartBlock> {
+    let remaining = before.vanished()?.saturating_sub(monotonic());
+    Some(RestartBlock { kind, pad: 0, remaining })
+}
+
+/// Gives thread `index` of `puppet` a call in progress like the one that was interrupted; returns
+/// the registers to let it go with.
+pub(crate) fn restore(
+    puppet: &mut Puppet,
+    index: usize,
+    saved: &Regs,
+    restart: &RestartBlock,
+) -> Result<Regs> {
+    let time = [restart.remaining / 1_000_000_000, restart.remaining % 1_000_000_000];
+    let time: Vec<u8> = time.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let at = puppet.scratch(index);
+    let (rdi, rsi, rdx, r10, r8, r9) = (saved.rdi, saved.rsi, saved.rdx, saved.r10, saved.r8, saved.r9);
+    let args = match restart.kind {
+        restart_kind::NANOSLEEP => [at, rsi, rdx, r10, r8, r9],
+        restart_kind::CLOCK_NANOSLEEP => [rdi, rsi, at, r10, r8, r9],
+        restart_kind::POLL => [rdi, rsi, restart.remaining.div_ceil(1_000_000), r10, r8, r9],
+        restart_kind::FUTEX => [rdi, rsi, rdx, at, r8, r9],
+        _ => return Ok(*saved),
+    };
+    let rax = puppet.rearm(index, saved.orig_rax, args, &time)?;
+    if Puppet::waits(rax) {
+        return Ok(Regs { rax, ..*saved });
+    }
+    // It ended meanwhile: this is its result.
+    Ok(Regs { rax, orig_rax: u64::MAX, ..*saved })
+}

@@ -1,0 +1,62 @@
+//! Regular files that have a name.
+//!
+//! *Saved*: path, flags, offset, size, mtime. *Restored*: opened by path with the same flags and
+//! put at the offset. *Lost*: contents: the file system has them; a file that became shorter than
+//! it was is refused unless forced. Files of /proc and /sys are refused: they are views of a
+//! kernel that does not know the task yet when they are opened.
+
+use super::{Descriptor, FileKind, OpenContext, reopen, seek};
+use crate::{
+    error::{Doing, Error, Result},
+    objects::Objects,
+    task::show,
+};
+use ckpt_image::{model, record::file_kind};
+use rustix::fs::{FileType, OFlags};
+use std::os::fd::OwnedFd;
+
+/// See the module.
+pub(crate) struct Regular;
+
+/// statfs(2) f_type of the file systems that show kernel state.
+const KERNEL_FILE_SYSTEMS: [i64; 5] = [0x9fa0, 0x6265_6572, 0x6462_6720, 0x7472_6163, 0x2756_e270];
+
+impl FileKind for Regular {
+    fn kind(&self) -> u32 {
+        file_kind::REGULAR
+    }
+
+    fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
+        descriptor.file_type() == FileType::RegularFile && descriptor.link.starts_with(b"/")
+    }
+
+    fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
+        let path = show(descriptor.path());
+        if !descriptor.path_leads_here() {
+            let what = format!("{path} does not lead to the file any more");
+            return Err(Error::unsupported(what).advice("it was replaced or is hidden by a mount"));
+        }
+        let fs = rustix::fs::statfs(descriptor.path()).doing(|| format!("statfs {path}"))?;
+        if KERNEL_FILE_SYSTEMS.contains(&(fs.f_type as i64)) {
+            return Err(Error::unsupported(format!(
+                "{path}: files of the kernel's file systems cannot be carried yet"
+            )));
+        }
+        Ok(descriptor.record(file_kind::REGULAR))
+    }
+
+    fn open(&self, file: &model::File, context: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
+        let fd = reopen(&file.path, &file.record)?;
+        let path = show(&file.path);
+        let size = rustix::fs::fstat(&fd).doing(|| format!("stat {path}"))?.st_size.max(0) as u64;
+        if size < file.record.size && !context.options.force_files {
+            let what = format!("{path} has {size} bytes and had {} at the checkpoint", file.record.size);
+            return Err(Error::failed(what).advice("put the original back, or go on with --force-files"));
+        }
+        if OFlags::from_bits_retain(file.record.flags).contains(OFlags::APPEND) && file.record.pos > size {
+            return Ok(Some(fd));
+        }
+        seek(&fd, &file.record, &file.path)?;
+        Ok(Some(fd))
+    }
+}

@@ -1,0 +1,61 @@
+//! Working directory, root directory, umask.
+//!
+//! *Saved*: the paths of /proc/PID/cwd and root, umask from /proc/PID/status. *Restored*: both
+//! directories are opened before the puppet exists; it does fchdir, chroot, fchdir. A directory
+//! that was removed meanwhile is refused at checkpoint.
+
+use crate::{
+    error::{Error, Result},
+    task::{Process, show},
+};
+use ckpt_image::{model, record};
+use ckpt_kernel::program::{Arg, Program};
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// The context of a process.
+pub(crate) fn checkpoint(process: &Process) -> Result<model::Fs> {
+    let directory = |name: &str| {
+        let path = process.proc.readlink(name)?;
+        let here = process.proc.stat(name)?;
+        let there = rustix::fs::stat(path.as_slice());
+        if there.is_ok_and(|there| (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)) {
+            return Ok(path);
+        }
+        let what = format!("its {name} {} has been removed or is hidden", show(&path));
+        Err(Error::unsupported(what).advice("let it change to a directory that can be reached by its path"))
+    };
+    let umask = process.status()?.umask.unwrap_or(0o22);
+    Ok(model::Fs { record: record::Fs { umask, pad: 0 }, cwd: directory("cwd")?, root: directory("root")? })
+}
+
+/// The directories, opened.
+#[derive(Debug)]
+pub(crate) struct Directories {
+    cwd: OwnedFd,
+    root: Option<OwnedFd>,
+}
+
+/// Opens what [`restore`] will need. `park` moves a descriptor out of the way of the task's own.
+pub(crate) fn prepare(fs: &model::Fs, park: &dyn Fn(OwnedFd) -> Result<OwnedFd>) -> Result<Directories> {
+    let open = |path: &[u8], what: &str| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| {
+            Error::os(format!("open the {what} {}", show(path)), e).advice("create it and try again")
+        })?;
+        park(fd)
+    };
+    let root = if fs.root == b"/" { None } else { Some(open(&fs.root, "root directory")?) };
+    Ok(Directories { cwd: open(&fs.cwd, "working directory")?, root })
+}
+
+/// Appends the calls that take on the context.
+pub(crate) fn restore(program: &mut Program, fs: &model::Fs, directories: &Directories) {
+    let fd = |fd: &OwnedFd| Arg::from(fd.as_fd().as_raw_fd());
+    if let Some(root) = &directories.root {
+        program.call("fchdir to the root directory", 0, libc::SYS_fchdir, [fd(root)]);
+        program.call("chroot", 0, libc::SYS_chroot, [Arg::In(b".\0".to_vec())]);
+    }
+    program.call("fchdir to the working directory", 0, libc::SYS_fchdir, [fd(&directories.cwd)]);
+    program.call("umask", 0, libc::SYS_umask, [fs.record.umask.into()]);
+}

@@ -1,0 +1,198 @@
+//! Building the areas of an address space in a puppet.
+
+use crate::error::{Error, Result};
+use ckpt_image::{
+    Image, Objref, model,
+    record::{self, Vma, vma_flags, vma_kind},
+};
+use ckpt_kernel::{
+    memory::Span,
+    program::{Arg, Program},
+};
+use std::collections::BTreeMap;
+
+/// One past the highest address of a 64-bit process with four-level page tables.
+pub(crate) const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+/// Lowest address worth using (vm.mmap_min_addr).
+const LOWEST: u64 = 0x1_0000;
+const ARCH_MAP_VDSO_64: u64 = 0x2003;
+const MLOCK_ONFAULT: u64 = 1;
+const SYS_MSEAL: i64 = 462;
+const PR_SET_VMA: i32 = 0x5356_4d41;
+
+/// madvise(2) advice for each flag that has one.
+const ADVICE: &[(u64, i32)] = &[
+    (vma_flags::DONTFORK, libc::MADV_DONTFORK),
+    (vma_flags::DONTDUMP, libc::MADV_DONTDUMP),
+    (vma_flags::WIPEONFORK, libc::MADV_WIPEONFORK),
+    (vma_flags::HUGEPAGE, libc::MADV_HUGEPAGE),
+    (vma_flags::NOHUGEPAGE, libc::MADV_NOHUGEPAGE),
+    (vma_flags::MERGEABLE, libc::MADV_MERGEABLE),
+    (vma_flags::SEQUENTIAL, libc::MADV_SEQUENTIAL),
+    (vma_flags::RANDOM, libc::MADV_RANDOM),
+];
+
+/// Finds `len` free bytes outside all of `taken`.
+pub(crate) fn free_range(taken: &mut Vec<Span>, len: usize) -> Result<u64> {
+    taken.sort_by_key(|s| s.start);
+    let mut at = LOWEST;
+    for span in taken.iter() {
+        // A page of distance keeps areas from being merged.
+        if span.start > at && span.start - at >= len as u64 + 8192 {
+            break;
+        }
+        at = at.max(span.start + span.len as u64);
+    }
+    let start = at + 4096;
+    if start + len as u64 > TASK_SIZE {
+        return Err(Error::failed("no free addresses beside those of the image"));
+    }
+    taken.push(Span { start, len });
+    Ok(start)
+}
+
+/// The addresses an image's areas take, a growing stack's gap included.
+pub(crate) fn taken(mm: &model::Mm) -> Vec<Span> {
+    let span = |v: &model::Vma| {
+        let gap = if v.record.flags & vma_flags::GROWSDOWN != 0 { 8 << 20 } else { 0 };
+        let start = v.record.start.saturating_sub(gap);
+        Span { start, len: (v.record.end - start) as usize }
+    };
+    mm.vmas.iter().map(span).collect()
+}
+
+/// Where each object shared anonymously stands while it is filled: one mapping of all of it.
+pub(crate) type Staging = BTreeMap<Objref, Span>;
+
+/// Begins a new address space: everything but the slot goes, vvar and vdso come.
+pub(crate) fn clear(program: &mut Program, mm: &model::Mm, slot: Span) {
+    let end = slot.start + slot.len as u64;
+    program.call("munmap below the slot", 0, libc::SYS_munmap, [0u64.into(), slot.start.into()]);
+    program.call("munmap above the slot", end, libc::SYS_munmap, [end.into(), (TASK_SIZE - end).into()]);
+    let kernel = |v: &&model::Vma| [vma_kind::VDSO, vma_kind::VVAR].contains(&v.record.kind);
+    if let Some(first) = mm.vmas.iter().find(kernel) {
+        let args = [ARCH_MAP_VDSO_64.into(), first.record.start.into()];
+        program.call("arch_prctl(ARCH_MAP_VDSO_64)", first.record.start, libc::SYS_arch_prctl, args);
+    }
+}
+
+/// Maps every area. `files` gives the puppet's descriptor of a file.
+pub(crate) fn map(
+    program: &mut Program,
+    image: &Image,
+    mm: &model::Mm,
+    staging: &Staging,
+    files: &dyn Fn(Objref) -> Result<i32>,
+) -> Result<()> {
+    let read_write = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    for (objref, span) in staging {
+        let size = image.inode(*objref).map_or(span.len as u64, |_| span.len as u64);
+        let flags = (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+        let args =
+            [span.start.into(), size.into(), read_write.into(), flags.into(), u64::MAX.into(), 0u64.into()];
+        program.call("mmap of shared memory", span.start, libc::SYS_mmap, args);
+    }
+    for vma in &mm.vmas {
+        match vma.record.kind {
+            vma_kind::VDSO | vma_kind::VVAR => {}
+            vma_kind::ANON_SHARED => map_shared(program, &vma.record, staging)?,
+            _ => map_one(program, &vma.record, files)?,
+        }
+        dress(program, vma);
+    }
+    Ok(())
+}
+
+/// The protection an area is mapped with first: one that makes the kernel account it as it was.
+fn first_prot(vma: &Vma) -> u64 {
+    let accounted = vma.flags & vma_flags::ACCOUNTED != 0;
+    u64::from(vma.prot) | if accounted { libc::PROT_WRITE as u64 } else { 0 }
+}
+
+fn map_one(program: &mut Program, vma: &Vma, files: &dyn Fn(Objref) -> Result<i32>) -> Result<()> {
+    let (sharing, fd) = match vma.kind {
+        vma_kind::ANON_PRIVATE => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+        vma_kind::FILE_PRIVATE => (libc::MAP_PRIVATE, files(vma.object)?),
+        _ => (libc::MAP_SHARED, files(vma.object)?),
+    };
+    let mut flags = sharing | libc::MAP_FIXED_NOREPLACE;
+    if vma.flags & vma_flags::GROWSDOWN != 0 {
+        flags |= libc::MAP_GROWSDOWN;
+    }
+    if vma.flags & vma_flags::NORESERVE != 0 {
+        flags |= libc::MAP_NORESERVE;
+    }
+    let len = vma.end - vma.start;
+    let args = [
+        vma.start.into(),
+        len.into(),
+        first_prot(vma).into(),
+        (flags as u64).into(),
+        fd.into(),
+        vma.offset.into(),
+    ];
+    program.call("mmap", vma.start, libc::SYS_mmap, args);
+    protect(program, vma, first_prot(vma));
+    Ok(())
+}
+
+/// Another view of a shared object: mremap of zero bytes duplicates a shared mapping.
+fn map_shared(program: &mut Program, vma: &Vma, staging: &Staging) -> Result<()> {
+    let len = vma.end - vma.start;
+    let source = staging
+        .get(&vma.object)
+        .filter(|span| vma.offset.checked_add(len).is_some_and(|end| end <= span.len as u64))
+        .ok_or_else(|| {
+            Error::bad_image(format!("mapping {:x} is not inside its shared object", vma.start))
+        })?;
+    let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+    let args = [(source.start + vma.offset).into(), 0u64.into(), len.into(), flags.into(), vma.start.into()];
+    program.call("mremap of shared memory", vma.start, libc::SYS_mremap, args);
+    protect(program, vma, (libc::PROT_READ | libc::PROT_WRITE) as u64);
+    Ok(())
+}
+
+fn protect(program: &mut Program, vma: &Vma, now: u64) {
+    if now != u64::from(vma.prot) {
+        let args = [vma.start.into(), (vma.end - vma.start).into(), vma.prot.into()];
+        program.call("mprotect", vma.start, libc::SYS_mprotect, args);
+    }
+}
+
+/// Gives an area its advice and its name.
+fn dress(program: &mut Program, vma: &model::Vma) {
+    let record = &vma.record;
+    let len = record.end - record.start;
+    for (_, advice) in ADVICE.iter().filter(|(flag, _)| record.flags & flag != 0) {
+        program.call(
+            "madvise",
+            record.start,
+            libc::SYS_madvise,
+            [record.start.into(), len.into(), (*advice).into()],
+        );
+    }
+    if !vma.anon_name.is_empty() {
+        let mut name = vma.anon_name.clone();
+        name.push(0);
+        let args = [PR_SET_VMA.into(), 0u64.into(), record.start.into(), len.into(), Arg::In(name)];
+        program.try_call("prctl(PR_SET_VMA_ANON_NAME)", libc::SYS_prctl, args);
+    }
+}
+
+/// What is done to areas once their contents are in place.
+pub(crate) fn finish(program: &mut Program, mm: &model::Mm, staging: &Staging) {
+    for span in staging.values() {
+        let args = [span.start.into(), (span.len as u64).into()];
+        program.call("munmap of the staging area", span.start, libc::SYS_munmap, args);
+    }
+    for record::Vma { start, end, flags, .. } in mm.vmas.iter().map(|v| v.record) {
+        let (at, len) = (Arg::from(start), Arg::from(end - start));
+        if flags & vma_flags::LOCKED != 0 {
+            let on_fault = if flags & vma_flags::LOCK_ON_FAULT != 0 { MLOCK_ONFAULT } else { 0 };
+            program.call("mlock2", start, libc::SYS_mlock2, [at.clone(), len.clone(), on_fault.into()]);
+        }
+        if flags & vma_flags::SEALED != 0 {
+            program.call("mseal", start, SYS_MSEAL, [at, len, 0u64.into()]);
+        }
+    }
+}

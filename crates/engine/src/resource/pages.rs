@@ -1,0 +1,333 @@
+//! Page contents: what must be stored, and putting it back.
+//!
+//! A page is stored if it differs from what mapping the file, or zeros, would give: private pages
+//! that are anonymous and not the zero page (PAGEMAP_SCAN over the whole space, once), and for
+//! contents without a name the ranges that are not holes. Pages are read straight into the
+//! image's blocks (process_vm_readv) and from the reader's buffer straight into place
+//! (process_vm_writev); areas that are not readable or writable go through /proc/PID/mem.
+
+use super::layout::Staging;
+use crate::{
+    error::{Error, Result},
+    options::Observer,
+    task::Process,
+};
+use ckpt_image::{
+    BlockSink, Chunk, Image, Objref, PagesError, PagesWritten, Writer, ZeroPages, model,
+    record::{PAGE_SIZE, Run, run_flags, vma_kind},
+};
+use ckpt_kernel::{
+    memory::{self, Span},
+    pagemap::{self, Kind, PageRun},
+};
+use rustix::fs::{OFlags, SeekFrom};
+use std::{collections::BTreeMap, fs::File, os::fd::OwnedFd, os::unix::fs::FileExt};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// Pages to store of one area.
+#[derive(Debug)]
+struct Part {
+    runs: Vec<Run>,
+    zero: ZeroPages,
+    readable: bool,
+}
+
+/// What is to be stored of a process and of contents without a name.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    mm: Objref,
+    parts: Vec<Part>,
+    contents: Vec<(Objref, File, Vec<Run>)>,
+}
+
+/// Cuts `[start, end)` into runs an image can hold.
+fn runs_of(start: u64, end: u64) -> impl Iterator<Item = Run> {
+    const MOST: u64 = 1 << 20;
+    let pages = (end - start) / PAGE;
+    (0..pages.div_ceil(MOST)).map(move |i| {
+        let nr_pages = (pages - i * MOST).min(MOST) as u32;
+        Run { start: start + i * MOST * PAGE, nr_pages, flags: 0 }
+    })
+}
+
+/// Finds what to store.
+pub(crate) fn plan(
+    process: &Process,
+    objref: Objref,
+    mm: &model::Mm,
+    contents: Vec<(Objref, File)>,
+) -> Result<Plan> {
+    let pagemap = File::from(process.proc.open("pagemap", OFlags::RDONLY)?);
+    let found = pagemap::scan(&pagemap, 0, super::layout::TASK_SIZE, Kind::Private)?;
+    let mut parts: Vec<Part> = Vec::new();
+    let mut found = found.iter().copied().peekable();
+    for vma in mm.vmas.iter().map(|v| v.record) {
+        let zero = match vma.kind {
+            vma_kind::ANON_PRIVATE => ZeroPages::Drop,
+            vma_kind::FILE_PRIVATE => ZeroPages::Describe,
+            _ => continue,
+        };
+        let readable = vma.prot & libc::PROT_READ as u32 != 0;
+        let mut runs = Vec::new();
+        while let Some(run) = found.peek().copied() {
+            if run.end > vma.start && run.start < vma.end {
+                if run.guard {
+                    return Err(guard_refusal(&run));
+                }
+                runs.extend(runs_of(run.start.max(vma.start), run.end.min(vma.end)));
+            }
+            if run.end > vma.end {
+                break;
+            }
+            found.next();
+        }
+        match parts.last_mut() {
+            Some(last) if last.zero == zero && last.readable == readable => last.runs.append(&mut runs),
+            _ if runs.is_empty() => {}
+            _ => parts.push(Part { runs, zero, readable }),
+        }
+    }
+    let contents = contents
+        .into_iter()
+        .map(|(objref, file)| data_of(&file).map(|runs| (objref, file, runs)))
+        .collect::<Result<_>>()?;
+    Ok(Plan { mm: objref, parts, contents })
+}
+
+fn guard_refusal(run: &PageRun) -> Error {
+    Error::unsupported("guard pages (MADV_GUARD_INSTALL) cannot be carried yet")
+        .object(format!("mapping at {:x}", run.start))
+}
+
+/// The ranges of a file that are not holes.
+fn data_of(file: &File) -> Result<Vec<Run>> {
+    let mut runs = Vec::new();
+    let mut at = 0;
+    while let Ok(data) = rustix::fs::seek(file, SeekFrom::Data(at)) {
+        let hole = rustix::fs::seek(file, SeekFrom::Hole(data))
+            .map_err(|e| Error::os("seek in an unlinked file", e))?;
+        runs.extend(runs_of(data / PAGE * PAGE, hole.next_multiple_of(PAGE)));
+        at = hole;
+    }
+    Ok(runs)
+}
+
+impl Plan {
+    /// Bytes to be read.
+    pub(crate) fn bytes(&self) -> u64 {
+        let parts = self.parts.iter().flat_map(|p| &p.runs);
+        let contents = self.contents.iter().flat_map(|(_, _, runs)| runs);
+        parts.chain(contents).map(|r| u64::from(r.nr_pages) * PAGE).sum()
+    }
+
+    /// Writes all of it.
+    pub(crate) fn write<S: BlockSink>(
+        &self,
+        process: &Process,
+        writer: &mut Writer<S>,
+        observer: &mut dyn Observer,
+    ) -> Result<PagesWritten> {
+        let mut written = PagesWritten::default();
+        let mem = File::from(process.proc.open("mem", OFlags::RDONLY)?);
+        for part in &self.parts {
+            let more = writer.pages(self.mm, &part.runs, part.zero, &mut |runs, out| {
+                interrupted(observer)?;
+                observer.advance(out.len() as u64);
+                if part.readable {
+                    memory::read_spans(process.pid, &spans(runs), out)?
+                } else {
+                    read_file(&mem, runs, out)?
+                };
+                Ok(())
+            });
+            add(&mut written, more)?;
+        }
+        for (objref, file, runs) in &self.contents {
+            let more = writer.pages(*objref, runs, ZeroPages::Drop, &mut |runs, out| {
+                interrupted(observer)?;
+                observer.advance(out.len() as u64);
+                read_file(file, runs, out)
+            });
+            add(&mut written, more)?;
+        }
+        Ok(written)
+    }
+}
+
+/// Whether the user wants it to end.
+fn interrupted(observer: &dyn Observer) -> Result<()> {
+    if observer.cancelled() { Err(Error::failed("interrupted by a signal")) } else { Ok(()) }
+}
+
+fn add(sum: &mut PagesWritten, more: Result<PagesWritten, PagesError<Error>>) -> Result<()> {
+    let more = more.map_err(|e| match e {
+        PagesError::Fill(error) => error,
+        other => crate::output::failure(&other),
+    })?;
+    sum.stored_pages += more.stored_pages;
+    sum.zero_pages += more.zero_pages;
+    Ok(())
+}
+
+fn spans(runs: &[Run]) -> Vec<Span> {
+    runs.iter().map(|r| Span { start: r.start, len: r.nr_pages as usize * PAGE_SIZE }).collect()
+}
+
+/// Reads runs of a file; what is behind its end is zeros.
+fn read_file(file: &File, runs: &[Run], out: &mut [u8]) -> Result<()> {
+    let mut rest = out;
+    for run in runs {
+        let (mut part, later) = rest
+            .split_at_mut_checked(run.nr_pages as usize * PAGE_SIZE)
+            .ok_or_else(|| Error::failed("read of pages"))?;
+        let mut at = run.start;
+        while !part.is_empty() {
+            let n = file.read_at(part, at).map_err(|e| Error::os("read of pages", e))?;
+            if n == 0 {
+                part.fill(0);
+                break;
+            }
+            at += n as u64;
+            part = part.get_mut(n..).unwrap_or_default();
+        }
+        rest = later;
+    }
+    Ok(())
+}
+
+/// Where the pages of an image go.
+pub(crate) struct Target<'a> {
+    /// Process being made.
+    pub(crate) pid: i32,
+    /// Objref of its address space.
+    pub(crate) mm: Objref,
+    /// Its areas, ascending.
+    pub(crate) vmas: &'a [model::Vma],
+    /// Its /proc/PID/mem, writable.
+    pub(crate) mem: File,
+    /// Shared objects by the address they are filled at.
+    pub(crate) staging: &'a Staging,
+    /// Unlinked files, open.
+    pub(crate) inodes: &'a BTreeMap<Objref, OwnedFd>,
+}
+
+impl Target<'_> {
+    /// Puts a chunk in place.
+    pub(crate) fn apply(&self, image: &Image, chunk: &Chunk) -> Result<()> {
+        if chunk.objref == self.mm {
+            return self.fill_memory(chunk);
+        }
+        let size = image.inode(chunk.objref).map(|i| i.record.size.next_multiple_of(PAGE));
+        let inside = |size: u64| chunk.runs.iter().all(|r| run_end(r) <= size);
+        if !size.is_some_and(inside) {
+            return Err(Error::bad_image(format!(
+                "pages outside object {} at byte {}",
+                chunk.objref,
+                chunk.offset()
+            )));
+        }
+        if let Some(span) = self.staging.get(&chunk.objref) {
+            let spans: Vec<Span> =
+                spans(&chunk.runs).iter().map(|s| Span { start: span.start + s.start, len: s.len }).collect();
+            return self.write_spans(&spans, chunk.data());
+        }
+        let fd =
+            self.inodes.get(&chunk.objref).ok_or_else(|| Error::bad_image("pages of an unknown object"))?;
+        let last = image.inode(chunk.objref).map_or(0, |i| i.record.size);
+        fill_file(fd, chunk, last)
+    }
+
+    /// The runs of a chunk cut at area borders.
+    fn pieces(&self, chunk: &Chunk) -> Result<Vec<(Span, u32, bool)>> {
+        let mut pieces = Vec::with_capacity(chunk.runs.len());
+        for run in &chunk.runs {
+            let (mut at, end) = (run.start, run_end(run));
+            while at < end {
+                let index = self.vmas.partition_point(|v| v.record.end <= at);
+                let vma = self.vmas.get(index).map(|v| v.record).filter(|v| v.start <= at);
+                let private = |v: &ckpt_image::record::Vma| {
+                    [vma_kind::ANON_PRIVATE, vma_kind::FILE_PRIVATE].contains(&v.kind)
+                };
+                let vma = vma.filter(private).ok_or_else(|| {
+                    Error::bad_image(format!(
+                        "pages at {at:x} outside the mappings, at byte {}",
+                        chunk.offset()
+                    ))
+                })?;
+                let stop = end.min(vma.end);
+                let writable = vma.prot & libc::PROT_WRITE as u32 != 0;
+                pieces.push((Span { start: at, len: (stop - at) as usize }, run.flags, writable));
+                at = stop;
+            }
+        }
+        Ok(pieces)
+    }
+
+    fn fill_memory(&self, chunk: &Chunk) -> Result<()> {
+        let pieces = self.pieces(chunk)?;
+        let plain = |(_, flags, writable): &(Span, u32, bool)| *flags == 0 && *writable;
+        if pieces.iter().all(plain) {
+            let spans: Vec<Span> = pieces.iter().map(|(span, ..)| *span).collect();
+            return self.write_spans(&spans, chunk.data());
+        }
+        let mut rest = chunk.data();
+        for (span, flags, writable) in pieces {
+            if flags & run_flags::ZERO != 0 {
+                self.force(span, &vec![0; span.len])?;
+                continue;
+            }
+            let (data, later) = rest
+                .split_at_checked(span.len)
+                .ok_or_else(|| Error::bad_image("a chunk is shorter than its runs"))?;
+            if writable {
+                self.write_spans(&[span], data)?
+            } else {
+                self.force(span, data)?
+            };
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn write_spans(&self, spans: &[Span], data: &[u8]) -> Result<()> {
+        let done = memory::write_spans(self.pid, spans, data)?;
+        if done == data.len() {
+            return Ok(());
+        }
+        Err(Error::failed("fill memory").why("the kernel refused a page: out of memory?"))
+    }
+
+    /// Writes where the process itself may not.
+    fn force(&self, span: Span, data: &[u8]) -> Result<()> {
+        self.mem
+            .write_all_at(data, span.start)
+            .map_err(|e| Error::os(format!("fill memory at {:x}", span.start), e))
+    }
+}
+
+/// One past the last byte of a run.
+fn run_end(run: &Run) -> u64 {
+    run.start.saturating_add(u64::from(run.nr_pages) * PAGE)
+}
+
+/// Writes the contents of an unlinked file.
+fn fill_file(fd: &OwnedFd, chunk: &Chunk, size: u64) -> Result<()> {
+    let mut rest = chunk.data();
+    for run in chunk.runs.iter().filter(|r| r.flags & run_flags::ZERO == 0) {
+        let len = (run_end(run).min(size).saturating_sub(run.start)) as usize;
+        let whole = run.nr_pages as usize * PAGE_SIZE;
+        let (data, later) = rest
+            .split_at_checked(whole)
+            .ok_or_else(|| Error::bad_image("a chunk is shorter than its runs"))?;
+        let mut at = run.start;
+        let mut left = data.get(..len.min(whole)).unwrap_or_default();
+        while !left.is_empty() {
+            let n = rustix::io::pwrite(fd, left, at).map_err(|e| Error::os("fill an unlinked file", e))?;
+            at += n as u64;
+            left = left.get(n..).unwrap_or_default();
+        }
+        rest = later;
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! What every thread has for itself: registers, xsave area, alternate stack, robust list, tid
+//! address, rseq, scheduling, parent-death signal, timer slack, name.
+//!
+//! *Saved*: registers and xsave area by regset; altstack, tid address, pdeath signal, slack and
+//! securebits by asking the thread; the rest from outside. *Restored*: by the thread itself, the
+//! register state last. *Lost*: CPU time used so far. PR_GET_TID_ADDRESS needs
+//! CONFIG_CHECKPOINT_RESTORE; PTRACE_GET_RSEQ_CONFIGURATION Linux 5.13.
+
+use crate::{
+    error::{Error, Result},
+    freeze::FrozenThread,
+    task::Process,
+};
+use ckpt_image::{model, record};
+use ckpt_kernel::{
+    program::{Arg, Outcome, Program},
+    query,
+};
+use zerocopy::IntoBytes;
+
+const PR_GET_TID_ADDRESS: i32 = 40;
+const SCHED_DEADLINE: u32 = 6;
+/// SCHED_FLAG_RESET_ON_FORK | SCHED_FLAG_RECLAIM | SCHED_FLAG_DL_OVERRUN.
+const SCHED_FLAGS: u64 = 7;
+const SS_ONSTACK: u32 = 1;
+
+/// What the thread is asked.
+pub(crate) fn questions() -> Program {
+    let mut program = Program::new();
+    program.call("sigaltstack", 0, libc::SYS_sigaltstack, [0u64.into(), Arg::Out(24)]);
+    let nr = libc::SYS_prctl;
+    program.call("prctl(PR_GET_TID_ADDRESS)", 0, nr, [PR_GET_TID_ADDRESS.into(), Arg::Out(8)]);
+    program.call("prctl(PR_GET_PDEATHSIG)", 0, nr, [libc::PR_GET_PDEATHSIG.into(), Arg::Out(8)]);
+    program.call("prctl(PR_GET_TIMERSLACK)", 0, nr, [libc::PR_GET_TIMERSLACK.into()]);
+    program.call("prctl(PR_GET_SECUREBITS)", 0, nr, [libc::PR_GET_SECUREBITS.into()]);
+    program
+}
+
+/// Builds the record from the answers and from what is seen outside. `cred` is the objref of its
+/// credentials.
+pub(crate) fn checkpoint(
+    process: &Process,
+    frozen: &FrozenThread,
+    answers: &[Outcome],
+    cred: i32,
+    no_new_privs: bool,
+) -> Result<model::Thread> {
+    let [altstack, tid_address, pdeath, slack, securebits] = answers else {
+        return Err(Error::failed("the thread answered fewer questions than asked"));
+    };
+    let tid = frozen.thread.tid();
+    let (robust_head, robust_len) = query::robust_list(tid)?;
+    let (rseq_addr, rseq_size, rseq_sig, rseq_flags) = frozen.thread.rseq()?;
+    let sched = query::sched_attr(tid)?;
+    let comm = process.proc.read(&format!("task/{tid}/comm"))?;
+    let record = record::Thread {
+        tid,
+        pdeath_signal: pdeath.word(0) as i32,
+        regs: frozen.saved,
+        sigmask: frozen.mask,
+        altstack_sp: altstack.word(0),
+        altstack_flags: altstack.word(8) as u32,
+        altstack_size: altstack.word(16),
+        securebits: securebits.result as u32,
+        robust_head,
+        robust_len,
+        clear_child_tid: tid_address.word(0),
+        rseq_addr,
+        rseq_size,
+        rseq_sig,
+        rseq_flags,
+        sched_policy: sched.policy,
+        sched_flags: sched.flags & SCHED_FLAGS,
+        nice: sched.nice,
+        sched_priority: sched.priority,
+        sched_runtime: sched.runtime,
+        sched_deadline: sched.deadline,
+        sched_period: sched.period,
+        ioprio: query::ioprio(tid)?,
+        no_new_privs: u32::from(no_new_privs),
+        timerslack: slack.result as u64,
+        cred,
+        pad: 0,
+        restart: frozen.restart,
+    };
+    Ok(model::Thread {
+        record,
+        comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
+        xstate: frozen.thread.xstate()?,
+        pending: frozen.thread.pending(false)?,
+        affinity: query::affinity(tid)?,
+    })
+}
+
+/// What the thread does for itself before its credentials are set. All memory is in place.
+pub(crate) fn restore(program: &mut Program, thread: &model::Thread) {
+    let record = &thread.record;
+    let prctl = libc::SYS_prctl;
+    let mut comm = thread.comm.clone();
+    comm.push(0);
+    program.call("prctl(PR_SET_NAME)", 0, prctl, [libc::PR_SET_NAME.into(), Arg::In(comm)]);
+    // A disabled stack (SS_DISABLE) is what a new thread has; "on the stack" is derived from rsp.
+    if record.altstack_size != 0 {
+        let flags = u64::from(record.altstack_flags & !SS_ONSTACK);
+        let stack = [record.altstack_sp, flags, record.altstack_size];
+        let bytes = stack.as_bytes().to_vec();
+        program.call("sigaltstack", record.altstack_sp, libc::SYS_sigaltstack, [Arg::In(bytes), 0u64.into()]);
+    }
+    program.call("set_tid_address", 0, libc::SYS_set_tid_address, [record.clear_child_tid.into()]);
+    if record.robust_head != 0 {
+        let args = [record.robust_head.into(), record.robust_len.into()];
+        program.call("set_robust_list", record.robust_head, libc::SYS_set_robust_list, args);
+    }
+    if record.rseq_addr != 0 {
+        let args = [
+            record.rseq_addr.into(),
+            record.rseq_size.into(),
+            record.rseq_flags.into(),
+            record.rseq_sig.into(),
+        ];
+        program.call("rseq", record.rseq_addr, libc::SYS_rseq, args);
+    }
+    program.call(
+        "prctl(PR_SET_TIMERSLACK)",
+        0,
+        prctl,
+        [libc::PR_SET_TIMERSLACK.into(), record.timerslack.into()],
+    );
+    restore_scheduling(program, thread);
+}
+
+fn restore_scheduling(program: &mut Program, thread: &model::Thread) {
+    let record = &thread.record;
+    let idle = record.sched_policy == SCHED_DEADLINE;
+    let attr = query::SchedAttr {
+        size: size_of::<query::SchedAttr>() as u32,
+        policy: record.sched_policy,
+        flags: record.sched_flags,
+        nice: record.nice,
+        priority: record.sched_priority,
+        runtime: if idle { record.sched_runtime } else { 0 },
+        deadline: record.sched_deadline,
+        period: record.sched_period,
+    };
+    let args = [0u64.into(), Arg::In(attr.as_bytes().to_vec()), 0u64.into()];
+    program.call("sched_setattr", record.sched_policy.into(), libc::SYS_sched_setattr, args);
+    // Fewer CPUs here than there: the kernel takes the intersection, and refuses an empty one.
+    let args = [0u64.into(), (thread.affinity.len() as u64).into(), Arg::In(thread.affinity.clone())];
+    program.try_call("sched_setaffinity", libc::SYS_sched_setaffinity, args);
+    if record.ioprio != 0 {
+        let args = [1u64.into(), 0u64.into(), record.ioprio.into()];
+        program.call("ioprio_set", record.ioprio.into(), libc::SYS_ioprio_set, args);
+    }
+}
+
+/// The last of a thread's program: what credentials reset.
+pub(crate) fn restore_after_cred(program: &mut Program, thread: &model::Thread) {
+    let record = &thread.record;
+    let prctl = libc::SYS_prctl;
+    program.call(
+        "prctl(PR_SET_PDEATHSIG)",
+        0,
+        prctl,
+        [libc::PR_SET_PDEATHSIG.into(), record.pdeath_signal.into()],
+    );
+    if record.no_new_privs != 0 {
+        let args = [libc::PR_SET_NO_NEW_PRIVS.into(), 1u64.into(), 0u64.into(), 0u64.into(), 0u64.into()];
+        program.call("prctl(PR_SET_NO_NEW_PRIVS)", 0, prctl, args);
+    }
+}

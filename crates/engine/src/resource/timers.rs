@@ -1,0 +1,137 @@
+//! Interval timers, alarm(2) and POSIX timers.
+//!
+//! *Saved*: what remains and the interval, by asking the process; which POSIX timers there are,
+//! from /proc/PID/timers. *Restored*: by setitimer(2) and, with the same ids, by timer_create(2)
+//! under PR_TIMER_CREATE_RESTORE_IDS (Linux 6.16) or by creating and deleting up to the id.
+//! *Lost*: the absolute phase: time does not pass for a timer while its process is an image.
+
+use crate::error::{Error, Result};
+use ckpt_image::record::{PosixTimer, Signal};
+use ckpt_kernel::program::{Arg, Outcome, Program};
+use ckpt_proc::timers::Timer;
+use zerocopy::IntoBytes;
+
+const ITIMERS: [i32; 3] = [0, 1, 2];
+const MILLION: u64 = 1_000_000;
+const BILLION: u64 = 1_000_000_000;
+const SIGEV_NONE: i32 = 1;
+const SIGEV_THREAD_ID: i32 = 4;
+const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+
+/// Asks for the interval timers.
+pub(crate) fn itimer_questions(program: &mut Program) {
+    for which in ITIMERS {
+        program.call("getitimer", which as u64, libc::SYS_getitimer, [which.into(), Arg::Out(32)]);
+    }
+}
+
+/// The interval timers, from the answers: interval and remaining value in microseconds.
+pub(crate) fn checkpoint_itimers(answers: &[Outcome], signal: &mut Signal) {
+    for (answer, timer) in answers.iter().zip(&mut signal.itimers) {
+        let micros = |at: usize| answer.word(at).saturating_mul(MILLION).saturating_add(answer.word(at + 8));
+        *timer = [micros(0), micros(16)];
+    }
+}
+
+/// Sets the interval timers.
+pub(crate) fn restore_itimers(program: &mut Program, signal: &Signal) {
+    for (which, [interval, value]) in ITIMERS.into_iter().zip(signal.itimers) {
+        if value != 0 {
+            let words = [interval / MILLION, interval % MILLION, value / MILLION, value % MILLION];
+            let args = [which.into(), Arg::In(words.as_bytes().to_vec()), 0u64.into()];
+            program.call("setitimer", which as u64, libc::SYS_setitimer, args);
+        }
+    }
+}
+
+/// Asks when each of `timers` runs out and how often it was missed.
+pub(crate) fn posix_questions(program: &mut Program, timers: &[Timer]) {
+    for timer in timers {
+        let id = timer.id as u64;
+        program.call("timer_gettime", id, libc::SYS_timer_gettime, [timer.id.into(), Arg::Out(32)]);
+        program.call("timer_getoverrun", id, libc::SYS_timer_getoverrun, [timer.id.into()]);
+    }
+}
+
+/// The POSIX timers, ascending by id.
+pub(crate) fn checkpoint_posix(timers: &[Timer], answers: &[Outcome]) -> Result<Vec<PosixTimer>> {
+    let mut records = Vec::with_capacity(timers.len());
+    for (timer, answer) in timers.iter().zip(answers.chunks_exact(2)) {
+        let [time, overrun] = answer else { return Err(Error::failed("timer answers")) };
+        let nanos = |at: usize| time.word(at).saturating_mul(BILLION).saturating_add(time.word(at + 8));
+        let notify = timer.notify.raw();
+        records.push(PosixTimer {
+            id: timer.id,
+            clockid: timer.clockid,
+            notify,
+            signo: timer.signo,
+            tid: if notify & SIGEV_THREAD_ID != 0 { timer.notify.id } else { 0 },
+            overrun: overrun.result as i32,
+            value: timer.value,
+            interval: nanos(0),
+            remaining: nanos(16),
+        });
+    }
+    records.sort_by_key(|t| t.id);
+    Ok(records)
+}
+
+/// Makes the POSIX timers again. `with_ids`: the kernel takes the ids we name; else the program
+/// must be the one of [`restore_posix_by_counting`].
+pub(crate) fn restore_posix(program: &mut Program, timers: &[PosixTimer], new_tid: impl Fn(i32) -> i32) {
+    let prctl = libc::SYS_prctl;
+    let ids =
+        |on: u64| [PR_TIMER_CREATE_RESTORE_IDS.into(), on.into(), 0u64.into(), 0u64.into(), 0u64.into()];
+    program.call("prctl(PR_TIMER_CREATE_RESTORE_IDS)", 0, prctl, ids(1));
+    for timer in timers {
+        create(program, timer, new_tid(timer.tid));
+    }
+    program.call("prctl(PR_TIMER_CREATE_RESTORE_IDS)", 0, prctl, ids(0));
+    for timer in timers {
+        arm(program, timer);
+    }
+}
+
+/// Makes the POSIX timers again on a kernel that counts ids up from 0: unwanted ones are created
+/// and deleted.
+pub(crate) fn restore_posix_by_counting(
+    program: &mut Program,
+    timers: &[PosixTimer],
+    new_tid: impl Fn(i32) -> i32,
+) {
+    let mut next = 0;
+    for timer in timers {
+        while next < timer.id {
+            create(
+                program,
+                &PosixTimer { id: next, notify: SIGEV_NONE, clockid: libc::CLOCK_MONOTONIC, ..*timer },
+                0,
+            );
+            program.call("timer_delete", next as u64, libc::SYS_timer_delete, [next.into()]);
+            next += 1;
+        }
+        create(program, timer, new_tid(timer.tid));
+        next += 1;
+    }
+    for timer in timers {
+        arm(program, timer);
+    }
+}
+
+fn create(program: &mut Program, timer: &PosixTimer, tid: i32) {
+    let mut event = [0u64; 8];
+    event[0] = timer.value;
+    event[1] = u64::from(timer.signo as u32) | u64::from(timer.notify as u32) << 32;
+    event[2] = u64::from(tid as u32);
+    let id = u64::from(timer.id as u32).to_le_bytes().to_vec();
+    let args = [timer.clockid.into(), Arg::In(event.as_bytes().to_vec()), Arg::InOut(id)];
+    program.call("timer_create", timer.id as u64, libc::SYS_timer_create, args);
+}
+
+fn arm(program: &mut Program, timer: &PosixTimer) {
+    if timer.remaining != 0 {
+        let words = [timer.interval, timer.remaining].map(|t| [t / BILLION, t % BILLION]);
+        let args = [timer.id.into(), 0u64.into(), Arg::In(words.as_bytes().to_vec()), 0u64.into()];
+        program.call("timer_settime", timer.id as u64, libc::SYS_timer_settime, args);
+    }
+}

@@ -1,0 +1,169 @@
+//! A process seen from outside: its pidfd and its directory in /proc.
+
+use crate::error::{Context, Doing, Error, Result};
+use ckpt_proc::{
+    ParseError,
+    stat::{Stat, parse_stat},
+    status::{Status, parse_status},
+};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, Stat as FileStat},
+    io::Errno,
+    process::{Pid, PidfdFlags},
+};
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::Read,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+};
+
+/// A directory of /proc that belongs to a process or to one of its threads.
+#[derive(Debug)]
+pub(crate) struct ProcDir(OwnedFd);
+
+impl ProcDir {
+    fn open_path(path: &str) -> Result<ProcDir, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty()).map(ProcDir)
+    }
+
+    /// Our own.
+    pub(crate) fn own() -> Result<ProcDir> {
+        ProcDir::open_path("/proc/self").doing(|| "open /proc/self".to_owned())
+    }
+
+    /// Opens the file `name` below the directory.
+    pub(crate) fn open(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {
+        rustix::fs::openat(&self.0, name, flags | OFlags::CLOEXEC, Mode::empty())
+            .doing(|| format!("open {name}"))
+    }
+
+    /// The whole contents of the file `name`.
+    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let mut text = Vec::with_capacity(4096);
+        let mut file = File::from(self.open(name, OFlags::RDONLY)?);
+        file.read_to_end(&mut text).doing(|| format!("read {name}"))?;
+        Ok(text)
+    }
+
+    /// The file `name`, through one of the parsers of `ckpt_proc`.
+    pub(crate) fn parse<T>(
+        &self,
+        name: &str,
+        parser: impl FnOnce(&[u8]) -> Result<T, ParseError>,
+    ) -> Result<T> {
+        parser(&self.read(name)?)
+            .map_err(|e| Error::failed(format!("parse /proc/PID/{name}")).why(e.to_string()))
+    }
+
+    /// The target of the link `name`.
+    pub(crate) fn readlink(&self, name: &str) -> Result<Vec<u8>> {
+        let target =
+            rustix::fs::readlinkat(&self.0, name, Vec::new()).doing(|| format!("readlink {name}"))?;
+        Ok(target.into_bytes())
+    }
+
+    /// What the link `name` leads to.
+    pub(crate) fn stat(&self, name: &str) -> Result<FileStat> {
+        rustix::fs::statat(&self.0, name, AtFlags::empty()).doing(|| format!("stat {name}"))
+    }
+
+    /// The numbers that name the entries of the directory `name`, ascending.
+    pub(crate) fn numbers(&self, name: &str) -> Result<Vec<i32>> {
+        let dir = self.open(name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let dir = rustix::fs::Dir::new(dir).doing(|| format!("list {name}"))?;
+        let mut numbers = Vec::new();
+        for entry in dir {
+            let entry = entry.doing(|| format!("list {name}"))?;
+            numbers.extend(entry.file_name().to_str().ok().and_then(|n| n.parse::<i32>().ok()));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+}
+
+/// A process, by pidfd and /proc directory, so that a recycled pid is never mistaken for it.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// Its pid.
+    pub(crate) pid: i32,
+    /// Its name, for messages.
+    pub(crate) comm: Vec<u8>,
+    /// /proc/PID.
+    pub(crate) proc: ProcDir,
+    pidfd: OwnedFd,
+}
+
+impl Process {
+    /// Opens process `pid`.
+    pub(crate) fn open(pid: i32) -> Result<Process> {
+        let gone = || {
+            Error::failed(format!("no process has the pid {pid}")).advice("see `ps -e` for those that run")
+        };
+        let id = Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(gone)?;
+        let pidfd = match rustix::process::pidfd_open(id, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Err(gone()),
+            Err(Errno::INVAL | Errno::NOENT) => {
+                let what = format!("{pid} is a thread of another process");
+                return Err(Error::failed(what).advice("give the pid of the process"));
+            }
+            other => other.doing(|| format!("pidfd_open({pid})"))?,
+        };
+        let proc = match ProcDir::open_path(&format!("/proc/{pid}")) {
+            Err(Errno::NOENT) => return Err(gone()),
+            other => other.doing(|| format!("open /proc/{pid}"))?,
+        };
+        let mut process = Process { pid, comm: Vec::new(), proc, pidfd };
+        process.comm = process.stat()?.comm;
+        Ok(process)
+    }
+
+    /// How messages name it: `pid 7 (bash)`.
+    pub(crate) fn label(&self) -> String {
+        format!("pid {} ({})", self.pid, OsStr::from_bytes(&self.comm).display())
+    }
+
+    /// /proc/PID/stat.
+    pub(crate) fn stat(&self) -> Result<Stat> {
+        self.proc.parse("stat", parse_stat).task(|| format!("pid {}", self.pid))
+    }
+
+    /// /proc/PID/status.
+    pub(crate) fn status(&self) -> Result<Status> {
+        self.proc.parse("status", parse_status)
+    }
+
+    /// Its threads, the leader first.
+    pub(crate) fn tids(&self) -> Result<Vec<i32>> {
+        let mut tids = self.proc.numbers("task")?;
+        tids.sort_by_key(|tid| (*tid != self.pid, *tid));
+        Ok(tids)
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
+        rustix::process::pidfd_send_signal(&self.pidfd, signal).doing(|| "send a signal".to_owned())
+    }
+
+    /// Waits until it has ended (its pidfd becomes readable), at most `ms` milliseconds.
+    pub(crate) fn wait_end(&self, ms: i64) -> bool {
+        let mut fds = [rustix::event::PollFd::new(&self.pidfd, rustix::event::PollFlags::IN)];
+        let timeout = rustix::time::Timespec { tv_sec: ms / 1000, tv_nsec: ms % 1000 * 1_000_000 };
+        matches!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(n) if n > 0)
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+/// Bytes as text for a message.
+pub(crate) fn show(bytes: &[u8]) -> String {
+    OsStr::from_bytes(bytes).display().to_string()
+}

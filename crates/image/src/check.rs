@@ -1,0 +1,275 @@
+//! The rules metadata keeps besides decoding. Writer and reader both hold an image to them, so
+//! that a checkpoint never writes what a restart would refuse.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::model::{Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Thread, Vma};
+use crate::record::{
+    self, ARCH_X86_64, HEADER_MAGIC, Objref, PAGE_SIZE, REV, Record, file_kind, inode_kind, restart_kind,
+    task_state, vma_flags, vma_kind,
+};
+
+/// Longest path (PATH_MAX).
+const MAX_PATH: usize = 4096;
+/// Longest thread name (TASK_COMM_LEN without its NUL).
+const MAX_COMM: usize = 15;
+/// Longest PR_SET_VMA_ANON_NAME name without its NUL.
+const MAX_ANON_NAME: usize = 79;
+/// Shortest xsave area: the legacy region and the header.
+const MIN_XSTATE: usize = 576;
+/// Longest xsave area.
+const MAX_XSTATE: usize = 64 << 10;
+/// Longest auxv, affinity mask and build-id.
+const MAX_SMALL: usize = 4096;
+/// Longest uts name (__NEW_UTS_LEN).
+const MAX_UTS: usize = 64;
+/// Most supplementary groups (NGROUPS_MAX).
+const MAX_CRED_GROUPS: usize = 65536;
+/// Signals, and thus handlers.
+const NR_SIGNALS: usize = 64;
+
+/// What a fault was found in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The image as a whole.
+    Image,
+    /// A shared object.
+    Object(Objref),
+    /// The process at this index, and its pid.
+    Process(usize, i32),
+    /// A thread: its process's index, its tid.
+    Thread(usize, i32),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Image => f.write_str("image"),
+            Self::Object(objref) => write!(f, "object {objref}"),
+            Self::Process(_, pid) => write!(f, "process {pid}"),
+            Self::Thread(_, tid) => write!(f, "thread {tid}"),
+        }
+    }
+}
+
+/// A contradiction in the metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {what}")]
+pub struct Fault {
+    /// Where.
+    pub place: Place,
+    /// The rule it breaks.
+    pub what: &'static str,
+}
+
+type Check = Result<(), &'static str>;
+
+fn rule(holds: bool, what: &'static str) -> Check {
+    if holds { Ok(()) } else { Err(what) }
+}
+
+/// Objects by number, and which of them have been referred to.
+struct Refs<'a> {
+    objects: &'a BTreeMap<Objref, Object>,
+    used: BTreeSet<Objref>,
+}
+
+impl Refs<'_> {
+    /// The object exists and is of this kind.
+    fn required<R: Record>(&mut self, objref: Objref) -> Check {
+        let object = self.objects.get(&objref).ok_or("refers to an object that is not in the image")?;
+        rule(object.objtype() == R::TYPE, "refers to an object of the wrong kind")?;
+        self.used.insert(objref);
+        Ok(())
+    }
+
+    /// As `required`, or none.
+    fn optional<R: Record>(&mut self, objref: Objref) -> Check {
+        if objref == 0 { Ok(()) } else { self.required::<R>(objref) }
+    }
+}
+
+impl Image {
+    /// Holds the image to the rules of the format; the first one broken is the error.
+    pub fn check(&self) -> Result<(), Fault> {
+        let at = |place| move |what| Fault { place, what };
+        self.check_header().map_err(at(Place::Image))?;
+        let mut refs = Refs { objects: &self.objects, used: BTreeSet::new() };
+        for (objref, object) in &self.objects {
+            rule(*objref > 0, "an objref is not positive").map_err(at(Place::Object(*objref)))?;
+            check_object(object, &mut refs).map_err(at(Place::Object(*objref)))?;
+        }
+        let mut tids = BTreeSet::new();
+        for (index, process) in self.processes.iter().enumerate() {
+            let zombie = process.task.state == task_state::ZOMBIE;
+            let place = Place::Process(index, process.task.pid);
+            check_process(process, &mut refs).map_err(at(place))?;
+            if zombie && process.threads.is_empty() {
+                rule(tids.insert(process.task.pid), "its pid is taken").map_err(at(place))?;
+            }
+            for thread in &process.threads {
+                let place = Place::Thread(index, thread.record.tid);
+                rule(tids.insert(thread.record.tid), "its tid is taken").map_err(at(place))?;
+                check_thread(thread, zombie, &mut refs).map_err(at(place))?;
+            }
+        }
+        self.check_counts().map_err(at(Place::Image))?;
+        match self.objects.keys().find(|objref| !refs.used.contains(objref)) {
+            Some(objref) => Err(at(Place::Object(*objref))("nothing refers to it")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_header(&self) -> Check {
+        let header = &self.header;
+        rule(header.magic == HEADER_MAGIC, "wrong magic")?;
+        rule(header.rev == REV, "wrong revision")?;
+        rule(header.arch == ARCH_X86_64, "wrong architecture")?;
+        rule(header.page_size == PAGE_SIZE as u32, "unsupported page size")?;
+        self.uts.iter().try_for_each(|name| text(name, MAX_UTS, "a uts name is too long or holds a NUL"))
+    }
+
+    fn check_counts(&self) -> Check {
+        let processes = &self.processes;
+        let threads: usize = processes.iter().map(|process| process.threads.len()).sum();
+        rule(self.tree.nr_tasks as usize == processes.len(), "TREE counts another number of processes")?;
+        rule(self.tree.nr_threads as usize == threads, "TREE counts another number of threads")?;
+        rule(self.tree.pad == 0, "padding of TREE is not zero")?;
+        let root = processes.first().ok_or("no process")?;
+        rule(root.task.pid == self.tree.root, "the first process is not the root of the tree")
+    }
+}
+
+fn check_process(process: &Process, refs: &mut Refs<'_>) -> Check {
+    let task = &process.task;
+    rule(task.pid > 0, "its pid is not positive")?;
+    rule(task_state::ALL.contains(&task.state), "unknown state")?;
+    rule(task.nr_threads as usize == process.threads.len(), "TASK counts another number of threads")?;
+    if task.state == task_state::ZOMBIE {
+        rule(process.threads.len() <= 1, "a zombie has threads")?;
+        refs.optional::<record::Mm>(task.mm)?;
+        refs.optional::<record::FileTable>(task.files)?;
+        refs.optional::<record::Fs>(task.fs)?;
+        refs.optional::<record::Sighand>(task.sighand)?;
+        refs.optional::<record::Signal>(task.signal)?;
+    } else {
+        rule(!process.threads.is_empty(), "no thread")?;
+        refs.required::<record::Mm>(task.mm)?;
+        refs.required::<record::FileTable>(task.files)?;
+        refs.required::<record::Fs>(task.fs)?;
+        refs.required::<record::Sighand>(task.sighand)?;
+        refs.required::<record::Signal>(task.signal)?;
+    }
+    let leader = process.threads.first().map_or(task.pid, |leader| leader.record.tid);
+    rule(leader == task.pid, "its first thread is not the leader")
+}
+
+fn check_thread(thread: &Thread, zombie: bool, refs: &mut Refs<'_>) -> Check {
+    let record = &thread.record;
+    rule(record.tid > 0, "its tid is not positive")?;
+    rule(record.pad == 0 && record.restart.pad == 0, "padding is not zero")?;
+    rule(restart_kind::ALL.contains(&record.restart.kind), "unknown restart block")?;
+    text(&thread.comm, MAX_COMM, "its name is too long or holds a NUL")?;
+    rule(thread.affinity.len() <= MAX_SMALL, "affinity mask too long")?;
+    rule(thread.xstate.len() <= MAX_XSTATE, "xsave area too long")?;
+    if zombie {
+        return refs.optional::<record::Cred>(record.cred);
+    }
+    rule(thread.xstate.len() >= MIN_XSTATE, "xsave area too short")?;
+    refs.required::<record::Cred>(record.cred)
+}
+
+fn check_object(object: &Object, refs: &mut Refs<'_>) -> Check {
+    match object {
+        Object::Mm(mm) => check_mm(mm, refs),
+        Object::Files(files) => check_files(files, refs),
+        Object::File(file) => check_file(file, refs),
+        Object::Inode(inode) => check_inode(inode),
+        Object::Fs(fs) => check_fs(fs),
+        Object::Sighand(sighand) => rule(sighand.actions.len() == NR_SIGNALS, "not 64 signal actions"),
+        Object::Signal(_) => Ok(()),
+        Object::Cred(Cred { groups, .. }) => rule(groups.len() <= MAX_CRED_GROUPS, "too many groups"),
+    }
+}
+
+fn check_mm(mm: &Mm, refs: &mut Refs<'_>) -> Check {
+    rule(mm.record.nr_vmas as usize == mm.vmas.len(), "MM counts another number of areas")?;
+    rule(mm.auxv.len() <= MAX_SMALL, "auxv too long")?;
+    refs.optional::<record::File>(mm.record.exe)?;
+    let mut free = 0;
+    for vma in &mm.vmas {
+        rule(vma.record.start >= free, "areas do not ascend or overlap")?;
+        check_vma(vma, refs)?;
+        free = vma.record.end;
+    }
+    Ok(())
+}
+
+fn check_vma(Vma { record: vma, anon_name }: &Vma, refs: &mut Refs<'_>) -> Check {
+    let page = PAGE_SIZE as u64;
+    rule(vma.start % page == 0 && vma.end % page == 0, "an area is not page-aligned")?;
+    rule(vma.start < vma.end, "an area is empty")?;
+    rule(vma.prot & !7 == 0, "an area has unknown protection bits")?;
+    rule(vma.flags & !vma_flags::ALL == 0, "an area has unknown flags")?;
+    rule(vma.pad == 0, "padding of an area is not zero")?;
+    text(anon_name, MAX_ANON_NAME, "an area's name is too long or holds a NUL")?;
+    match vma.kind {
+        vma_kind::ANON_SHARED => refs.required::<record::Inode>(vma.object)?,
+        vma_kind::FILE_PRIVATE | vma_kind::FILE_SHARED => refs.required::<record::File>(vma.object)?,
+        kind => {
+            rule(vma_kind::ALL.contains(&kind), "an area is of unknown kind")?;
+            rule(vma.object == 0, "an area without a file refers to one")?;
+        }
+    }
+    if vma.object != 0 {
+        rule(vma.offset % page == 0, "an area's offset is not page-aligned")?;
+        let end = vma.offset.checked_add(vma.end - vma.start);
+        rule(end.is_some_and(|end| i64::try_from(end).is_ok()), "an area's offset is too large")?;
+    }
+    Ok(())
+}
+
+fn check_files(files: &FileTable, refs: &mut Refs<'_>) -> Check {
+    let mut free = 0;
+    for desc in &files.descs {
+        rule(desc.fd >= free, "descriptors do not ascend")?;
+        rule(desc.flags & !1 == 0, "a descriptor has unknown flags")?;
+        rule(desc.pad == 0, "padding of a descriptor is not zero")?;
+        refs.required::<record::File>(desc.file)?;
+        free = desc.fd.checked_add(1).ok_or("a descriptor is too large")?;
+    }
+    Ok(())
+}
+
+fn check_file(file: &File, refs: &mut Refs<'_>) -> Check {
+    rule(file_kind::ALL.contains(&file.record.kind), "a file of unknown kind")?;
+    rule(file.record.pad == 0, "padding is not zero")?;
+    text(&file.path, MAX_PATH, "its path is too long or holds a NUL")?;
+    rule(file.build_id.len() <= MAX_SMALL, "build-id too long")?;
+    if file.record.kind == file_kind::UNLINKED {
+        return refs.required::<record::Inode>(file.record.inode);
+    }
+    refs.optional::<record::Inode>(file.record.inode)
+}
+
+fn check_inode(inode: &Inode) -> Check {
+    rule(inode_kind::ALL.contains(&inode.record.kind), "an inode of unknown kind")?;
+    rule(i64::try_from(inode.record.size).is_ok(), "its size is too large")?;
+    text(&inode.path, MAX_PATH, "its path is too long or holds a NUL")
+}
+
+fn check_fs(fs: &Fs) -> Check {
+    rule(fs.record.umask & !0o777 == 0, "its umask has unknown bits")?;
+    rule(fs.record.pad == 0, "padding is not zero")?;
+    for path in [&fs.cwd, &fs.root] {
+        rule(!path.is_empty(), "a path is empty")?;
+        text(path, MAX_PATH, "a path is too long or holds a NUL")?;
+    }
+    Ok(())
+}
+
+/// A byte string for a system call: bounded and without NUL.
+fn text(bytes: &[u8], max: usize, what: &'static str) -> Check {
+    rule(bytes.len() <= max && !bytes.contains(&0), what)
+}

@@ -1,0 +1,100 @@
+//! The metadata as records: each object once, right before the first process that uses it, after
+//! the objects it refers to itself.
+
+use std::collections::BTreeSet;
+
+use zerocopy::IntoBytes;
+
+use crate::error::WriteError;
+use crate::model::{File, Image, Mm, Object, Process, Thread};
+use crate::record::{self, Objref, ObjrefMark};
+use crate::writer::{BlockSink, Writer};
+
+impl Image {
+    /// Writes all the metadata: HEADER to the last THREAD, in groups. Pages and the tail follow.
+    ///
+    /// Nothing is written when the image is one a reader would refuse.
+    pub fn write<S: BlockSink>(&self, writer: &mut Writer<S>) -> Result<(), WriteError> {
+        self.check()?;
+        writer.record(&self.header, &[])?;
+        for name in &self.uts {
+            writer.record(&record::Buffer {}, &[name])?;
+        }
+        writer.record(&self.arch, &[])?;
+        writer.end_group()?;
+        writer.record(&self.tree, &[])?;
+        let mut encoder = Encoder { image: self, writer, written: BTreeSet::new() };
+        for process in &self.processes {
+            encoder.process(process)?;
+        }
+        writer.end_group()
+    }
+}
+
+struct Encoder<'a, S: BlockSink> {
+    image: &'a Image,
+    writer: &'a mut Writer<S>,
+    written: BTreeSet<Objref>,
+}
+
+impl<S: BlockSink> Encoder<'_, S> {
+    fn process(&mut self, process: &Process) -> Result<(), WriteError> {
+        let task = &process.task;
+        for objref in [task.sighand, task.signal, task.fs, task.files, task.mm] {
+            self.object(objref)?;
+        }
+        for thread in &process.threads {
+            self.object(thread.record.cred)?;
+        }
+        self.writer.record(task, &[])?;
+        for thread in &process.threads {
+            self.thread(thread)?;
+        }
+        self.writer.end_group()
+    }
+
+    fn thread(&mut self, thread: &Thread) -> Result<(), WriteError> {
+        let pending = thread.pending.as_bytes();
+        self.writer.record(&thread.record, &[&thread.comm, &thread.xstate, pending, &thread.affinity])
+    }
+
+    /// Writes an object unless it has been, its dependencies first.
+    fn object(&mut self, objref: Objref) -> Result<(), WriteError> {
+        let Some(object) = self.image.objects.get(&objref) else { return Ok(()) };
+        if !self.written.insert(objref) {
+            return Ok(());
+        }
+        match object {
+            Object::Mm(mm) => {
+                self.object(mm.record.exe)?;
+                mm.vmas.iter().try_for_each(|vma| self.object(vma.record.object))?;
+            }
+            Object::Files(files) => files.descs.iter().try_for_each(|desc| self.object(desc.file))?,
+            Object::File(File { record, .. }) => self.object(record.inode)?,
+            _ => {}
+        }
+        self.writer.record(&ObjrefMark { objtype: object.objtype(), objref }, &[])?;
+        self.body(object)
+    }
+
+    fn body(&mut self, object: &Object) -> Result<(), WriteError> {
+        let writer = &mut *self.writer;
+        match object {
+            Object::Mm(mm) => self.mm(mm),
+            Object::Files(files) => writer.record(&record::FileTable {}, &[files.descs.as_bytes()]),
+            Object::File(file) => writer.record(&file.record, &[&file.path, &file.build_id]),
+            Object::Inode(inode) => writer.record(&inode.record, &[&inode.path]),
+            Object::Fs(fs) => writer.record(&fs.record, &[&fs.cwd, &fs.root]),
+            Object::Sighand(sighand) => writer.record(&record::Sighand {}, &[sighand.actions.as_bytes()]),
+            Object::Signal(signal) => {
+                writer.record(&signal.record, &[signal.pending.as_bytes(), signal.timers.as_bytes()])
+            }
+            Object::Cred(cred) => writer.record(&cred.record, &[cred.groups.as_bytes()]),
+        }
+    }
+
+    fn mm(&mut self, mm: &Mm) -> Result<(), WriteError> {
+        self.writer.record(&mm.record, &[&mm.auxv])?;
+        mm.vmas.iter().try_for_each(|vma| self.writer.record(&vma.record, &[&vma.anon_name]))
+    }
+}

@@ -1,0 +1,415 @@
+//! A sink that keeps the image in memory, and images to write: a fixed one and arbitrary ones.
+#![allow(dead_code, unreachable_pub)]
+
+use std::collections::BTreeMap;
+
+use ckpt_image::model::{
+    Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Sighand, Signal, Thread, Vma,
+};
+use ckpt_image::record::{
+    self, ARCH_X86_64, FileDesc, HEADER_MAGIC, Header, HeaderArch, PAGE_SIZE, REV, Record, RestartBlock, Run,
+    Task, Tree, file_kind, inode_kind, restart_kind, task_state, vma_flags, vma_kind,
+};
+use ckpt_image::{Block, BlockSink, Chunk, Objref, PagesWritten, ReadError, Reader, Writer, ZeroPages};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Keeps the image, and holds the writer to what it promises a sink.
+#[derive(Debug, Default)]
+pub struct VecSink {
+    pub image: Vec<u8>,
+    pub ended: bool,
+}
+
+impl BlockSink for VecSink {
+    fn submit(&mut self, block: Block, last: bool) -> std::io::Result<Option<Block>> {
+        assert!(!self.ended, "a block after the last");
+        assert!(last || block.len() == block.capacity(), "a block that is not full");
+        assert!(!block.is_empty(), "an empty block");
+        assert_eq!(block.as_slice().as_ptr().align_offset(PAGE_SIZE), 0);
+        self.image.extend_from_slice(block.as_slice());
+        self.ended = last;
+        Ok((!last).then_some(block))
+    }
+}
+
+/// Pages to write: whose, from where, contents, and what to do with zero pages.
+#[derive(Clone, Debug)]
+pub struct Pages {
+    pub objref: Objref,
+    pub runs: Vec<Run>,
+    pub memory: BTreeMap<u64, Vec<u8>>,
+    pub zero: ZeroPages,
+}
+
+pub fn run(start: u64, nr_pages: u32) -> Run {
+    Run { start, nr_pages, flags: 0 }
+}
+
+pub fn page_starts(runs: &[Run]) -> impl Iterator<Item = u64> {
+    runs.iter().flat_map(|run| (0..u64::from(run.nr_pages)).map(|nr| run.start + nr * PAGE_SIZE as u64))
+}
+
+pub fn writer(capacity: usize) -> Writer<VecSink> {
+    Writer::new(VecSink::default(), Block::new(capacity))
+}
+
+pub fn write_pages(writer: &mut Writer<VecSink>, pages: &Pages) -> PagesWritten {
+    let mut fill = |runs: &[Run], buffer: &mut [u8]| {
+        let starts = page_starts(runs).collect::<Vec<_>>();
+        assert_eq!(starts.len() * PAGE_SIZE, buffer.len());
+        assert_eq!(buffer.as_ptr().align_offset(PAGE_SIZE), 0);
+        for (start, page) in starts.iter().zip(buffer.chunks_mut(PAGE_SIZE)) {
+            page.copy_from_slice(&pages.memory[start]);
+        }
+        Ok::<_, std::convert::Infallible>(())
+    };
+    writer.pages(pages.objref, &pages.runs, pages.zero, &mut fill).unwrap()
+}
+
+/// The bytes of an image, written through blocks of `capacity`.
+pub fn written(image: &Image, pages: &[Pages], capacity: usize) -> Vec<u8> {
+    let mut writer = writer(capacity);
+    image.write(&mut writer).unwrap();
+    pages.iter().for_each(|pages| {
+        write_pages(&mut writer, pages);
+    });
+    let (sink, len) = writer.tail().unwrap();
+    assert_eq!(len, sink.image.len() as u64);
+    assert!(sink.ended);
+    sink.image
+}
+
+/// Reads everything there is.
+pub fn read_all(bytes: &[u8], chunk: &mut Chunk, mut each: impl FnMut(&Chunk)) -> Result<Image, ReadError> {
+    let mut reader = Reader::new(bytes);
+    let image = reader.metadata()?;
+    while reader.chunk(chunk)? {
+        each(chunk);
+    }
+    assert_eq!(reader.position(), bytes.len() as u64);
+    Ok(image)
+}
+
+/// Bytes that decide what an arbitrary image looks like; zeros when they have run out.
+pub struct Source<'a>(pub &'a [u8]);
+
+impl Source<'_> {
+    pub fn byte(&mut self) -> u8 {
+        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
+        self.0 = rest;
+        *first
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.byte() as usize % limit
+    }
+
+    pub fn pick(&mut self, from: &[u32]) -> u32 {
+        from[self.below(from.len())]
+    }
+
+    pub fn bytes(&mut self, limit: usize) -> Vec<u8> {
+        (0..self.below(limit + 1)).map(|_| self.byte()).collect()
+    }
+
+    pub fn text(&mut self, limit: usize) -> Vec<u8> {
+        self.bytes(limit).into_iter().map(|byte| byte.max(1)).collect()
+    }
+
+    /// A wire structure of arbitrary bytes.
+    pub fn wire<T: FromBytes + IntoBytes>(&mut self) -> T {
+        let mut wire = T::new_zeroed();
+        wire.as_mut_bytes().iter_mut().for_each(|byte| *byte = self.byte());
+        wire
+    }
+
+    pub fn many<T>(&mut self, limit: usize, mut one: impl FnMut(&mut Self) -> T) -> Vec<T> {
+        (0..self.below(limit + 1)).map(|_| one(self)).collect()
+    }
+}
+
+/// Any image the format allows.
+pub fn arbitrary(source: &mut Source<'_>) -> Image {
+    let mut image = Image {
+        header: Header {
+            magic: HEADER_MAGIC,
+            rev: REV,
+            arch: ARCH_X86_64,
+            page_size: PAGE_SIZE as u32,
+            ..source.wire()
+        },
+        uts: [source.text(64), source.text(64), source.text(64)],
+        arch: source.wire(),
+        ..Image::default()
+    };
+    let mut builder = Builder { source, image: &mut image, next: 0 };
+    let nr_processes = 1 + builder.source.below(3);
+    let mut next_tid = 1;
+    for _ in 0..nr_processes {
+        builder.process(&mut next_tid);
+    }
+    image.tree.nr_tasks = nr_processes as u32;
+    image.tree.nr_threads = image.processes.iter().map(|process| process.threads.len() as u32).sum();
+    image.tree.root = image.processes[0].task.pid;
+    image
+}
+
+struct Builder<'a, 'b> {
+    source: &'a mut Source<'b>,
+    image: &'a mut Image,
+    next: Objref,
+}
+
+impl Builder<'_, '_> {
+    fn add(&mut self, object: Object) -> Objref {
+        self.next += 1 + self.source.below(3) as Objref;
+        self.image.objects.insert(self.next, object);
+        self.next
+    }
+
+    /// An object of this kind that exists already, now and then, or a new one.
+    fn share(&mut self, objtype: u32, new: fn(&mut Self) -> Objref) -> Objref {
+        let old = self.image.objects.iter().find(|(_, object)| object.objtype() == objtype);
+        match old.map(|(objref, _)| *objref) {
+            Some(objref) if self.source.below(2) == 1 => objref,
+            _ => new(self),
+        }
+    }
+
+    fn process(&mut self, next_tid: &mut i32) {
+        let pid = *next_tid;
+        let state = self.source.pick(task_state::ALL);
+        let zombie = state == task_state::ZOMBIE;
+        let nr_threads = if zombie { self.source.below(2) } else { 1 + self.source.below(3) };
+        let mut task = Task { pid, state, nr_threads: nr_threads as u32, ..self.source.wire() };
+        if zombie {
+            (task.mm, task.files, task.fs, task.sighand, task.signal) = (0, 0, 0, 0, 0);
+        } else {
+            task.mm = self.share(record::Mm::TYPE, Self::mm);
+            task.files = self.share(record::FileTable::TYPE, Self::files);
+            task.fs = self.share(record::Fs::TYPE, Self::fs);
+            task.sighand = self.share(record::Sighand::TYPE, Self::sighand);
+            task.signal = self.share(record::Signal::TYPE, Self::signal);
+        }
+        *next_tid += 1;
+        let threads = (0..nr_threads).map(|nr| {
+            let tid = if nr == 0 { pid } else { *next_tid };
+            *next_tid += i32::from(nr > 0);
+            self.thread(tid)
+        });
+        let threads = threads.collect();
+        self.image.processes.push(Process { task, threads });
+    }
+
+    fn thread(&mut self, tid: i32) -> Thread {
+        let kind = self.source.pick(restart_kind::ALL);
+        let restart = RestartBlock { kind, pad: 0, remaining: self.source.byte().into() };
+        let cred = self.share(record::Cred::TYPE, Self::cred);
+        let record = record::Thread { tid, cred, pad: 0, restart, ..self.source.wire() };
+        let mut xstate = self.source.bytes(64);
+        xstate.resize(576 + self.source.below(200), 7);
+        let comm = self.source.text(15);
+        let pending = self.source.many(3, Source::wire);
+        Thread { record, comm, xstate, pending, affinity: self.source.bytes(32) }
+    }
+
+    fn mm(&mut self) -> Objref {
+        let exe = if self.source.below(2) == 0 { 0 } else { self.share(record::File::TYPE, Self::file) };
+        let (mut at, mut vmas) = (0u64, Vec::new());
+        for _ in 0..self.source.below(5) {
+            let start = at + self.source.below(3) as u64 * 4096;
+            at = start + (1 + self.source.below(9) as u64) * 4096;
+            let kind = self.source.pick(vma_kind::ALL);
+            let object = match kind {
+                vma_kind::ANON_SHARED => self.share(record::Inode::TYPE, Self::inode),
+                vma_kind::FILE_PRIVATE | vma_kind::FILE_SHARED => self.share(record::File::TYPE, Self::file),
+                _ => 0,
+            };
+            let wild: record::Vma = self.source.wire();
+            let offset = if object == 0 { wild.offset } else { (wild.offset >> 2) & !0xfff };
+            let (prot, flags) = (wild.prot & 7, wild.flags & vma_flags::ALL);
+            let record = record::Vma { start, end: at, prot, kind, flags, offset, object, pad: 0 };
+            vmas.push(Vma { record, anon_name: self.source.text(79) });
+        }
+        let record = record::Mm { nr_vmas: vmas.len() as u32, exe, ..self.source.wire() };
+        let auxv = self.source.bytes(100);
+        self.add(Object::Mm(Mm { record, auxv, vmas }))
+    }
+
+    fn files(&mut self) -> Objref {
+        let (mut fd, mut descs) = (0, Vec::new());
+        for _ in 0..self.source.below(5) {
+            fd += self.source.byte() as i32;
+            let flags = self.source.below(2) as u32;
+            descs.push(FileDesc { fd, flags, file: self.share(record::File::TYPE, Self::file), pad: 0 });
+            fd += 1;
+        }
+        self.add(Object::Files(FileTable { descs }))
+    }
+
+    fn file(&mut self) -> Objref {
+        let kind = self.source.pick(file_kind::ALL);
+        let unlinked = kind == file_kind::UNLINKED;
+        let inode = if unlinked { self.share(record::Inode::TYPE, Self::inode) } else { 0 };
+        let record = record::File { kind, inode, pad: 0, ..self.source.wire() };
+        let (path, build_id) = (self.source.text(255), self.source.bytes(20));
+        self.add(Object::File(File { record, path, build_id }))
+    }
+
+    fn inode(&mut self) -> Objref {
+        let kind = self.source.pick(inode_kind::ALL);
+        let wild: record::Inode = self.source.wire();
+        let record = record::Inode { kind, size: wild.size >> 1, ..wild };
+        let path = self.source.text(255);
+        self.add(Object::Inode(Inode { record, path }))
+    }
+
+    fn fs(&mut self) -> Objref {
+        let record = record::Fs { umask: u32::from(self.source.byte()), pad: 0 };
+        let mut path = || [b"/".to_vec(), self.source.text(200)].concat();
+        let (cwd, root) = (path(), path());
+        self.add(Object::Fs(Fs { record, cwd, root }))
+    }
+
+    fn sighand(&mut self) -> Objref {
+        let actions = (0..64).map(|_| self.source.wire()).collect();
+        self.add(Object::Sighand(Sighand { actions }))
+    }
+
+    fn signal(&mut self) -> Objref {
+        let record = self.source.wire();
+        let (pending, timers) = (self.source.many(3, Source::wire), self.source.many(3, Source::wire));
+        self.add(Object::Signal(Signal { record, pending, timers }))
+    }
+
+    fn cred(&mut self) -> Objref {
+        let record = self.source.wire();
+        let groups = self.source.many(9, Source::wire);
+        self.add(Object::Cred(Cred { record, groups }))
+    }
+}
+
+/// Where `sample` has memory: two data pages, then one that is zero, then one that is not.
+pub const SAMPLE_MEMORY: u64 = 0x40_0000;
+
+/// A fixed image with one of everything: two processes that share an mm, one of them with two
+/// threads, and a zombie.
+pub fn sample() -> Image {
+    let mut numbers = (0u8..=255).cycle();
+    let bytes = std::iter::repeat_with(|| numbers.next().unwrap().wrapping_mul(37).wrapping_add(11));
+    let bytes = bytes.take(60_000).collect::<Vec<_>>();
+    let mut image = Image {
+        header: Header {
+            magic: HEADER_MAGIC,
+            rev: REV,
+            arch: ARCH_X86_64,
+            kernel: [6, 12, 1],
+            comm_len: 16,
+            page_size: PAGE_SIZE as u32,
+            nr_signals: 64,
+            nr_rlimits: 16,
+            time: 1_700_000_000_000_000_000,
+            uflags: 0,
+            id: *b"golden image 100",
+            parent: [0; 16],
+            clocks: [1, 2],
+            boot_id: [7; 16],
+        },
+        uts: [b"6.12.1".to_vec(), b"#1 SMP".to_vec(), b"x86_64".to_vec()],
+        arch: HeaderArch {
+            xfeatures: 7,
+            xsave_size: 832,
+            vvar_len: 16384,
+            vdso_sum: 9,
+            vdso_len: 8192,
+            xfeatures_used: 3,
+        },
+        tree: Tree { nr_tasks: 3, nr_threads: 3, root: 100, pad: 0 },
+        ..Image::default()
+    };
+    let mut source = Source(&bytes);
+    sample_objects(&mut image, &mut source);
+    let task = Task { mm: 6, files: 4, fs: 7, sighand: 8, signal: 9, pgid: 100, sid: 100, ..Task::default() };
+    let thread = |source: &mut Source<'_>, tid| {
+        let restart = RestartBlock { kind: restart_kind::FUTEX, pad: 0, remaining: 5 };
+        let record = record::Thread { tid, cred: 10, pad: 0, restart, ..source.wire() };
+        let (comm, xstate) = (b"sample".to_vec(), vec![source.byte(); 576]);
+        Thread { record, comm, xstate, pending: vec![source.wire()], affinity: vec![255, 0, 1] }
+    };
+    image.processes = vec![
+        Process {
+            task: Task { pid: 100, ppid: 1, nr_threads: 2, ..task },
+            threads: vec![thread(&mut source, 100), thread(&mut source, 101)],
+        },
+        Process {
+            task: Task { pid: 200, ppid: 100, nr_threads: 1, state: task_state::STOPPED, ..task },
+            threads: vec![thread(&mut source, 200)],
+        },
+        Process {
+            task: Task { pid: 300, ppid: 100, state: task_state::ZOMBIE, exit_code: 256, ..Task::default() },
+            threads: vec![],
+        },
+    ];
+    image
+}
+
+fn sample_objects(image: &mut Image, source: &mut Source<'_>) {
+    let vma = |start: u64, pages: u64, kind, object| record::Vma {
+        start,
+        end: start + pages * PAGE_SIZE as u64,
+        prot: 3,
+        kind,
+        flags: vma_flags::NORESERVE,
+        offset: 0,
+        object,
+        pad: 0,
+    };
+    let vmas = vec![
+        Vma { record: vma(SAMPLE_MEMORY, 4, vma_kind::ANON_PRIVATE, 0), anon_name: b"heap".to_vec() },
+        Vma { record: vma(0x50_0000, 1, vma_kind::ANON_SHARED, 1), anon_name: vec![] },
+        Vma { record: vma(0x60_0000, 1, vma_kind::FILE_PRIVATE, 2), anon_name: vec![] },
+    ];
+    let inode = record::Inode { kind: inode_kind::SHMEM, mode: 0o100600, uid: 1, gid: 2, size: 4096 };
+    let file = record::File { kind: file_kind::REGULAR, inode: 0, pad: 0, ..source.wire() };
+    let ghost = record::File { kind: file_kind::UNLINKED, inode: 1, pad: 0, ..source.wire() };
+    let desc = |fd, file| FileDesc { fd, flags: 1, file, pad: 0 };
+    let mm = record::Mm { nr_vmas: 3, exe: 2, ..source.wire() };
+    let objects = [
+        (1, Object::Inode(Inode { record: inode, path: b"/tmp/was".to_vec() })),
+        (2, Object::File(File { record: file, path: b"/bin/\xff".to_vec(), build_id: vec![1, 2, 3] })),
+        (3, Object::File(File { record: ghost, path: b"/tmp/was".to_vec(), build_id: vec![] })),
+        (4, Object::Files(FileTable { descs: vec![desc(0, 2), desc(7, 3)] })),
+        (6, Object::Mm(Mm { record: mm, auxv: vec![6; 32], vmas })),
+        (
+            7,
+            Object::Fs(Fs {
+                record: record::Fs { umask: 18, pad: 0 },
+                cwd: b"/a".to_vec(),
+                root: b"/".to_vec(),
+            }),
+        ),
+        (8, Object::Sighand(Sighand { actions: (0..64).map(|_| source.wire()).collect() })),
+        (
+            9,
+            Object::Signal(Signal {
+                record: source.wire(),
+                pending: vec![source.wire()],
+                timers: vec![source.wire()],
+            }),
+        ),
+        (10, Object::Cred(Cred { record: source.wire(), groups: vec![4, 24, 27] })),
+    ];
+    image.objects = objects.into();
+}
+
+/// The pages of `sample`.
+pub fn sample_pages() -> Vec<Pages> {
+    let page = |byte: u8| (0..PAGE_SIZE).map(|at| byte.wrapping_add(at as u8 & 15)).collect::<Vec<_>>();
+    let at = |nr: u64| SAMPLE_MEMORY + nr * PAGE_SIZE as u64;
+    let memory =
+        [(at(0), page(1)), (at(1), vec![0; PAGE_SIZE]), (at(2), page(2)), (at(3), vec![0; PAGE_SIZE])];
+    let anon = Pages { objref: 6, runs: vec![run(at(0), 4)], memory: memory.into(), zero: ZeroPages::Drop };
+    let shared = [(0, vec![0; PAGE_SIZE])];
+    let shared = Pages { objref: 1, runs: vec![run(0, 1)], memory: shared.into(), zero: ZeroPages::Describe };
+    vec![anon, shared]
+}

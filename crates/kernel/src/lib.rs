@@ -1,0 +1,25 @@
+//! Everything that needs `unsafe`: ptrace, foreign memory, clone3 and the syscall programs that
+//! tasks run for the coordinator.
+//!
+//! # Safety
+//! The unsafe blocks of this crate are of three kinds. *System calls* through `libc::syscall` or
+//! `libc::ptrace`: every pointer handed over comes from a live reference or slice of at least the
+//! length handed over with it, for the duration of the call. *The clone in [`puppet`]*: the child
+//! runs six instructions of our own that touch no memory. *The code images in [`code`]*: byte
+//! slices between two symbols of one `global_asm!` block. What happens to *other* processes is
+//! outside Rust's memory model; keeping them whole is the contract of [`visit`].
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+
+pub mod code;
+pub mod error;
+pub mod memory;
+pub mod pagemap;
+pub mod program;
+pub mod puppet;
+pub mod query;
+mod sys;
+pub mod tracee;
+pub mod visit;
+
+pub use error::{Error, Result};
+pub use rustix::io::Errno;

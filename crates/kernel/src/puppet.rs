@@ -1,0 +1,275 @@
+//! A puppet: a new process that builds itself by running syscall programs.
+//!
+//! It begins as a clone of the coordinator that does nothing but pause, is seized with EXITKILL,
+//! and keeps one thing of the coordinator's address space: the slot, mapped before the clone at an
+//! address that is free in the coordinator and in the image. Its last system call unmaps the slot;
+//! it is stopped at that call's exit, gets its registers and is let go.
+
+use crate::{
+    error::{Error, Named, Result},
+    memory::Span,
+    program::{Outcome, Program},
+    sys,
+    tracee::{Running, Stopped},
+    visit::{BAY_SIZE, Bay, ERESTART_RESTARTBLOCK, NO_SYSCALL},
+};
+use ckpt_image::record::Regs;
+use rustix::io::Errno;
+use std::{
+    arch::asm,
+    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+/// Bytes of the bay of a puppet's first thread.
+pub const PUPPET_BAY_SIZE: usize = 1 << 20;
+
+/// A mapping of the coordinator at a chosen address, gone when dropped.
+struct Slot(Span);
+
+impl Slot {
+    fn map(span: Span) -> Result<Slot> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: a new anonymous mapping; NOREPLACE makes it fail instead of touching another.
+        let at = unsafe { libc::mmap(span.start as *mut libc::c_void, span.len, prot, flags, -1, 0) };
+        if at == libc::MAP_FAILED {
+            return Err(sys::check(-1).err().unwrap_or(Errno::NOMEM)).named("mmap of the slot");
+        }
+        let slot = Slot(Span { start: at as u64, len: span.len });
+        if slot.0 == span { Ok(slot) } else { Err(Errno::EXIST).named("mmap of the slot") }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping `map` made; nobody else knows its address.
+        unsafe { libc::munmap(self.0.start as *mut libc::c_void, self.0.len) };
+    }
+}
+
+/// Sets the calling thread's signal mask; returns the old one.
+fn set_mask(mask: u64) -> u64 {
+    let mut old = 0u64;
+    // SAFETY: both words are live and of the 8 bytes passed as sigsetsize.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, &raw mut old, 8usize) };
+    old
+}
+
+/// clone3(2): the child asks to die with its parent and pauses for ever.
+fn clone_pausing(set_tid: Option<i32>) -> Result<(i32, OwnedFd), Errno> {
+    let tid = set_tid.unwrap_or(0);
+    let mut pidfd: RawFd = -1;
+    let mut args = libc::clone_args {
+        flags: libc::CLONE_PIDFD as u64,
+        pidfd: (&raw mut pidfd) as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: if set_tid.is_some() { (&raw const tid) as u64 } else { 0 },
+        set_tid_size: u64::from(set_tid.is_some()),
+        cgroup: 0,
+    };
+    let mut result: i64;
+    // SAFETY: `args` and what it points to live through the call. In the parent this is an
+    // ordinary system call. The child, a copy of this process, leaves the block never: it runs
+    // prctl(PR_SET_PDEATHSIG, SIGKILL), getppid, exits if that is not us, and pauses in a loop; no
+    // instruction of the child reads or writes memory.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 3f",
+            "mov eax, 157", "mov edi, 1", "mov esi, 9", "syscall",
+            "mov eax, 110", "syscall",
+            "cmp eax, r12d", "jne 4f",
+            "2: mov eax, 34", "syscall", "jmp 2b",
+            "4: mov eax, 231", "mov edi, 1", "syscall",
+            "3:",
+            inlateout("rax") libc::SYS_clone3 => result,
+            inlateout("rdi") &raw mut args => _,
+            inlateout("rsi") size_of::<libc::clone_args>() => _,
+            in("r12") std::process::id() as u64,
+            out("rcx") _, out("r11") _,
+        );
+    }
+    if result < 0 {
+        return Err(Errno::from_raw_os_error(result.unsigned_abs() as i32));
+    }
+    // SAFETY: CLONE_PIDFD stored a new descriptor that nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok((result as i32, pidfd))
+}
+
+/// A process under construction. Dropped unfinished, it is killed and reaped.
+#[derive(Debug)]
+pub struct Puppet {
+    pid: i32,
+    pidfd: OwnedFd,
+    threads: Vec<(Stopped, Bay)>,
+    base: Regs,
+    slot: Span,
+    signal: i32,
+    released: bool,
+}
+
+impl Puppet {
+    /// Bytes of slot that a process of `threads` threads needs.
+    pub fn slot_len(threads: usize) -> usize {
+        PUPPET_BAY_SIZE + threads.saturating_sub(1) * BAY_SIZE
+    }
+
+    /// Makes a process with the given pid (or any), whose slot is at `address`. `signal` is the
+    /// park signal: any that is not pending in what is to be restored.
+    pub fn spawn(set_tid: Option<i32>, address: u64, threads: usize, signal: i32) -> Result<Puppet> {
+        let slot = Slot::map(Span { start: address, len: Self::slot_len(threads) })?;
+        let mask = set_mask(!0);
+        let cloned = clone_pausing(set_tid);
+        set_mask(mask);
+        let (pid, pidfd) = cloned.named("clone3")?;
+        let span = slot.0;
+        drop(slot);
+        let mut puppet = Puppet {
+            pid,
+            pidfd,
+            threads: Vec::new(),
+            base: Regs::default(),
+            slot: span,
+            signal,
+            released: false,
+        };
+        let leader = Running::seize(pid, true)?.interrupt()?;
+        puppet.base = Regs { orig_rax: NO_SYSCALL, ..leader.regs()? };
+        let bay = Bay { address: span.start, size: PUPPET_BAY_SIZE };
+        bay.furnish(pid, pid, &puppet.base, !0, signal)?;
+        puppet.threads.push((leader, bay));
+        Ok(puppet)
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// A pidfd of it.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Its slot.
+    pub fn slot(&self) -> Span {
+        self.slot
+    }
+
+    /// Thread id of thread `index`.
+    pub fn tid(&self, index: usize) -> i32 {
+        self.threads.get(index).map_or(self.pid, |(t, _)| t.tid())
+    }
+
+    /// Threads it has.
+    pub fn threads(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Thread `index`, to look at or to set its state.
+    pub fn thread(&mut self, index: usize) -> Result<&mut Stopped> {
+        let pid = self.pid;
+        self.threads.get_mut(index).map(|(t, _)| t).ok_or(Error::Gone { tid: pid })
+    }
+
+    /// Runs `program` in thread `index`.
+    pub fn run(&mut self, index: usize, program: &Program) -> Result<Vec<Outcome>> {
+        let Some((thread, bay)) = self.threads.get_mut(index) else {
+            return Err(Error::Gone { tid: self.pid });
+        };
+        bay.run(self.pid, thread, &self.base, program)
+    }
+
+    /// Takes charge of a thread that a program made with CLONE_PTRACE.
+    pub fn adopt(&mut self, tid: i32) -> Result<()> {
+        let thread = Running::adopted(tid).wait_stop()?;
+        let before = (self.threads.len() - 1) * BAY_SIZE;
+        let bay = Bay { address: self.slot.start + (PUPPET_BAY_SIZE + before) as u64, size: BAY_SIZE };
+        bay.furnish(self.pid, tid, &self.base, !0, self.signal)?;
+        self.threads.push((thread, bay));
+        Ok(())
+    }
+
+    /// Makes thread `index` issue a call and interrupts it at once, so that the kernel holds a
+    /// fresh restart block for it. The bytes of `data` stand at the address [`Puppet::scratch`].
+    /// Returns what the call left in rax: -516 when it waits to be restarted, else its result.
+    pub fn rearm(&mut self, index: usize, nr: u64, args: [u64; 6], data: &[u8]) -> Result<u64> {
+        let scratch = self.scratch(index);
+        let Some((thread, bay)) = self.threads.get_mut(index) else {
+            return Err(Error::Gone { tid: self.pid });
+        };
+        crate::memory::write(self.pid, scratch, data)?;
+        let [rdi, rsi, rdx, r10, r8, r9] = args;
+        thread.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi, rsi, rdx, r10, r8, r9, ..self.base })?;
+        thread.run_to_syscall()?;
+        thread.begin_and_interrupt()?;
+        Ok(thread.regs()?.rax)
+    }
+
+    /// Scratch memory of thread `index` for [`Puppet::rearm`].
+    pub fn scratch(&self, index: usize) -> u64 {
+        self.threads.get(index).map_or(0, |(_, bay)| bay.scratch())
+    }
+
+    /// Whether rax says that an interrupted call waits to be restarted.
+    pub fn waits(rax: u64) -> bool {
+        rax == ERESTART_RESTARTBLOCK
+    }
+
+    /// Unmaps the slot; from now on only registers, mask and xstate can be set.
+    pub fn close_slot(&mut self) -> Result<()> {
+        let (start, len, pid) = (self.slot.start, self.slot.len as u64, self.pid);
+        let Some((leader, bay)) = self.threads.first_mut() else { return Err(Error::Gone { tid: pid }) };
+        let nr = libc::SYS_munmap as u64;
+        leader.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi: start, rsi: len, ..self.base })?;
+        leader.run_to_syscall()?;
+        leader.run_to_syscall()?;
+        match leader.regs()?.rax {
+            0 => Ok(()),
+            rax => {
+                Err(Errno::from_raw_os_error((rax as i64).unsigned_abs() as i32)).named("munmap of the slot")
+            }
+        }
+    }
+
+    /// Lets the process live. It is the caller's child from now on.
+    pub fn release(mut self) -> Result<(i32, OwnedFd)> {
+        for (thread, _) in std::mem::take(&mut self.threads) {
+            thread.detach()?;
+        }
+        self.released = true;
+        let pidfd = self
+            .pidfd
+            .try_clone()
+            .map_err(|e| Error::Os { call: "dup", errno: Errno::from_io_error(&e).unwrap_or(Errno::IO) })?;
+        Ok((self.pid, pidfd))
+    }
+}
+
+impl Drop for Puppet {
+    fn drop(&mut self) {
+        if self.released {
+            return;
+        }
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        let mut status = 0;
+        for tid in self.threads.iter().skip(1).map(|(t, _)| t.tid()) {
+            // SAFETY: `status` is a live i32. Threads of ours are traced, hence ours to wait for.
+            unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) };
+        }
+        loop {
+            // SAFETY: as above; `pid` is our child, not yet reaped.
+            let pid = unsafe { libc::waitpid(self.pid, &raw mut status, libc::__WALL) };
+            if pid != self.pid || !libc::WIFSTOPPED(status) {
+                break;
+            }
+        }
+    }
+}

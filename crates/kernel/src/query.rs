@@ -1,0 +1,118 @@
+//! Questions to the kernel about tasks that rustix does not ask.
+
+use crate::{
+    error::{Named, Result},
+    sys,
+};
+
+/// What kcmp(2) compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kcmp {
+    /// Open file descriptions behind two descriptors.
+    File(i32, i32),
+    /// Address spaces.
+    Vm,
+    /// Descriptor tables.
+    Files,
+    /// Filesystem contexts.
+    Fs,
+    /// Signal handlers.
+    Sighand,
+}
+
+/// Orders the objects of two tasks (kcmp(2)): equal means they are one.
+pub fn kcmp(a: i32, b: i32, what: Kcmp) -> Result<std::cmp::Ordering> {
+    let (kind, x, y) = match what {
+        Kcmp::File(x, y) => (0, x, y),
+        Kcmp::Vm => (1, 0, 0),
+        Kcmp::Files => (2, 0, 0),
+        Kcmp::Fs => (3, 0, 0),
+        Kcmp::Sighand => (4, 0, 0),
+    };
+    let args = [a as u64, b as u64, kind, x as u64, y as u64];
+    match sys::numbers(libc::SYS_kcmp, args).named("kcmp")? {
+        0 => Ok(std::cmp::Ordering::Equal),
+        1 => Ok(std::cmp::Ordering::Less),
+        _ => Ok(std::cmp::Ordering::Greater),
+    }
+}
+
+/// Head and size of a thread's robust futex list (get_robust_list(2)).
+pub fn robust_list(tid: i32) -> Result<(u64, u64)> {
+    let (mut head, mut len) = (0u64, 0u64);
+    // SAFETY: two live words the kernel writes.
+    sys::check(unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) })
+        .named("get_robust_list")?;
+    Ok((head, len))
+}
+
+/// `struct sched_attr` (sched_setattr(2)), its first 48 bytes.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable,
+)]
+#[repr(C)]
+pub struct SchedAttr {
+    /// Size of the structure.
+    pub size: u32,
+    /// SCHED_*.
+    pub policy: u32,
+    /// SCHED_FLAG_*.
+    pub flags: u64,
+    /// Nice value.
+    pub nice: i32,
+    /// Real-time priority.
+    pub priority: u32,
+    /// Nanoseconds.
+    pub runtime: u64,
+    /// Nanoseconds.
+    pub deadline: u64,
+    /// Nanoseconds.
+    pub period: u64,
+}
+
+/// Scheduling attributes of a thread (sched_getattr(2)).
+pub fn sched_attr(tid: i32) -> Result<SchedAttr> {
+    let mut attr = SchedAttr::default();
+    let size = size_of::<SchedAttr>();
+    // SAFETY: `attr` is live and of the size passed.
+    sys::check(unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attr, size, 0) })
+        .named("sched_getattr")?;
+    Ok(attr)
+}
+
+/// CPUs a thread may run on, as the kernel's bit array (sched_getaffinity(2)).
+pub fn affinity(tid: i32) -> Result<Vec<u8>> {
+    let mut mask = vec![0u8; 1024];
+    // SAFETY: `mask` is live and of the length passed; the kernel returns how many bytes it wrote.
+    let n =
+        sys::check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid, mask.len(), mask.as_mut_ptr()) })
+            .named("sched_getaffinity")?;
+    mask.truncate(n as usize);
+    Ok(mask)
+}
+
+/// I/O priority of a thread (ioprio_get(2)).
+pub fn ioprio(tid: i32) -> Result<u32> {
+    const WHO_PROCESS: u64 = 1;
+    sys::numbers(libc::SYS_ioprio_get, [WHO_PROCESS, tid as u64, 0, 0, 0])
+        .named("ioprio_get")
+        .map(|v| v as u32)
+}
+
+/// XCR0: the xsave components the kernel has enabled, 0 without xsave.
+pub fn xfeatures() -> u64 {
+    if std::arch::x86_64::__cpuid(1).ecx & (1 << 27) == 0 {
+        return 0;
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: OSXSAVE (cpuid 1, ecx bit 27) says that xgetbv may be executed; it reads XCR0 only.
+    unsafe {
+        std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack))
+    };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Sends `signal` to process `pid` (kill(2)).
+pub fn kill(pid: i32, signal: i32) -> Result<()> {
+    sys::numbers(libc::SYS_kill, [pid as u64, signal as u64, 0, 0, 0]).named("kill").map(|_| ())
+}

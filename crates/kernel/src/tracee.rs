@@ -1,0 +1,350 @@
+//! Threads under ptrace, with their state in the type.
+//!
+//! [`Running`] → [`Running::interrupt`] → [`Stopped`], which runs in steps that each end in a
+//! stop again. Dropping a [`Stopped`] lets the thread go; PTRACE_DETACH needs a stop, so a
+//! [`Running`] one is let go when the coordinator ends. ptrace(2) belongs to the thread
+//! that attached: neither type is [`Send`].
+
+use crate::{
+    error::{Error, Named, Result},
+    sys,
+};
+use ckpt_image::record::Regs;
+use rustix::io::Errno;
+use std::{
+    marker::PhantomData,
+    time::{Duration, Instant},
+};
+use zerocopy::IntoBytes;
+
+/// Options every tracee gets.
+const OPTIONS: libc::c_int = libc::PTRACE_O_TRACESYSGOOD;
+/// How long a thread may take to stop before we give up.
+const STOP_SECONDS: u64 = 10;
+/// Register set of the xsave area (include/uapi/linux/elf.h).
+const NT_X86_XSTATE: u64 = 0x202;
+/// Largest xsave area we accept from a kernel.
+const XSTATE_MAX: usize = 64 << 10;
+
+/// An attached thread that runs.
+#[derive(Debug)]
+#[must_use]
+pub struct Running {
+    tid: i32,
+    not_send: PhantomData<*const ()>,
+}
+
+/// An attached thread that is in a ptrace stop.
+#[derive(Debug)]
+#[must_use]
+pub struct Stopped {
+    tid: i32,
+    /// Still ours to detach: not once it was let go or has ended.
+    attached: bool,
+    /// SIGSTOPs taken out of the way while the thread was ours.
+    held: Vec<i32>,
+    not_send: PhantomData<*const ()>,
+}
+
+/// Why a wait returned.
+enum Event {
+    Stop(i32),
+    Ended,
+}
+
+/// waitpid(2) for one thread; `None` when nothing happened and `block` is false.
+fn wait(tid: i32, block: bool) -> Result<Option<Event>> {
+    let mut status = 0;
+    let flags = libc::__WALL | if block { 0 } else { libc::WNOHANG };
+    // SAFETY: `status` is a live i32 the kernel may write.
+    let result = unsafe { libc::waitpid(tid, &raw mut status, flags) };
+    match sys::check(libc::c_long::from(result)) {
+        Ok(0) => Ok(None),
+        Ok(_) if libc::WIFSTOPPED(status) => Ok(Some(Event::Stop(status))),
+        Ok(_) => Ok(Some(Event::Ended)),
+        Err(Errno::INTR) => Ok(None),
+        Err(Errno::CHILD) => Ok(Some(Event::Ended)),
+        Err(errno) => Err(Error::Os { call: "waitpid", errno }),
+    }
+}
+
+/// Names a ptrace failure; ESRCH means the thread is gone.
+fn ptraced<T>(tid: i32, call: &'static str, result: Result<T, Errno>) -> Result<T> {
+    match result {
+        Err(Errno::SRCH) => Err(Error::Gone { tid }),
+        other => other.named(call),
+    }
+}
+
+impl Running {
+    /// Attaches to thread `tid` without stopping it. `exit_kill`: it dies with us.
+    pub fn seize(tid: i32, exit_kill: bool) -> Result<Running> {
+        let options = OPTIONS | if exit_kill { libc::PTRACE_O_EXITKILL } else { 0 };
+        ptraced(tid, "ptrace(PTRACE_SEIZE)", sys::ptrace(libc::PTRACE_SEIZE, tid, 0, options as u64))?;
+        Ok(Running { tid, not_send: PhantomData })
+    }
+
+    /// A thread the kernel attached for us (CLONE_PTRACE).
+    pub(crate) fn adopted(tid: i32) -> Running {
+        Running { tid, not_send: PhantomData }
+    }
+
+    /// Thread id.
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// Asks the thread to stop (PTRACE_INTERRUPT) without waiting for it.
+    pub fn ask(&self) -> Result<()> {
+        let tid = self.tid;
+        ptraced(tid, "ptrace(PTRACE_INTERRUPT)", sys::ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0)).map(|_| ())
+    }
+
+    /// Stops the thread wherever it is.
+    pub fn interrupt(self) -> Result<Stopped> {
+        self.ask()?;
+        self.wait_stop()
+    }
+
+    /// Waits for the next stop. A thread in uninterruptible sleep
+    /// is waited for at most 10 s.
+    pub fn wait_stop(self) -> Result<Stopped> {
+        let tid = self.tid;
+        let begin = Instant::now();
+        let mut turns = 0u32;
+        loop {
+            match wait(tid, false)? {
+                Some(Event::Stop(_)) => {
+                    return Ok(Stopped { tid, attached: true, held: Vec::new(), not_send: PhantomData });
+                }
+                Some(Event::Ended) => return Err(Error::Gone { tid }),
+                None => {}
+            }
+            turns += 1;
+            if turns < 40 {
+                rustix::thread::sched_yield();
+            } else if begin.elapsed() > Duration::from_secs(STOP_SECONDS) {
+                return Err(Error::Timeout { tid, seconds: STOP_SECONDS });
+            } else {
+                std::thread::sleep(Duration::from_micros(if turns < 200 { 50 } else { 2000 }));
+            }
+        }
+    }
+}
+
+impl Stopped {
+    /// Thread id.
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// General registers (NT_PRSTATUS).
+    pub fn regs(&self) -> Result<Regs> {
+        let mut regs = Regs::default();
+        let tid = self.tid();
+        let set = libc::NT_PRSTATUS as u64;
+        let n = ptraced(
+            tid,
+            "ptrace(PTRACE_GETREGSET, NT_PRSTATUS)",
+            sys::ptrace_regset(libc::PTRACE_GETREGSET, tid, set, regs.as_mut_bytes()),
+        )?;
+        if n == size_of::<Regs>() {
+            Ok(regs)
+        } else {
+            Err(Error::Os { call: "ptrace(PTRACE_GETREGSET) of a 32-bit task", errno: Errno::NOEXEC })
+        }
+    }
+
+    /// Sets the general registers.
+    pub fn set_regs(&mut self, regs: &Regs) -> Result<()> {
+        let tid = self.tid();
+        let mut regs = *regs;
+        let set = libc::NT_PRSTATUS as u64;
+        ptraced(
+            tid,
+            "ptrace(PTRACE_SETREGSET, NT_PRSTATUS)",
+            sys::ptrace_regset(libc::PTRACE_SETREGSET, tid, set, regs.as_mut_bytes()),
+        )?;
+        Ok(())
+    }
+
+    /// FPU, SSE, AVX ... state: the xsave area (NT_X86_XSTATE).
+    pub fn xstate(&self) -> Result<Vec<u8>> {
+        let mut area = vec![0; XSTATE_MAX];
+        let tid = self.tid();
+        let set = NT_X86_XSTATE;
+        let n = ptraced(
+            tid,
+            "ptrace(PTRACE_GETREGSET, NT_X86_XSTATE)",
+            sys::ptrace_regset(libc::PTRACE_GETREGSET, tid, set, &mut area),
+        )?;
+        area.truncate(n);
+        Ok(area)
+    }
+
+    /// Sets the xsave area.
+    pub fn set_xstate(&mut self, area: &[u8]) -> Result<()> {
+        let tid = self.tid();
+        let mut area = area.to_vec();
+        let set = NT_X86_XSTATE;
+        ptraced(
+            tid,
+            "ptrace(PTRACE_SETREGSET, NT_X86_XSTATE)",
+            sys::ptrace_regset(libc::PTRACE_SETREGSET, tid, set, &mut area),
+        )?;
+        Ok(())
+    }
+
+    /// Blocked signals.
+    pub fn sigmask(&self) -> Result<u64> {
+        let mut mask = 0u64;
+        let tid = self.tid();
+        let call = "ptrace(PTRACE_GETSIGMASK)";
+        ptraced(tid, call, sys::ptrace_buffer(libc::PTRACE_GETSIGMASK, tid, 8, &mut mask))?;
+        Ok(mask)
+    }
+
+    /// Sets the blocked signals.
+    pub fn set_sigmask(&mut self, mask: u64) -> Result<()> {
+        let mut mask = mask;
+        let tid = self.tid();
+        let call = "ptrace(PTRACE_SETSIGMASK)";
+        ptraced(tid, call, sys::ptrace_buffer(libc::PTRACE_SETSIGMASK, tid, 8, &mut mask))?;
+        Ok(())
+    }
+
+    /// The pending signals, as raw 128-byte siginfos in queue order: the thread's own or those of
+    /// its process (PTRACE_PEEKSIGINFO).
+    pub fn pending(&self, shared: bool) -> Result<Vec<[u8; 128]>> {
+        #[derive(Default, zerocopy::IntoBytes, zerocopy::Immutable)]
+        #[repr(C)]
+        struct PeekArgs {
+            off: u64,
+            flags: u32,
+            nr: i32,
+        }
+        let mut all = Vec::new();
+        loop {
+            let args = PeekArgs { off: all.len() as u64, flags: u32::from(shared), nr: 16 };
+            let mut infos = [[0u8; 128]; 16];
+            // SAFETY: `args` is a live ptrace_peeksiginfo_args; the kernel writes at most `nr` =
+            // 16 siginfos of 128 bytes to `infos`, exclusively borrowed for the call.
+            let result = sys::check(unsafe {
+                libc::ptrace(libc::PTRACE_PEEKSIGINFO, self.tid(), &raw const args, &raw mut infos)
+            });
+            let n = ptraced(self.tid(), "ptrace(PTRACE_PEEKSIGINFO)", result)? as usize;
+            all.extend(infos.iter().take(n));
+            if n < infos.len() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// The registered rseq(2) area: address, size, signature, flags (PTRACE_GET_RSEQ_CONFIGURATION,
+    /// Linux 5.13). Zeros when there is none.
+    pub fn rseq(&self) -> Result<(u64, u32, u32, u32)> {
+        let mut words = [0u32; 6];
+        let tid = self.tid();
+        let call = "ptrace(PTRACE_GET_RSEQ_CONFIGURATION)";
+        ptraced(tid, call, sys::ptrace_buffer(0x420f, tid, 24, &mut words))?;
+        let [low, high, size, sig, flags, _] = words;
+        Ok((u64::from(high) << 32 | u64::from(low), size, sig, flags))
+    }
+
+    /// Lets the thread run until it stops with RIP at `rip` by a signal of ours. Stops of other
+    /// kinds are passed over: job control stops are held back until the thread is let go, stray
+    /// signals (only ones that are ignored anyway can come: all others are blocked) are dropped.
+    pub fn run_to(&mut self, rip: u64) -> Result<()> {
+        for _ in 0..64 {
+            let status = self.go(libc::PTRACE_CONT, "ptrace(PTRACE_CONT)")?;
+            let signal = libc::WSTOPSIG(status) & 0x7f;
+            let event = status >> 16;
+            if event == 0 && signal == libc::SIGSTOP {
+                self.held.push(signal);
+                continue;
+            }
+            let at = self.regs()?.rip;
+            if event == 0 && at == rip {
+                return Ok(());
+            }
+            if event == 0 && [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGTRAP].contains(&signal) {
+                return Err(Error::Unexpected { tid: self.tid(), rip: at, status });
+            }
+        }
+        Err(Error::Unexpected { tid: self.tid(), rip, status: 0 })
+    }
+
+    /// Lets the thread run to the next entry to, or exit from, a system call.
+    pub fn run_to_syscall(&mut self) -> Result<()> {
+        for _ in 0..64 {
+            let status = self.go(libc::PTRACE_SYSCALL, "ptrace(PTRACE_SYSCALL)")?;
+            if libc::WSTOPSIG(status) == libc::SIGTRAP | 0x80 {
+                return Ok(());
+            }
+        }
+        Err(Error::Unexpected { tid: self.tid(), rip: 0, status: 0 })
+    }
+
+    /// From a system call's entry stop: lets it begin, interrupts it at once, and stops where it
+    /// was interrupted, its registers as the kernel left them.
+    pub fn begin_and_interrupt(&mut self) -> Result<()> {
+        let tid = self.tid();
+        ptraced(tid, "ptrace(PTRACE_INTERRUPT)", sys::ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0))?;
+        for _ in 0..64 {
+            let status = self.go(libc::PTRACE_CONT, "ptrace(PTRACE_CONT)")?;
+            if status >> 16 == libc::PTRACE_EVENT_STOP {
+                return Ok(());
+            }
+        }
+        Err(Error::Unexpected { tid, rip: 0, status: 0 })
+    }
+
+    /// Resumes and waits, without a time limit, for the next stop.
+    fn go(&mut self, request: libc::c_uint, call: &'static str) -> Result<i32> {
+        let tid = self.tid();
+        ptraced(tid, call, sys::ptrace(request, tid, 0, 0))?;
+        loop {
+            match wait(tid, true)? {
+                Some(Event::Stop(status)) => return Ok(status),
+                Some(Event::Ended) => {
+                    self.attached = false;
+                    return Err(Error::Gone { tid });
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Lets the thread go for good, with the registers and mask it has now.
+    pub fn detach(mut self) -> Result<()> {
+        self.let_go()
+    }
+
+    /// Waits for the end of a thread that has been sent SIGKILL.
+    pub fn wait_end(mut self) {
+        self.attached = false;
+        while let Ok(event) = wait(self.tid, true) {
+            if matches!(event, Some(Event::Ended)) {
+                return;
+            }
+        }
+    }
+
+    fn let_go(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.attached) {
+            return Ok(());
+        }
+        for signal in &self.held {
+            // SIGSTOP and its kin are process-wide; one that came meanwhile takes effect now.
+            let _ = sys::numbers(libc::SYS_kill, [self.tid as u64, *signal as u64, 0, 0, 0]);
+        }
+        ptraced(self.tid, "ptrace(PTRACE_DETACH)", sys::ptrace(libc::PTRACE_DETACH, self.tid, 0, 0))?;
+        Ok(())
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = self.let_go();
+    }
+}

@@ -1,0 +1,436 @@
+//! A visit: threads of a stopped process run syscall programs for us and end up exactly as they
+//! were.
+//!
+//! The order of steps is such that the coordinator may die between any two of them: whenever a
+//! thread's RIP is in our code, that code's data words lead it home.
+//! 1. The stub is written into a zeroed tail of executable memory and run in the leader: it blocks
+//!    signals *itself* (PTRACE_SETSIGMASK would strand the mask) and maps the *slot*.
+//! 2. Each thread gets a *bay* in the slot: the loop, its data words, descriptors, data.
+//! 3. Leaving: RIP to the part of home behind the flags, mask, then the raw registers; the leader
+//!    last, after its stub has unmapped the slot. The stub's bytes are restored.
+//!
+//! A slot that a dead coordinator left is recognised by [`code::MAGIC`] and unmapped by the next
+//! visit.
+
+use crate::{
+    code::{self, Code, DESC_SIZE, MAGIC},
+    error::{Error, Result},
+    memory::{self, Span},
+    program::{Batch, Outcome, Program},
+    tracee::Stopped,
+};
+use ckpt_image::record::Regs;
+use rustix::io::Errno;
+use std::{fs::File, os::unix::fs::FileExt};
+
+/// Bytes of a thread's bay.
+pub const BAY_SIZE: usize = 4096;
+/// Bytes of the leader's bay.
+pub const LEADER_BAY_SIZE: usize = 64 << 10;
+/// `orig_rax` of a task that is in no system call.
+pub(crate) const NO_SYSCALL: u64 = u64::MAX;
+/// The kernel's private "restart me" results and EINTR, as they stand in rax.
+const ERESTARTSYS: u64 = -512i64 as u64;
+const ERESTARTNOINTR: u64 = -513i64 as u64;
+const ERESTARTNOHAND: u64 = -514i64 as u64;
+pub(crate) const ERESTART_RESTARTBLOCK: u64 = -516i64 as u64;
+const NR_RESTART_SYSCALL: u64 = 219;
+
+/// Picks a signal whose delivery to an untraced task does nothing: neither caught, nor blocked,
+/// nor pending. The arguments are masks as in /proc/PID/status.
+pub fn park_signal(caught: u64, ignored: u64, blocked: u64, pending: u64) -> Option<i32> {
+    let bit = |signal: i32| 1u64 << (signal - 1);
+    let harmless = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD, libc::SIGCONT];
+    let explicitly = (1..32).filter(|s| ignored & bit(*s) != 0);
+    let usable = |s: &i32| (caught | pending) & bit(*s) == 0;
+    let candidates: Vec<i32> = harmless.into_iter().chain(explicitly).filter(usable).collect();
+    candidates.iter().find(|s| blocked & bit(**s) == 0).or(candidates.first()).copied()
+}
+
+/// The registers with which user mode would go on from `raw` (what the kernel's signal return
+/// path makes of an interrupted call).
+pub fn home_regs(raw: &Regs) -> Regs {
+    let mut regs = *raw;
+    if regs.orig_rax as i64 >= 0 {
+        match regs.rax {
+            ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
+                regs.rax = regs.orig_rax;
+                regs.rip = regs.rip.wrapping_sub(2);
+            }
+            ERESTART_RESTARTBLOCK => {
+                regs.rax = NR_RESTART_SYSCALL;
+                regs.rip = regs.rip.wrapping_sub(2);
+            }
+            _ => {}
+        }
+    }
+    regs
+}
+
+/// The data words of a code image (see `code.rs`), behind the magic.
+fn words(raw: &Regs, mask: u64, pid: i32, tid: i32, signal: i32) -> [u64; 24] {
+    let home = home_regs(raw);
+    let block = !(1u64 << (signal - 1));
+    let mut words = [
+        MAGIC,
+        block,
+        mask,
+        pid as u64,
+        tid as u64,
+        signal as u64,
+        home.eflags,
+        home.rsp,
+        home.rip,
+        home.rax,
+        home.rbx,
+        home.rcx,
+        home.rdx,
+        home.rsi,
+        home.rdi,
+        home.rbp,
+        home.r8,
+        home.r9,
+        home.r10,
+        home.r11,
+        home.r12,
+        home.r13,
+        home.r14,
+        home.r15,
+    ];
+    // RF and TF would trap on the way home.
+    if let Some(flags) = words.get_mut(6) {
+        *flags &= !0x10100;
+    }
+    words
+}
+
+/// A code image with its data words filled in.
+fn image(code: Code, words: &[u64], extra: &[u64]) -> Vec<u8> {
+    let mut bytes = code.bytes.to_vec();
+    let tail = words.iter().chain(extra).flat_map(|w| w.to_le_bytes());
+    for (byte, new) in bytes.iter_mut().skip(code.words).zip(tail) {
+        *byte = new;
+    }
+    bytes
+}
+
+/// Where a thread runs programs.
+#[derive(Clone, Copy, Debug)]
+pub struct Bay {
+    /// First address.
+    pub address: u64,
+    /// Bytes.
+    pub size: usize,
+}
+
+impl Bay {
+    /// Offset of the descriptors: after the code and its words, 16-aligned.
+    fn descs(code: &Code) -> usize {
+        code.bytes.len().next_multiple_of(16)
+    }
+
+    /// Address at which a parked thread stands.
+    pub fn parked(&self) -> u64 {
+        self.address + code::bay().parked
+    }
+
+    /// Address of a `syscall` instruction.
+    pub fn syscall(&self) -> u64 {
+        self.address + code::bay().syscall
+    }
+
+    /// Address of memory that programs use and nothing else does, when no program runs.
+    pub fn scratch(&self) -> u64 {
+        self.address + Self::descs(&code::bay()) as u64
+    }
+
+    /// Writes the loop and the way home of one thread.
+    pub fn furnish(&self, pid: i32, tid: i32, raw: &Regs, mask: u64, signal: i32) -> Result<()> {
+        let code = code::bay();
+        let words = words(raw, mask, pid, tid, signal);
+        memory::write(pid, self.address, &image(code, &words, &[self.scratch(), 0, 0]))
+    }
+
+    /// Runs `program` in `thread`, whose registers are `base` but for RIP; leaves it parked. Stops
+    /// at the first call that fails and must not.
+    pub fn run(
+        &self,
+        pid: i32,
+        thread: &mut Stopped,
+        base: &Regs,
+        program: &Program,
+    ) -> Result<Vec<Outcome>> {
+        let code = code::bay();
+        let descs = Self::descs(&code);
+        let room = self.size.saturating_sub(descs);
+        let mut results: Vec<Outcome> = Vec::with_capacity(program.len());
+        while results.len() < program.len() {
+            let first = results.len();
+            let batch = Batch::build(program, first, &results, self.scratch(), room)
+                .map_err(|need| Error::TooBig { need, have: room })?;
+            let control: Vec<u8> =
+                [self.scratch(), batch.count as u64, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
+            let control_at = self.address + (code.words + 192) as u64;
+            let spans = [
+                Span { start: control_at, len: control.len() },
+                Span { start: self.scratch(), len: batch.bytes.len() },
+            ];
+            let sent = [control, batch.bytes.clone()].concat();
+            if memory::write_spans(pid, &spans, &sent)? != sent.len() {
+                return Err(Error::Os { call: "process_vm_writev", errno: Errno::FAULT });
+            }
+            thread.set_regs(&Regs { rip: self.address, orig_rax: NO_SYSCALL, ..*base })?;
+            thread.run_to(self.parked())?;
+            let len = if batch.has_outputs() { batch.bytes.len() } else { batch.count * DESC_SIZE };
+            let mut back = vec![0; 8 + len];
+            let spans = [Span { start: control_at + 16, len: 8 }, Span { start: self.scratch(), len }];
+            memory::read_spans(pid, &spans, &mut back)?;
+            let (failed, after) = back.split_at(8);
+            let outcomes = batch.outcomes(after);
+            let failed = failed.try_into().map_or(0, u64::from_le_bytes);
+            if failed != 0 {
+                let at = (failed.saturating_sub(self.scratch()) as usize) / DESC_SIZE;
+                let (what, object) = program.label(first + at);
+                let errno = outcomes.get(at).map_or(0, |o| o.result.unsigned_abs() as i32);
+                let errno = Errno::from_raw_os_error(errno);
+                return Err(Error::Call { tid: thread.tid(), what, object, errno });
+            }
+            results.extend(outcomes);
+        }
+        Ok(results)
+    }
+}
+
+/// One thread of a visit, with what it must get back.
+#[derive(Debug)]
+struct Guest {
+    thread: Stopped,
+    raw: Regs,
+    mask: u64,
+    signal: i32,
+    bay: Bay,
+    /// RIP is, or may be, in our code.
+    inside: bool,
+}
+
+impl Guest {
+    /// Gives registers and mask back, from a park in the code image at `address`.
+    fn put_back(&mut self, address: u64, settled: u64) -> Result<()> {
+        if !self.inside {
+            return Ok(());
+        }
+        let home = home_regs(&self.raw);
+        self.thread.set_regs(&Regs { rip: address + settled, orig_rax: NO_SYSCALL, ..home })?;
+        self.thread.set_sigmask(self.mask)?;
+        self.thread.set_regs(&self.raw)?;
+        self.inside = false;
+        Ok(())
+    }
+}
+
+/// The stub's place in a process, and what was there.
+#[derive(Debug)]
+struct Foothold {
+    mem: File,
+    address: u64,
+    saved: Vec<u8>,
+}
+
+impl Foothold {
+    /// Finds room for the stub at the end of one of `texts` (executable private mappings, the vdso
+    /// first). A stub that a dead coordinator left counts as room.
+    fn find(pid: i32, texts: &[Span]) -> Result<Foothold> {
+        let code = code::stub();
+        let need = code.bytes.len();
+        let mem =
+            std::fs::OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem")).map_err(
+                |e| Error::Os {
+                    call: "open(/proc/PID/mem)",
+                    errno: Errno::from_io_error(&e).unwrap_or(Errno::IO),
+                },
+            )?;
+        for text in texts {
+            let Some(at) = (text.start + text.len as u64).checked_sub(need as u64) else { continue };
+            let address = at & !15;
+            let mut tail = vec![0; need];
+            if memory::read(pid, address, &mut tail).is_err() {
+                continue;
+            }
+            let left_behind = tail.get(..code.words) == code.bytes.get(..code.words);
+            if left_behind || tail.iter().all(|&b| b == 0) {
+                return Ok(Foothold { mem, address, saved: vec![0; need] });
+            }
+        }
+        Err(Error::NoRoom { need })
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<()> {
+        self.mem.write_all_at(bytes, self.address).map_err(|e| Error::Os {
+            call: "write(/proc/PID/mem)",
+            errno: Errno::from_io_error(&e).unwrap_or(Errno::IO),
+        })
+    }
+
+    /// One system call in `guest`, which must be the only thread that uses the stub.
+    fn syscall(&self, pid: i32, guest: &mut Guest, nr: i64, args: [u64; 6]) -> Result<u64> {
+        let code = code::stub();
+        let words = words(&guest.raw, guest.mask, pid, guest.thread.tid(), guest.signal);
+        let extra: Vec<u64> = std::iter::once(nr as u64).chain(args).collect();
+        self.write(&image(code, &words, &extra))?;
+        let home = home_regs(&guest.raw);
+        guest.inside = true;
+        guest.thread.set_regs(&Regs { rip: self.address, orig_rax: NO_SYSCALL, ..home })?;
+        guest.thread.run_to(self.address + code.parked)?;
+        let result = guest.thread.regs()?.rbx;
+        if (result as i64) < 0 && (result as i64) > -4096 {
+            let errno = Errno::from_raw_os_error((result as i64).unsigned_abs() as i32);
+            return Err(Error::Call {
+                tid: guest.thread.tid(),
+                what: "bootstrap system call",
+                object: nr as u64,
+                errno,
+            });
+        }
+        Ok(result)
+    }
+}
+
+/// Threads of one process, parked in our code between programs.
+#[derive(Debug)]
+pub struct Visit {
+    pid: i32,
+    guests: Vec<Guest>,
+    foothold: Foothold,
+    slot: Option<Span>,
+}
+
+/// A thread to be visited.
+#[derive(Debug)]
+pub struct Visitor {
+    /// The thread.
+    pub thread: Stopped,
+    /// Its registers, which it gets back.
+    pub raw: Regs,
+    /// Its blocked signals, which it gets back.
+    pub mask: u64,
+    /// See [`park_signal`].
+    pub signal: i32,
+}
+
+impl Visit {
+    /// Gets a foothold in process `pid`, whose threads (the one to do the work first) are all
+    /// stopped. `texts` are its executable private mappings, the vdso first.
+    pub fn enter(pid: i32, visitors: Vec<Visitor>, texts: &[Span]) -> Result<Visit> {
+        let foothold = Foothold::find(pid, texts)?;
+        let nowhere = Bay { address: 0, size: BAY_SIZE };
+        let guest = |v: Visitor| Guest {
+            thread: v.thread,
+            raw: v.raw,
+            mask: v.mask,
+            signal: v.signal,
+            bay: nowhere,
+            inside: false,
+        };
+        let guests: Vec<Guest> = visitors.into_iter().map(guest).collect();
+        let mut visit = Visit { pid, guests, foothold, slot: None };
+        visit.map_slot()?;
+        Ok(visit)
+    }
+
+    fn map_slot(&mut self) -> Result<()> {
+        let len = LEADER_BAY_SIZE + self.guests.len().saturating_sub(1) * BAY_SIZE;
+        let Some(leader) = self.guests.first_mut() else { return Err(Error::Gone { tid: self.pid }) };
+        let prot = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        let args = [0, len as u64, prot, flags, u64::MAX, 0];
+        let start = self.foothold.syscall(self.pid, leader, libc::SYS_mmap, args)?;
+        self.slot = Some(Span { start, len });
+        let mut at = start;
+        for (i, guest) in self.guests.iter_mut().enumerate() {
+            let size = if i == 0 { LEADER_BAY_SIZE } else { BAY_SIZE };
+            guest.bay = Bay { address: at, size };
+            at += size as u64;
+            guest.bay.furnish(self.pid, guest.thread.tid(), &guest.raw, guest.mask, guest.signal)?;
+        }
+        Ok(())
+    }
+
+    /// Threads visited.
+    pub fn len(&self) -> usize {
+        self.guests.len()
+    }
+
+    /// Whether nobody is visited.
+    pub fn is_empty(&self) -> bool {
+        self.guests.is_empty()
+    }
+
+    /// Our mapping in the process.
+    pub fn slot(&self) -> Option<Span> {
+        self.slot
+    }
+
+    /// Runs `program` in thread number `index`.
+    pub fn run(&mut self, index: usize, program: &Program) -> Result<Vec<Outcome>> {
+        let pid = self.pid;
+        let Some(guest) = self.guests.get_mut(index) else { return Err(Error::Gone { tid: pid }) };
+        let base = home_regs(&guest.raw);
+        guest.inside = true;
+        guest.bay.run(pid, &mut guest.thread, &base, program)
+    }
+
+    /// Unmaps a slot left by a coordinator that died.
+    pub fn unmap_stale(&mut self, stale: &[Span]) -> Result<()> {
+        let in_use =
+            |s: &&Span| !self.guests.iter().any(|g| (s.start..s.start + s.len as u64).contains(&g.raw.rip));
+        let mut program = Program::new();
+        for span in stale.iter().filter(in_use) {
+            let len = span.len as u64;
+            program.call(
+                "munmap of a stale slot",
+                span.start,
+                libc::SYS_munmap,
+                [span.start.into(), len.into()],
+            );
+        }
+        if !program.is_empty() {
+            self.run(0, &program)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves no trace, and gives the threads back, stopped as they were.
+    pub fn leave(mut self) -> Result<Vec<Stopped>> {
+        self.put_back()?;
+        Ok(std::mem::take(&mut self.guests).into_iter().map(|g| g.thread).collect())
+    }
+
+    fn put_back(&mut self) -> Result<()> {
+        let settled = code::bay().settled;
+        let mut others = self.guests.iter_mut();
+        let Some(leader) = others.next() else { return Ok(()) };
+        for guest in others {
+            let address = guest.bay.address;
+            guest.put_back(address, settled)?;
+        }
+        if let Some(slot) = self.slot.take() {
+            let args = [slot.start, slot.len as u64, 0, 0, 0, 0];
+            self.foothold.syscall(self.pid, leader, libc::SYS_munmap, args)?;
+        }
+        leader.put_back(self.foothold.address, code::stub().settled)?;
+        self.foothold.write(&self.foothold.saved)
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let _ = self.put_back();
+    }
+}
+
+/// Which of `candidates` (anonymous rwx mappings) are slots left by a coordinator that died.
+pub fn stale_slots(pid: i32, candidates: &[Span]) -> Vec<Span> {
+    let at = code::bay().words as u64;
+    let is_slot = |s: &&Span| memory::read_u64(pid, s.start + at).is_ok_and(|word| word == MAGIC);
+    candidates.iter().filter(is_slot).copied().collect()
+}

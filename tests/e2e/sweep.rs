@@ -1,0 +1,148 @@
+//! SIGKILL at random instants: of `checkpoint` (the target must not notice) and of `restart` (nothing may stay).
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use ckpt_tests::compare::differences;
+use ckpt_tests::context::Context;
+use ckpt_tests::sys::{self, random_below};
+use ckpt_tests::target::Target;
+use ckpt_tests::tool::Running;
+use ckpt_tests::view::{View, raw_maps};
+
+use crate::common::{Program, Test, ensure};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("checkpoint_killed_single", |ctx| checkpoint_killed(ctx, "1")),
+    ("checkpoint_killed_threads", |ctx| checkpoint_killed(ctx, "5")),
+    ("restart_killed_single", |ctx| restart_killed(ctx, "1")),
+    ("restart_killed_threads", |ctx| restart_killed(ctx, "5")),
+];
+
+/// The spinner's shared lines: count, twin, wrong.
+fn counts(dir: &Path, threads: usize) -> Result<Vec<[u64; 3]>> {
+    let raw = std::fs::read(dir.join("count"))?;
+    let word = |at: usize| u64::from_ne_bytes(raw[at..at + 8].try_into().expect("8 bytes"));
+    Ok((0..threads).map(|t| [word(t * 64), word(t * 64 + 8), word(t * 64 + 16)]).collect())
+}
+
+/// Every thread counts on, and none has noticed anything.
+fn counting(target: &mut Target, dir: &Path, threads: usize) -> Result<()> {
+    let before = counts(dir, threads)?;
+    sys::poll("every thread to count on", Duration::from_secs(5), || {
+        target.must_live()?;
+        let now = counts(dir, threads)?;
+        if let Some(t) = now.iter().position(|line| line[2] != 0) {
+            bail!("thread {t} saw something wrong: code {}", now[t][2]);
+        }
+        Ok(now.iter().zip(&before).all(|(n, b)| n[0] > b[0] + 1000).then_some(()))
+    })
+}
+
+/// The bytes of the target's vdso, where a visitor may put its first code.
+fn vdso(pid: i32) -> Result<Vec<u8>> {
+    let maps = raw_maps(pid)?;
+    let line = maps.lines().find(|l| l.ends_with("[vdso]")).context("no vdso")?;
+    let (start, end) = line.split_once(' ').and_then(|(r, _)| r.split_once('-')).context("maps")?;
+    let (start, end) = (u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?);
+    let mut bytes = vec![0; usize::try_from(end - start)?];
+    let mem = std::fs::File::open(format!("/proc/{pid}/mem"))?;
+    std::os::unix::fs::FileExt::read_exact_at(&mem, &mut bytes, start)?;
+    Ok(bytes)
+}
+
+/// Lets it run for a random part of `span`, then SIGKILLs it. True when it was still running.
+fn kill_within(mut run: Running, span: Duration) -> Result<bool> {
+    let until = Instant::now() + Duration::from_nanos(random_below(u64::try_from(span.as_nanos())?));
+    while Instant::now() < until {
+        std::hint::spin_loop();
+    }
+    Ok(run.kill())
+}
+
+fn checkpoint_killed(ctx: &Context, threads: &str) -> Result<()> {
+    let mut program = Program::start(ctx, "spinner", &[threads])?;
+    let (pid, threads) = (program.target.pid(), threads.parse()?);
+    counting(&mut program.target, program.dir.path(), threads)?;
+    let (view, maps, code) = (View::of(pid)?, raw_maps(pid)?, vdso(pid)?);
+    let (mut hits, mut code_left) = (0, 0);
+    let image = program.path("image");
+    let whole = ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?;
+    whole.expect_code(0)?;
+    for round in 0..ctx.kills / 2 {
+        let _ = std::fs::remove_file(&image);
+        let run = ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).start()?;
+        hits += u32::from(kill_within(run, whole.wall * 5 / 4)?);
+        let context = || format!("kill {round}");
+        counting(&mut program.target, program.dir.path(), threads).with_context(context)?;
+        let check = || {
+            let now = View::of(pid)?;
+            let found = differences(&view, &now);
+            Ok((found.is_empty() && raw_maps(pid)? == maps).then_some(()))
+        };
+        if sys::poll("the target to look as before", Duration::from_secs(2), check).is_err() {
+            let left: Vec<String> =
+                raw_maps(pid)?.lines().filter(|l| !maps.contains(*l)).map(str::to_owned).collect();
+            bail!("kill {round} left: {:?}; mappings: {left:?}", differences(&view, &View::of(pid)?));
+        }
+        code_left += u32::from(vdso(pid)? != code);
+        if image.exists() {
+            ctx.run("info", &["--verify"]).arg(&image).finish()?.expect_code(0).with_context(context)?;
+        }
+    }
+    println!(
+        "    {} kills, {hits} while it ran; code of a dead visitor found (harmless) after {code_left}",
+        ctx.kills / 2
+    );
+    ensure(
+        hits * 3 > ctx.kills / 2,
+        format!("only {hits} kills found checkpoint running: the test tests nothing"),
+    )?;
+    let _ = std::fs::remove_file(&image);
+    ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;
+    ensure(vdso(pid)? == code, "the next visit did not clean the vdso")?;
+    std::fs::remove_file(&image)?;
+    let image = program.save_and_kill(ctx)?;
+    program.back_from(ctx, &image).context("a full checkpoint and restart after the kills")?;
+    counting(&mut program.target, program.dir.path(), threads)
+}
+
+fn restart_killed(ctx: &Context, threads: &str) -> Result<()> {
+    let mut program = Program::start(ctx, "spinner", &[threads])?;
+    let (pid, threads) = (program.target.pid(), threads.parse()?);
+    let image = program.save_and_kill(ctx)?;
+    let whole = program.back_from(ctx, &image)?;
+    program.target.kill();
+    let (mut hits, mut finished) = (0, 0);
+    for round in 0..(ctx.kills / 3).max(10) {
+        let run = ctx.run("restart", &["-W", "-i"]).arg(&image).start()?;
+        hits += u32::from(kill_within(run, whole.wall * 5 / 4)?);
+        // Gone, or (killed after it had let the program go) wholly there.
+        let verdict = sys::poll("restart's tasks to be gone or running", Duration::from_secs(3), || {
+            let Ok(mut target) = Target::adopt(pid) else { return Ok(Some(false)) };
+            if target.ended().is_err() {
+                return Ok(Some(false)); // somebody else was given the pid
+            }
+            if target.ended()?.is_some() {
+                return Ok(Some(false));
+            }
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let count = status
+                .lines()
+                .find_map(|l| l.strip_prefix("Threads:\t"))
+                .and_then(|t| t.parse::<usize>().ok());
+            let whole = status.contains("TracerPid:\t0\n") && count == Some(threads);
+            if whole && counting(&mut target, program.dir.path(), threads).is_ok() {
+                return Ok(Some(true)); // dropping the target kills it
+            }
+            std::mem::forget(target);
+            Ok(None)
+        });
+        finished += u32::from(verdict.with_context(|| format!("kill {round}"))?);
+    }
+    println!("    {hits} kills while restart ran, {finished} restarts had already let the program go");
+    ensure(hits > 3, "no kill found restart running: the test tests nothing")?;
+    program.back_from(ctx, &image).context("the image still works")?;
+    counting(&mut program.target, program.dir.path(), threads)
+}

@@ -1,0 +1,253 @@
+//! Time and waiting: the real sleep, exit statuses, forwarded signals, shell pipelines, --stop.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use ckpt_tests::context::Context;
+use ckpt_tests::fixture::find_program;
+use ckpt_tests::sys;
+use ckpt_tests::target::{Ended, Start, Target};
+use ckpt_tests::tool::{LIMIT, Run, Running};
+
+use crate::common::{Program, Test, ensure, expect_line};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("sleep_ten", sleep_ten),
+    ("waits_and_copies_status", waits_and_copies_status),
+    ("forwards_signals", forwards_signals),
+    ("shows_status", shows_status),
+    ("pipeline_kill", pipeline_kill),
+    ("pipeline_new_pids", pipeline_new_pids),
+    ("stop_leaves_it_stopped", stop_leaves_it_stopped),
+    ("output_fd", output_fd),
+    ("inherit_fd", inherit_fd),
+    ("standard_pipes", standard_pipes),
+    ("same_session", same_session),
+];
+
+/// `sleep 10`, checkpointed at 3 s, restarted 5 s later, ends 7 s after the restart.
+fn sleep_ten(ctx: &Context) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let sleep = find_program("sleep").context("no sleep")?;
+    let argv = [sleep.into_os_string(), "10".into()];
+    let mut target =
+        Target::start(Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, own_session: true })?;
+    let (start, pid, image) = (Instant::now(), target.pid(), dir.path().join("image"));
+    std::thread::sleep(Duration::from_secs(3).saturating_sub(start.elapsed()));
+    let before = start.elapsed();
+    ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string()).finish()?.expect_code(0)?;
+    target.wait(LIMIT)?;
+    std::thread::sleep(Duration::from_secs(5));
+    ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?.expect_code(0)?;
+    let back = Instant::now();
+    target = Target::adopt(pid)?;
+    let ended = target.wait(Duration::from_secs(20))?;
+    let took = back.elapsed();
+    ensure(ended == Ended::Exit(0), format!("sleep ended with {ended:?}"))?;
+    let want = Duration::from_secs(10) - before;
+    println!("    checkpointed after {before:.3?}, ended {took:.3?} after the restart, want {want:.3?}");
+    ensure(
+        took.abs_diff(want) < Duration::from_millis(100),
+        format!("ended {took:?} after the restart, want {want:?}"),
+    )
+}
+
+/// A waiting `restart` of `image`, with its program up and running.
+fn waiting(ctx: &Context, program: &Program, args: &[&str], image: &std::path::Path) -> Result<Running> {
+    let run = ctx.run("restart", args).arg("-i").arg(image).start()?;
+    let (pid, parent) = (program.target.pid(), i64::from(run.pid()));
+    sys::poll("the restarted program", Duration::from_secs(10), || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let up = ckpt_tests::target::field_of_stat(pid, 4) == Some(parent);
+        Ok((up && status.contains("TracerPid:\t0\n") && status.contains("Name:\texits")).then_some(()))
+    })?;
+    Ok(run)
+}
+
+fn waits_and_copies_status(ctx: &Context) -> Result<()> {
+    for (args, want) in [(&[][..], 0), (&["-w"], 0), (&["--copy-status"], 7)] {
+        let mut program = Program::start(ctx, "exits", &["7"])?;
+        let image = program.save_and_kill(ctx)?;
+        let run = waiting(ctx, &program, args, &image)?;
+        std::fs::write(program.path("go"), "")?;
+        let outcome = run.finish(LIMIT)?;
+        outcome.expect_code(want).with_context(|| format!("{args:?}"))?;
+        ensure(
+            outcome.stdout.is_empty() && outcome.stderr.is_empty(),
+            format!("{args:?}: not silent: {}", outcome.stderr),
+        )?;
+    }
+    Ok(())
+}
+
+fn forwards_signals(ctx: &Context) -> Result<()> {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let mut program = Program::start(ctx, "exits", &["7"])?;
+        let image = program.save_and_kill(ctx)?;
+        let run = waiting(ctx, &program, &["--copy-status"], &image)?;
+        run.signal(signal)?;
+        run.finish(LIMIT)?.expect_code(100 + signal).with_context(|| format!("signal {signal}"))?;
+    }
+    Ok(())
+}
+
+fn shows_status(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let image = program.save_and_kill(ctx)?;
+    let run = waiting(ctx, &program, &["--show-status"], &image)?;
+    std::fs::write(program.path("go"), "")?;
+    let outcome = run.finish(LIMIT)?;
+    ensure(outcome.stderr.contains('7'), format!("--show-status says: {}", outcome.stderr))?;
+    let mut killed = Program::start(ctx, "exits", &["7"])?;
+    let image = killed.save_and_kill(ctx)?;
+    let run = waiting(ctx, &killed, &["--copy-status"], &image)?;
+    let pid = rustix::process::Pid::from_raw(killed.target.pid()).context("pid")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    run.finish(LIMIT)?.expect_code(128 + 9)?;
+    Ok(())
+}
+
+fn pipeline(ctx: &Context, line: &str, pid: &str) -> Result<Run> {
+    let mut shell = Command::new("bash");
+    shell.args(["-o", "pipefail", "-c", line]).arg(ctx.ckpt.as_ref().context("binary")?).arg(pid);
+    Ok(Run::new(shell))
+}
+
+/// `checkpoint --kill PID | restart -W`: the old process must be gone (and reaped, by us) before its pid is free.
+fn pipeline_kill(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let run = pipeline(ctx, "\"$0\" checkpoint --kill $1 | \"$0\" restart -W", &program.pid())?.start()?;
+    program.target.wait(LIMIT)?;
+    let outcome = run.finish(LIMIT)?;
+    outcome.expect_code(0)?;
+    ensure(
+        String::from_utf8_lossy(&outcome.stdout).trim() == program.pid(),
+        "restart -W printed another pid",
+    )?;
+    program.adopt()?;
+    program.ends_with(7)
+}
+
+/// `checkpoint PID | restart --new-pids -W`: a copy beside the original.
+fn pipeline_new_pids(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let line = "\"$0\" checkpoint $1 | \"$0\" restart --new-pids -W";
+    let outcome = pipeline(ctx, line, &program.pid())?.finish()?;
+    outcome.expect_code(0)?;
+    let copy: i32 =
+        String::from_utf8_lossy(&outcome.stdout).trim().parse().context("restart -W prints the pid")?;
+    ensure(copy != program.target.pid(), "the copy has the original's pid")?;
+    let mut copy = Target::adopt(copy)?;
+    copy.must_live()?;
+    program.unharmed()?;
+    program.ends_with(7)?;
+    let ended = copy.wait(LIMIT)?;
+    ensure(ended == Ended::Exit(7), format!("the copy ended with {ended:?}"))
+}
+
+fn stop_leaves_it_stopped(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let image = program.path("image");
+    ctx.run("checkpoint", &["--stop", "-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.pid()))?;
+    ensure(
+        status.contains("State:\tT (stopped)") && status.contains("TracerPid:\t0\n"),
+        format!("not stopped: {status}"),
+    )?;
+    program.target.signal(libc::SIGCONT)?;
+    program.ends_with(7)
+}
+
+fn output_fd(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let path = program.path("image");
+    let file = std::fs::File::create(&path)?;
+    let run = ctx.run("checkpoint", &["--kill", "--output-fd", "9"]).arg(program.pid()).pass(file.into(), 9);
+    run.finish()?.expect_code(0)?;
+    program.target.wait(LIMIT)?;
+    let file = std::fs::File::open(&path)?;
+    ctx.run("restart", &["-W", "--input-fd", "8"]).pass(file.into(), 8).finish()?.expect_code(0)?;
+    program.adopt()?;
+    program.ends_with(7)
+}
+
+/// A pipe from outside on a descriptor above 2: refused without --inherit-fd, works with it.
+fn inherit_fd(ctx: &Context) -> Result<()> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let dir = tempfile::tempdir()?;
+    let binary =
+        ckpt_tests::fixture::compile_c(ctx, &ctx.helpers.join("outside.c"), &["-pthread".to_owned()])?;
+    let shell = find_program("sh").context("sh")?.into_os_string();
+    let argv = [shell, "-c".into(), "exec \"$0\" 7 7<&0 </dev/null".into(), binary.into_os_string()];
+    let mut program = Program::start_argv(&argv, dir, Some(read.try_clone()?))?;
+    let image = program.save_and_kill(ctx)?;
+    let outcome = ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?;
+    expect_line(&outcome, "restart", &[1, 2, 3], &["fd 7", "--inherit-fd"])?;
+    for option in ["7", "7=5"] {
+        let mine = option.rsplit('=').next().context("fd")?.parse()?;
+        let run = ctx.run("restart", &["-W", "--inherit-fd", option, "-i"]).arg(&image);
+        run.pass(read.try_clone()?, mine)
+            .finish()?
+            .expect_code(0)
+            .with_context(|| format!("--inherit-fd {option}"))?;
+        program.adopt()?;
+        rustix::io::write(&write, b"through the pipe\n")?;
+        says(&program, "through the pipe\n")?;
+        program.target.kill();
+        std::fs::write(program.path("out"), "ready 1\n")?;
+    }
+    Ok(())
+}
+
+fn says(program: &Program, text: &str) -> Result<()> {
+    sys::poll(&format!("{text:?} in its output"), Duration::from_secs(5), || {
+        Ok(std::fs::read_to_string(program.path("out"))?.contains(text).then_some(()))
+    })
+}
+
+/// fds 0 and 1 that were pipes to and from outside take the restarter's.
+fn standard_pipes(ctx: &Context) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let binary =
+        ckpt_tests::fixture::compile_c(ctx, &ctx.helpers.join("outside.c"), &["-pthread".to_owned()])?;
+    let argv = [binary.into_os_string(), "0".into()];
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+    let ((stdin, feed), (listen, stdout)) = (pipe()?, pipe()?);
+    let start =
+        Start { argv: &argv, dir: dir.path(), stdin: Some(stdin), stdout: Some(stdout), own_session: true };
+    let mut target = Target::start(start)?;
+    let (pid, image, mut said) = (target.pid(), dir.path().join("image"), [0u8; 64]);
+    ensure(rustix::io::read(&listen, &mut said)? == 8, "it did not say that it is ready")?;
+    rustix::io::write(&feed, b"before\n")?;
+    ensure(rustix::io::read(&listen, &mut said)? == 7, "it did not repeat what it was told")?;
+    ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string()).finish()?.expect_code(0)?;
+    target.wait(LIMIT)?;
+    let run = ctx.run("restart", &["--copy-status", "-i"]).arg(&image);
+    let outcome = run.stdin_bytes(b"fed to the restarter\n".to_vec()).finish()?;
+    outcome.expect_code(0)?;
+    let got = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    ensure(got == "fed to the restarter\n", format!("through the restarter's stdout came {got:?}"))
+}
+
+/// A target that is no session leader: it goes back into the same session and group, ours.
+fn same_session(ctx: &Context) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let binary = ckpt_tests::fixture::compile_c(ctx, &ctx.helpers.join("exits.c"), &["-pthread".to_owned()])?;
+    let argv = [binary.into_os_string(), "7".into()];
+    let mut target =
+        Target::start(Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, own_session: false })?;
+    let ready = || Ok(std::fs::read_to_string(dir.path().join("out"))?.contains("ready").then_some(()));
+    sys::poll("ready", Duration::from_secs(5), ready)?;
+    let ids = |pid| (ckpt_tests::target::field_of_stat(pid, 5), ckpt_tests::target::field_of_stat(pid, 6));
+    let (pid, before, image) = (target.pid(), ids(target.pid()), dir.path().join("image"));
+    ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string()).finish()?.expect_code(0)?;
+    target.wait(LIMIT)?;
+    ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?.expect_code(0)?;
+    target = Target::adopt(pid)?;
+    if ids(pid) != before {
+        bail!("group and session were {before:?}, are {:?}", ids(pid));
+    }
+    std::fs::write(dir.path().join("go"), "")?;
+    ensure(target.wait(LIMIT)? == Ended::Exit(7), "it did not exit with 7")
+}

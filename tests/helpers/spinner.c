@@ -1,0 +1,49 @@
+// spinner N: N threads count for ever in a shared file `count` (one cache line each): the count, a twin that must
+// always be count * K + id, and a word that is set for good once the two disagree or a signal mask changes.
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+#define K 0x9e3779b97f4a7c15ULL
+struct line { volatile uint64_t count, twin, wrong, pad[5]; };
+static struct line *lines;
+static void *spin(void *arg) {
+    uint64_t id = (uint64_t)arg, a = 0, b = id;
+    struct line *l = &lines[id];
+    double d = 1.5;
+    for (;;) {
+        a++; b += K; d = d * 1.0000001 + 0.5;
+        if (b != a * K + id) l->wrong = 1;
+        l->count = a; l->twin = b;
+        if (d > 1e15) d = 1.5;
+        if (!(d >= 1.5)) l->wrong = 2;
+        if ((a & 0x3fff) == 0 && (id & 1)) { // odd threads also sleep, and must not see EINTR
+            struct timespec t = {0, 200000};
+            if (nanosleep(&t, NULL) != 0) l->wrong = 3;
+        }
+        if ((a & 0xfffff) == 0) {
+            sigset_t s;
+            pthread_sigmask(SIG_BLOCK, NULL, &s);
+            if (!sigismember(&s, SIGUSR2) || sigismember(&s, SIGTERM) || sigismember(&s, SIGURG)) l->wrong = 4;
+        }
+    }
+    return NULL;
+}
+int main(int argc, char **argv) {
+    int n = argc > 1 ? atoi(argv[1]) : 1, fd = open("count", O_RDWR | O_CREAT, 0644);
+    pthread_t t;
+    sigset_t s;
+    sigemptyset(&s); sigaddset(&s, SIGUSR2); sigprocmask(SIG_BLOCK, &s, NULL);
+    if (fd < 0 || ftruncate(fd, 4096) != 0) return 2;
+    lines = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (lines == MAP_FAILED) return 2;
+    for (long i = 1; i < n; i++) if (pthread_create(&t, NULL, spin, (void *)i)) return 2;
+    if (write(1, "ready 1\n", 8) != 8) return 2;
+    spin((void *)0);
+}

@@ -1,0 +1,99 @@
+//! As much of the image format as a black-box test may know (docs/image-format.md): framing and checksums.
+
+use anyhow::{Context as _, Result, bail};
+use twox_hash::XxHash3_64;
+
+/// The offset of `arch` in every image of every revision.
+pub const ARCH_OFFSET: usize = 20;
+
+/// The offsets at which records begin, and the end.
+///
+/// # Errors
+/// The lengths do not add up to the whole.
+pub fn boundaries(image: &[u8]) -> Result<Vec<usize>> {
+    let mut at = 0;
+    let mut found = vec![0];
+    while at < image.len() {
+        let Some(header) = image.get(at..at + 8) else { bail!("half a header at byte {at}") };
+        let len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
+        if len < 8 || !len.is_multiple_of(8) || at + len > image.len() {
+            bail!("a record of {len} bytes at byte {at}");
+        }
+        at += len;
+        found.push(at);
+    }
+    Ok(found)
+}
+
+/// Type of the record that says what the processor must offer.
+pub const HEADER_ARCH: u32 = 2;
+const PAD: u32 = 9;
+const SUM: u32 = 10;
+const PGARR: u32 = 403;
+const TAIL: u32 = 9001;
+
+fn kind(image: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([image[at], image[at + 1], image[at + 2], image[at + 3]])
+}
+
+/// Where the first record of a type begins.
+///
+/// # Errors
+/// There is none.
+pub fn record_of_type(image: &[u8], wanted: u32) -> Result<usize> {
+    let records = boundaries(image)?;
+    let found = records.iter().find(|at| **at < image.len() && kind(image, **at) == wanted);
+    found.copied().with_context(|| format!("no record of type {wanted}"))
+}
+
+/// Makes all sums right again, after a change to the contents.
+///
+/// # Errors
+/// The framing is broken.
+pub fn reseal(image: &mut [u8]) -> Result<()> {
+    let (mut sums, mut group) = (Vec::new(), 0);
+    for pair in boundaries(image)?.windows(2) {
+        let (at, end) = (pair[0], pair[1]);
+        let put = |image: &mut [u8], offset: usize, sum: u64| -> Result<()> {
+            let place = image[at..end].get_mut(offset..offset + 8).context("a record too short")?;
+            place.copy_from_slice(&sum.to_le_bytes());
+            Ok(())
+        };
+        match kind(image, at) {
+            SUM => {
+                let sum = XxHash3_64::oneshot(&image[group..at]);
+                put(image, 8, sum)?;
+                sums.extend(sum.to_le_bytes());
+                group = end;
+            }
+            PGARR => {
+                put(image, 32, 0)?;
+                let sum = XxHash3_64::oneshot(&image[at..end]);
+                put(image, 32, sum)?;
+                sums.extend(sum.to_le_bytes());
+                group = end;
+            }
+            TAIL => put(image, 16, XxHash3_64::oneshot(&sums))?,
+            PAD => group = end,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_every_record() {
+        let mut image = Vec::new();
+        for (kind, len) in [(1u32, 16u32), (9001, 8)] {
+            image.extend(kind.to_le_bytes());
+            image.extend(len.to_le_bytes());
+            image.resize(image.len() + len as usize - 8, 0);
+        }
+        assert_eq!(boundaries(&image).unwrap(), [0, 16, 24]);
+        assert!(boundaries(&image[..20]).is_err());
+    }
+}

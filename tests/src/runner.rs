@@ -1,0 +1,443 @@
+//! Runs one fixture in one variant.
+//!
+//! Pids: a restart takes the original pids, and between the kill and the restart another process may be given one of
+//! them. Allocation is sequential over 32768, so this is rare; an attempt that fails with exactly that error is made
+//! again from the start (at most twice), and the retry is counted and printed.
+
+use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use regex_lite::Regex;
+use tempfile::TempDir;
+
+use crate::compare::differences;
+use crate::context::Context;
+use crate::directives::Mode;
+use crate::fixture::Fixture;
+use crate::sys;
+use crate::target::{Ended, Start, Target};
+use crate::tool::{LIMIT, Outcome};
+use crate::view::View;
+
+/// What is done to a fixture.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Variant {
+    /// Nothing: it must pass by itself.
+    Undisturbed,
+    /// Checkpoint to a file, kill, restart from the file; each generation from the one before.
+    File,
+    /// The same through pipes: image on stdout, image on stdin.
+    Pipe,
+    /// Checkpoints that leave it running: the original passes, and looks untouched.
+    Running,
+    /// The checkpoint is refused and the program lives on.
+    Refused,
+}
+
+impl Variant {
+    /// The variants a fixture is run in.
+    #[must_use]
+    pub fn of(fixture: &Fixture) -> &'static [Variant] {
+        if fixture.directives.refuse.is_some() {
+            &[Variant::Undisturbed, Variant::Refused]
+        } else {
+            &[Variant::Undisturbed, Variant::File, Variant::Pipe, Variant::Running]
+        }
+    }
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Variant::Undisturbed => "undisturbed",
+            Variant::File => "file",
+            Variant::Pipe => "pipe",
+            Variant::Running => "running",
+            Variant::Refused => "refused",
+        }
+    }
+}
+
+/// How an attempt came out.
+enum Verdict {
+    Passed,
+    Skipped(String),
+}
+
+/// Runs `fixture` in `variant`.
+///
+/// # Errors
+/// Whatever is not as it should be.
+pub fn run(ctx: &Context, fixture: &Fixture, variant: Variant) -> Result<()> {
+    let name = format!("{} ({})", fixture.name, variant.name());
+    if let Some(missing) = fixture.missing() {
+        return ctx.skip(&name, &missing);
+    }
+    for attempt in 0..3 {
+        match Attempt::new(ctx, fixture, variant).and_then(|mut a| a.run()) {
+            Ok(Verdict::Passed) => return Ok(()),
+            Ok(Verdict::Skipped(why)) => return ctx.skip(&name, &why),
+            Err(e) if attempt < 2 && pid_was_taken(&e) => {
+                ctx.ledger.retry(format!("{name}: {e:#}"));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    unreachable!("the last attempt returns")
+}
+
+/// Whether a restart failed because another process has been given one of the pids.
+#[must_use]
+pub fn pid_was_taken(error: &anyhow::Error) -> bool {
+    let taken =
+        Regex::new(r"restart(?s:.*)\b(pid|tid|process id)\b.*\b(taken|in use|occupied|exists)\b").unwrap();
+    taken.is_match(&format!("{error:#}"))
+}
+
+/// A restart that did not succeed, with what it said.
+#[derive(Debug)]
+struct RestartFailed(String);
+impl std::fmt::Display for RestartFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "restart failed: {}", self.0)
+    }
+}
+impl std::error::Error for RestartFailed {}
+
+struct Attempt<'a> {
+    ctx: &'a Context,
+    fixture: &'a Fixture,
+    variant: Variant,
+    target: Target, // dropped, and so killed, before its directory goes
+    dir: TempDir,
+    images: TempDir,
+    stdin: Option<(OwnedFd, OwnedFd)>,
+    /// Bytes of stdout already looked at.
+    seen: usize,
+    /// Bounds of the time the target was not running.
+    down: (Duration, Duration),
+    checkpoints: u32,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(ctx: &'a Context, fixture: &'a Fixture, variant: Variant) -> Result<Attempt<'a>> {
+        let dir = tempfile::Builder::new().prefix(&format!("ckpt-{}-", fixture.name)).tempdir()?;
+        let mode = if fixture.directives.open_dir { 0o777 } else { 0o755 };
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(dir.path(), permissions)?;
+        for line in &fixture.directives.setup {
+            let done = Command::new("sh").args(["-c", line]).current_dir(dir.path()).status()?;
+            if !done.success() {
+                bail!("setup failed: {line}");
+            }
+        }
+        let argv = fixture.argv(ctx)?;
+        let stdin = if fixture.directives.stdin_pipe {
+            Some(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+        } else {
+            None
+        };
+        let for_target = stdin.as_ref().map(|(read, _)| read.try_clone()).transpose()?;
+        let start =
+            Start { argv: &argv, dir: dir.path(), stdin: for_target, stdout: None, own_session: true };
+        let target = Target::start(start)?;
+        let images = tempfile::tempdir()?;
+        let down = (Duration::ZERO, Duration::ZERO);
+        Ok(Attempt { ctx, fixture, variant, target, dir, images, stdin, seen: 0, down, checkpoints: 0 })
+    }
+
+    fn run(&mut self) -> Result<Verdict> {
+        let result = match self.fixture.directives.mode {
+            Mode::Step => self.run_steps(),
+            Mode::Free => self.run_free(),
+        };
+        result.map_err(|e| {
+            let said = std::fs::read_to_string(self.dir.path().join("err")).unwrap_or_default();
+            let note = if said.is_empty() { String::new() } else { format!("; its stderr: {}", said.trim()) };
+            if note.is_empty() { e } else { e.context(format!("the target wrote{note}")) }
+        })
+    }
+
+    fn run_steps(&mut self) -> Result<Verdict> {
+        loop {
+            let line = self.next_line()?;
+            if let Some(step) = line.strip_prefix("ready ") {
+                let refused = self.at_step().with_context(|| format!("at step {step}"))?;
+                self.go_on(step)?;
+                if refused {
+                    self.variant = Variant::Undisturbed; // it said no: the rest just has to work
+                }
+            } else if let Some(why) = line.strip_prefix("skip ") {
+                return Ok(Verdict::Skipped(why.to_owned()));
+            } else if line == "ok" {
+                let want = Ended::Exit(self.fixture.directives.expect_exit);
+                let ended = self.target.wait(self.fixture.directives.deadline)?;
+                if ended != want {
+                    bail!("it ended with {ended:?}, not {want:?}");
+                }
+                return Ok(Verdict::Passed);
+            } else {
+                bail!("the fixture says: {line}");
+            }
+        }
+    }
+
+    /// The next whole line of the target's stdout.
+    fn next_line(&mut self) -> Result<String> {
+        let path = self.dir.path().join("out");
+        let (target, seen) = (&mut self.target, &mut self.seen);
+        sys::poll("the target's next line", self.fixture.directives.deadline, || {
+            let ended = target.ended()?;
+            let out = std::fs::read(&path)?;
+            if let Some(len) = out[*seen..].iter().position(|b| *b == b'\n') {
+                let line = String::from_utf8_lossy(&out[*seen..*seen + len]).into_owned();
+                *seen += len + 1;
+                return Ok(Some(line));
+            }
+            ended.map_or(Ok(None), |e| bail!("the target ended with {e:?} before it said ok"))
+        })
+    }
+
+    /// Tells the target to go on from `step`.
+    fn go_on(&mut self, step: &str) -> Result<()> {
+        let text = format!("{} {}\n", self.down.0.as_millis(), self.down.1.as_millis());
+        let (draft, path) = (self.dir.path().join("go.draft"), self.dir.path().join(format!("go.{step}")));
+        std::fs::write(&draft, text)?;
+        std::fs::rename(draft, path)?;
+        if let Some(signal) = self.fixture.directives.signal {
+            self.target.signal(signal)?;
+        }
+        if let (Some(say), Some((_, write))) = (&self.fixture.directives.say, &self.stdin) {
+            rustix::io::write(write, say.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Does what the variant says at a step. True when the checkpoint was refused as the fixture allows.
+    fn at_step(&mut self) -> Result<bool> {
+        let directives = &self.fixture.directives;
+        match self.variant {
+            Variant::Undisturbed => return Ok(false),
+            Variant::Refused => {
+                let pattern = directives.refuse.as_ref().context("no Refuse directive")?;
+                self.refused(pattern)?;
+                return Ok(true);
+            }
+            Variant::File | Variant::Pipe | Variant::Running => {}
+        }
+        for generation in 1..=directives.generations {
+            std::thread::sleep(directives.delay);
+            let context = || format!("generation {generation}");
+            if self.generation(&[]).with_context(context)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn run_free(&mut self) -> Result<Verdict> {
+        let directives = &self.fixture.directives;
+        if self.variant == Variant::Undisturbed {
+            self.fixture.undisturbed_output(self.ctx)?;
+            return Ok(Verdict::Passed);
+        }
+        let only =
+            if directives.compare.is_empty() { &["static".to_owned()][..] } else { &directives.compare[..] };
+        for generation in 1..=directives.generations {
+            let delay = u64::try_from(directives.delay.as_millis())?;
+            let jitter = if directives.random { sys::random_below(delay) } else { delay / 2 };
+            std::thread::sleep(Duration::from_millis(delay / 2 + jitter));
+            if self.target.ended()?.is_some() && generation > 1 {
+                break; // a fast machine
+            }
+            self.generation(only).with_context(|| format!("generation {generation}"))?;
+        }
+        let ended = self.target.wait(directives.deadline)?;
+        if ended != Ended::Exit(directives.expect_exit) {
+            bail!("it ended with {ended:?}; output: {}", self.tail());
+        }
+        self.same_output()?;
+        Ok(Verdict::Passed)
+    }
+
+    fn same_output(&self) -> Result<()> {
+        let want = self.fixture.undisturbed_output(self.ctx)?;
+        let got = std::fs::read(self.dir.path().join("out"))?;
+        if got != *want {
+            let at = got.iter().zip(want).position(|(a, b)| a != b).unwrap_or(got.len().min(want.len()));
+            bail!(
+                "its output differs from an undisturbed run at byte {at} ({} and {} bytes)",
+                got.len(),
+                want.len()
+            );
+        }
+        Ok(())
+    }
+
+    fn tail(&self) -> String {
+        let out = std::fs::read(self.dir.path().join("out")).unwrap_or_default();
+        String::from_utf8_lossy(&out[out.len().saturating_sub(300)..]).into_owned()
+    }
+
+    /// One checkpoint, and but for `Running` one kill and restart, with the views compared.
+    fn generation(&mut self, only: &[String]) -> Result<bool> {
+        let before = View::of(self.target.pid())?;
+        let image = self.images.path().join("image.ckpt");
+        let start = Instant::now();
+        let kill = self.variant != Variant::Running;
+        let (outcome, bytes) = self.checkpoint(kill, &image)?;
+        if let Some(pattern) = &self.fixture.directives.may_refuse
+            && outcome.status.code() == Some(3)
+        {
+            self.check_refusal(&outcome, pattern, &before, &image)?;
+            return Ok(true);
+        }
+        outcome.expect_code(0).context("checkpoint")?;
+        self.checkpoints += 1;
+        self.only_the_image(self.variant != Variant::Pipe)?;
+        if kill {
+            let ended = self.target.wait(LIMIT).context("the target after checkpoint --kill")?;
+            if ended != Ended::Signal(libc::SIGKILL) {
+                bail!("checkpoint --kill: the target ended with {ended:?}");
+            }
+            let gone = Instant::now();
+            std::thread::sleep(self.fixture.directives.downtime);
+            self.down.0 += gone.elapsed();
+            self.restart(&image, bytes)?;
+            self.down.1 += start.elapsed();
+        } else {
+            self.down.1 += start.elapsed();
+            self.target.must_live().context("the original after a checkpoint")?;
+        }
+        let after = View::of(self.target.pid())?;
+        self.compare(&before, &after, only)?;
+        let _ = std::fs::remove_file(&image);
+        Ok(false)
+    }
+
+    fn compare(&self, before: &View, after: &View, only: &[String]) -> Result<()> {
+        let directives = &self.fixture.directives;
+        let only = if only.is_empty() { &directives.compare } else { only };
+        let found = differences(
+            &before.restricted(only, &directives.ignore),
+            &after.restricted(only, &directives.ignore),
+        );
+        if found.is_empty() {
+            return Ok(());
+        }
+        let mut text = String::new();
+        for line in found.iter().take(20) {
+            let _ = write!(text, "\n  {line}");
+        }
+        bail!("/proc shows {} differences:{text}", found.len())
+    }
+
+    fn checkpoint(&self, kill: bool, image: &Path) -> Result<(Outcome, Vec<u8>)> {
+        let pid = self.target.pid().to_string();
+        let mut run = self.ctx.run("checkpoint", if kill { &["--kill"] } else { &[] });
+        if self.variant != Variant::Pipe {
+            run = run.arg("-o").arg(image);
+        }
+        let mut outcome = run.arg(&pid).finish()?;
+        let bytes = std::mem::take(&mut outcome.stdout);
+        if self.variant != Variant::Pipe && !bytes.is_empty() {
+            bail!("checkpoint -o wrote {} bytes to stdout", bytes.len());
+        }
+        Ok((outcome, bytes))
+    }
+
+    /// Brings it back with `restart -W`, and takes it over.
+    fn restart(&mut self, image: &PathBuf, bytes: Vec<u8>) -> Result<()> {
+        let mut run = self.ctx.run("restart", &["-W"]);
+        if let Some((read, _)) = &self.stdin {
+            run = run.stdin_fd(read.try_clone()?);
+        }
+        run = match (self.variant, self.stdin.is_some()) {
+            (Variant::Pipe, false) => run.stdin_bytes(bytes),
+            (Variant::Pipe, true) => run.arg("--input-fd").arg("5").pass(fed_pipe(bytes)?, 5),
+            _ => run.arg("-i").arg(image),
+        };
+        let outcome = run.finish()?;
+        if !outcome.status.success() {
+            return Err(anyhow!(RestartFailed(format!("{}: {}", outcome.status, outcome.stderr.trim()))));
+        }
+        let printed = String::from_utf8_lossy(&outcome.stdout).trim().to_owned();
+        if printed != self.target.pid().to_string() {
+            bail!("restart -W printed {printed:?}, the pid is {}", self.target.pid());
+        }
+        self.target = Target::adopt(self.target.pid()).context("after restart -W")?;
+        self.target.leads_session();
+        self.target.must_live().context("after restart -W")?;
+        Ok(())
+    }
+
+    /// Nothing but the image (or nothing at all) lies where images are written.
+    fn only_the_image(&self, expected: bool) -> Result<()> {
+        let names: Vec<_> = std::fs::read_dir(self.images.path())?.flatten().map(|e| e.file_name()).collect();
+        let want: &[&str] = if expected { &["image.ckpt"] } else { &[] };
+        if names != want {
+            bail!("the image directory holds {names:?}, want {want:?}");
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, pattern: &Regex) -> Result<()> {
+        let before = View::of(self.target.pid())?;
+        let image = self.images.path().join("image.ckpt");
+        let (outcome, _) = self.checkpoint(true, &image)?;
+        self.check_refusal(&outcome, pattern, &before, &image)
+    }
+
+    fn check_refusal(
+        &mut self,
+        outcome: &Outcome,
+        pattern: &Regex,
+        before: &View,
+        image: &Path,
+    ) -> Result<()> {
+        let line = outcome.expect_error("checkpoint", 3)?;
+        if !pattern.is_match(line) {
+            bail!("the refusal does not match /{}/: {line}", pattern.as_str());
+        }
+        if image.exists() || !outcome.stdout.is_empty() {
+            bail!("a refused checkpoint left an image");
+        }
+        self.only_the_image(false)?;
+        self.target.must_live()?;
+        let after = View::of(self.target.pid())?;
+        self.compare(before, &after, &[])
+    }
+}
+
+/// A pipe that is being filled with `bytes`: its read end.
+fn fed_pipe(bytes: Vec<u8>) -> Result<OwnedFd> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    std::thread::spawn(move || {
+        let _ = std::io::Write::write_all(&mut std::fs::File::from(write), &bytes);
+    });
+    Ok(read)
+}
+
+impl Fixture {
+    /// The output of a run that nobody disturbs, made once.
+    ///
+    /// # Errors
+    /// The program fails by itself.
+    pub fn undisturbed_output(&self, ctx: &Context) -> Result<&Vec<u8>> {
+        let make = || -> Result<Vec<u8>> {
+            let mut attempt = Attempt::new(ctx, self, Variant::Undisturbed)?;
+            let ended = attempt.target.wait(self.directives.deadline)?;
+            if ended != Ended::Exit(self.directives.expect_exit) {
+                bail!("undisturbed, it ends with {ended:?}: {}", attempt.tail());
+            }
+            Ok(std::fs::read(attempt.dir.path().join("out"))?)
+        };
+        self.undisturbed
+            .get_or_init(|| make().map_err(|e| format!("{e:#}")))
+            .as_ref()
+            .map_err(|e| anyhow!("{e}"))
+    }
+}

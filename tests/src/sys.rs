@@ -1,0 +1,93 @@
+//! The few raw system calls the harness needs, and waiting with a deadline.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// Polls `ready` every few milliseconds until it gives a value or `limit` has passed.
+///
+/// # Errors
+/// What `ready` fails with, or that `what` did not happen in time.
+pub fn poll<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = ready()? {
+            return Ok(value);
+        }
+        if start.elapsed() > limit {
+            bail!("waited {limit:?} for {what}");
+        }
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// Makes the child start in a session of its own (`own_session`) and with no descriptors above 2 but those in
+/// `pass`, each under the number given.
+pub fn prepare(command: &mut Command, own_session: bool, pass: Vec<(OwnedFd, RawFd)>) {
+    let setup = move || -> io::Result<()> {
+        if own_session {
+            rustix::process::setsid()?;
+        }
+        // SAFETY: close_range takes plain numbers; with CLOEXEC nothing is closed before the exec.
+        if unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for (from, to) in &pass {
+            // SAFETY: dup2 on a descriptor this closure owns; the target number belongs to the child alone.
+            let done = unsafe {
+                if from.as_raw_fd() == *to {
+                    libc::fcntl(*to, libc::F_SETFD, 0)
+                } else {
+                    libc::dup2(from.as_raw_fd(), *to)
+                }
+            };
+            if done < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec and only makes system calls; it neither allocates nor locks.
+    unsafe { command.pre_exec(setup) };
+}
+
+/// The head of a thread's robust futex list and its length, as text.
+#[must_use]
+pub fn robust_list(tid: i32) -> String {
+    let (mut head, mut len) = (0usize, 0usize);
+    // SAFETY: both pointers are to live locals of the size the call writes.
+    let done = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) };
+    if done == 0 { format!("{head:#x} {len}") } else { io::Error::last_os_error().to_string() }
+}
+
+/// A thread's I/O priority.
+#[must_use]
+pub fn io_priority(tid: i32) -> i64 {
+    // SAFETY: plain numbers only. 1 is IOPRIO_WHO_PROCESS.
+    unsafe { libc::syscall(libc::SYS_ioprio_get, 1, tid) }
+}
+
+/// Scheduling policy and priority of a thread, with the reset-on-fork bit that /proc does not show.
+#[must_use]
+pub fn scheduler(tid: i32) -> String {
+    // SAFETY: sched_param is plain data; the pointer is to a live local.
+    let (policy, priority) = unsafe {
+        let mut param: libc::sched_param = std::mem::zeroed();
+        let policy = libc::sched_getscheduler(tid);
+        libc::sched_getparam(tid, &raw mut param);
+        (policy, param.sched_priority)
+    };
+    format!("policy {policy:#x} priority {priority}")
+}
+
+/// A random number below `bound`, good enough for choosing moments and bits.
+#[must_use]
+pub fn random_below(bound: u64) -> u64 {
+    let mut bytes = [0u8; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).expect("getrandom");
+    u64::from_le_bytes(bytes) % bound.max(1)
+}
