@@ -113,6 +113,19 @@ impl Program {
     }
 }
 
+impl Drop for Program {
+    /// Also what a restart brought back against a test's expectation: it works in the same directory.
+    fn drop(&mut self) {
+        self.target.kill();
+        for pid in ckpt_tests::target::all_pids() {
+            let here = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == self.dir.path());
+            if here && let Ok(mut left) = Target::adopt(pid) {
+                left.kill();
+            }
+        }
+    }
+}
+
 /// The names in a directory, sorted.
 pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>> {
     let mut names: Vec<String> =

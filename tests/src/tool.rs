@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::sys;
 
 /// No run of the tool may take longer.
-pub const LIMIT: Duration = Duration::from_secs(40);
+pub const LIMIT: Duration = Duration::from_secs(15);
 
 /// What a run of the tool came to.
 #[derive(Debug)]

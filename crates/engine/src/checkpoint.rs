@@ -420,7 +420,8 @@ fn settle(
             destination.publish()?;
             let frozen = frozen_at.elapsed();
             process.signal(rustix::process::Signal::KILL)?;
-            threads.into_iter().for_each(Stopped::wait_end);
+            // The leader can only be waited for when the others have been.
+            threads.into_iter().rev().for_each(Stopped::wait_end);
             if !process.wait_end(10_000) {
                 return Err(
                     Error::failed("the process did not end within 10 s of SIGKILL").task(process.label())
