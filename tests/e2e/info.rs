@@ -115,10 +115,7 @@ fn no_error(ctx: &Context) -> Result<()> {
     let mut program = Program::start(ctx, "exits", &["7"])?;
     let image = program.save_and_kill(ctx)?;
     let outcome = ctx.run("info", &["-e"]).arg(&image).finish()?;
-    ensure(
-        outcome.status.success(),
-        format!("ckptinfo -e of a good image: {} {}", outcome.status, outcome.stderr),
-    )
+    crate::common::expect_line(&outcome, "ckptinfo", &[1], &["no error"])
 }
 
 fn demo(ctx: &Context) -> Result<()> {

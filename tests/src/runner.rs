@@ -228,6 +228,7 @@ impl<'a> Attempt<'a> {
             }
             Variant::File | Variant::Pipe | Variant::Running => {}
         }
+        settled(self.target.pid())?;
         for generation in 1..=directives.generations {
             std::thread::sleep(directives.delay);
             let context = || format!("generation {generation}");
@@ -253,7 +254,12 @@ impl<'a> Attempt<'a> {
             if self.target.ended()?.is_some() && generation > 1 {
                 break; // a fast machine
             }
-            self.generation(only).with_context(|| format!("generation {generation}"))?;
+            if let Err(e) = self.generation(only) {
+                if generation > 1 && matches!(self.target.ended(), Ok(Some(Ended::Exit(_)))) {
+                    break; // it came to its end while we looked; status and output are checked below
+                }
+                return Err(e.context(format!("generation {generation}")));
+            }
         }
         let ended = self.target.wait(directives.deadline)?;
         if ended != Ended::Exit(directives.expect_exit) {
@@ -385,7 +391,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn refused(&mut self, pattern: &Regex) -> Result<()> {
-        let before = View::of(self.target.pid())?;
+        let before = settled(self.target.pid())?;
         let image = self.images.path().join("image.ckpt");
         let (outcome, _) = self.checkpoint(true, &image)?;
         self.check_refusal(&outcome, pattern, &before, &image)
@@ -410,6 +416,18 @@ impl<'a> Attempt<'a> {
         let after = View::of(self.target.pid())?;
         self.compare(before, &after, &[])
     }
+}
+
+/// The view of a target that has just said "ready", once it looks the same twice: its write is seen a moment before
+/// the descriptor's offset moves, and before it waits.
+fn settled(pid: i32) -> Result<View> {
+    let mut last = View::of(pid)?;
+    sys::poll("the target to settle", Duration::from_secs(5), || {
+        let now = View::of(pid)?;
+        let same = now == last;
+        last = now.clone();
+        Ok(same.then_some(now))
+    })
 }
 
 /// A pipe that is being filled with `bytes`: its read end.

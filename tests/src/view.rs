@@ -204,7 +204,11 @@ impl View {
         numbers.sort_unstable();
         let mut seen: Vec<OsString> = Vec::new();
         for fd in numbers {
-            let mut name = fs::read_link(format!("{proc}/fd/{fd}"))?.into_os_string();
+            // A program that runs may close one while we look.
+            let (link, info) =
+                (fs::read_link(format!("{proc}/fd/{fd}")), fs::read_to_string(format!("{proc}/fdinfo/{fd}")));
+            let (Ok(link), Ok(info)) = (link, info) else { continue };
+            let mut name = link.into_os_string();
             // Inode numbers of pipes and sockets are new after a restart; which descriptors share one is not.
             for kind in ["pipe:[", "socket:["] {
                 if name.as_bytes().starts_with(kind.as_bytes()) {
@@ -215,7 +219,6 @@ impl View {
                     name = format!("{kind}{first}]").into();
                 }
             }
-            let info = fs::read_to_string(format!("{proc}/fdinfo/{fd}"))?;
             let info: Vec<&str> =
                 info.lines().filter(|l| l.starts_with("pos:") || l.starts_with("flags:")).collect();
             self.put(

@@ -5,6 +5,7 @@
 //! | admit | refuses what can never work, before anything is opened |
 //! | destination | an output that cannot be created must not cost the tasks a moment |
 //! | survey | unsupported state is refused before the program is disturbed |
+//! | guardian | from here on a killed coordinator leaves nothing behind |
 //! | freeze | all threads stand still from here on |
 //! | visit | what only the tasks know; they are as they were when it ends |
 //! | collect | descriptors and areas again, now that nothing moves |
@@ -14,11 +15,12 @@
 use crate::{
     error::{Context, Doing, Error, ErrorKind, Result},
     freeze::{FrozenThread, freeze, thaw},
+    guard,
     objects::Objects,
     options::{After, CheckpointOptions, CheckpointReport, Observer, Output},
     output::{Destination, failure, same_file},
     resource::{cred, file, fs, limits, mm, pages, signal, thread, timers},
-    task::Process,
+    task::{Process, show},
 };
 use ckpt_image::{
     BLOCK_SIZE, Block, Image, Object, Writer,
@@ -28,9 +30,9 @@ use ckpt_image::{
 use ckpt_kernel::{
     memory::{self, Span},
     program::{Outcome, Program},
-    query,
+    query::{self, Kcmp},
     tracee::Stopped,
-    visit::{Visit, Visitor, park_signal, stale_slots},
+    visit::{Traces, Visit, Visitor, park_signal},
 };
 use ckpt_proc::{
     maps::{Mapping, parse_maps},
@@ -56,6 +58,7 @@ pub fn checkpoint(
     admit(&process).task(|| process.label())?;
     let destination = Destination::open(output)?;
     survey(&process, &destination).task(|| process.label())?;
+    let guardian = guard::post(&process).task(|| process.label())?;
     let frozen_at = Instant::now();
     let threads = freeze(&process).task(|| process.label())?;
     let mut capture = capture(&process, threads).task(|| process.label())?;
@@ -74,6 +77,7 @@ pub fn checkpoint(
     };
     let threads = std::mem::take(&mut capture.threads);
     report.frozen = settle(&process, options.after, threads, destination, frozen_at)?;
+    drop(guardian);
     report.total = begin.elapsed();
     Ok(report)
 }
@@ -120,8 +124,28 @@ fn admit(process: &Process) -> Result<()> {
     Ok(())
 }
 
+/// Refuses what would have to be restored with other processes: children, and threads that do not
+/// share everything.
+fn refuse_company(process: &Process) -> Result<()> {
+    for tid in process.tids()? {
+        let children = process.proc.read(&format!("task/{tid}/children")).unwrap_or_default();
+        if let Some(child) = children.split(|b| *b == b' ').find(|c| !c.is_empty()) {
+            let what = format!("it has a child process ({}); process trees cannot be carried yet", show(child));
+            return Err(Error::unsupported(what).advice("checkpoint when its children have ended"));
+        }
+        for (what, name) in [(Kcmp::Files, "table of file descriptors"), (Kcmp::Fs, "working directory"), (Kcmp::Vm, "memory")] {
+            if tid != process.pid && query::kcmp(process.pid, tid, what).is_ok_and(|order| order.is_ne()) {
+                let what = format!("thread {tid} has a {name} of its own (unshare), which cannot be carried yet");
+                return Err(Error::unsupported(what));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Looks for state that cannot be carried while the process runs undisturbed.
 fn survey(process: &Process, destination: &Destination) -> Result<()> {
+    refuse_company(process)?;
     let mut objects = Objects::default();
     // A running process may open and close things meanwhile: only a clear refusal counts here.
     let refused = |result: Result<()>| match result {
@@ -162,6 +186,7 @@ struct Answers {
 
 /// Visits the threads, then collects everything.
 fn capture(process: &Process, frozen: Vec<FrozenThread>) -> Result<Capture> {
+    refuse_company(process)?;
     let (frozen, answers) = visit(process, frozen)?;
     let mut objects = Objects::default();
     let mut image = Image { header: header()?, uts: uts(), ..Image::default() };
@@ -211,18 +236,10 @@ fn visit(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<FrozenThre
     limits::questions(&mut questions);
     mm::questions(&mut questions);
     timers::posix_questions(&mut questions, &timers);
-    let mut visitors = Vec::with_capacity(frozen.len());
-    let mut rest = Vec::with_capacity(frozen.len());
-    for f in frozen {
-        let tid = f.thread.tid();
-        let status = process.proc.parse(&format!("task/{tid}/status"), parse_status)?;
-        let signal = park_signal_of(&status, f.mask)?;
-        visitors.push(Visitor { thread: f.thread, raw: f.raw, mask: f.mask, signal });
-        rest.push((f.raw, f.saved, f.restart, f.mask));
-    }
-    let stale = stale_slots(process.pid, &slots_in(&maps));
+    let (visitors, rest) = visitors(process, frozen)?;
+    let traces = Traces::find(process.pid, &[], &slots_in(&maps));
     let mut visit = Visit::enter(process.pid, visitors, &texts_in(&maps))?;
-    visit.unmap_stale(&stale)?;
+    visit.unmap_stale(&traces.slots)?;
     let answers = visit.run(0, &questions)?;
     let mut thread_answers = Vec::with_capacity(visit.len());
     for index in 0..visit.len() {
@@ -245,8 +262,25 @@ fn park_signal_of(status: &Status, mask: u64) -> Result<i32> {
     })
 }
 
+/// What a frozen thread keeps while it is visited.
+pub(crate) type Kept = (record::Regs, record::Regs, record::RestartBlock, u64);
+
+/// Makes frozen threads visitors.
+pub(crate) fn visitors(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<Visitor>, Vec<Kept>)> {
+    let mut visitors = Vec::with_capacity(frozen.len());
+    let mut kept = Vec::with_capacity(frozen.len());
+    for f in frozen {
+        let tid = f.thread.tid();
+        let status = process.proc.parse(&format!("task/{tid}/status"), parse_status)?;
+        let signal = park_signal_of(&status, f.mask)?;
+        visitors.push(Visitor { thread: f.thread, raw: f.raw, mask: f.mask, signal });
+        kept.push((f.raw, f.saved, f.restart, f.mask));
+    }
+    Ok((visitors, kept))
+}
+
 /// Executable private mappings, the vdso first: where the bootstrap stub may go.
-fn texts_in(maps: &[Mapping]) -> Vec<Span> {
+pub(crate) fn texts_in(maps: &[Mapping]) -> Vec<Span> {
     let vdso = |m: &&Mapping| m.path == b"[vdso]";
     let text = |m: &&Mapping| m.exec && m.read && !m.shared && m.start < 1 << 47;
     let span = |m: &Mapping| Span { start: m.start, len: m.len() as usize };
@@ -255,7 +289,7 @@ fn texts_in(maps: &[Mapping]) -> Vec<Span> {
 }
 
 /// Mappings that may be slots a dead coordinator left.
-fn slots_in(maps: &[Mapping]) -> Vec<Span> {
+pub(crate) fn slots_in(maps: &[Mapping]) -> Vec<Span> {
     let slot = |m: &&Mapping| m.read && m.write && m.exec && !m.shared && m.is_anonymous();
     maps.iter().filter(slot).map(|m| Span { start: m.start, len: m.len() as usize }).collect()
 }

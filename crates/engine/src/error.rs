@@ -154,7 +154,10 @@ impl std::error::Error for Error {}
 
 impl From<ckpt_image::ReadError> for Error {
     fn from(cause: ckpt_image::ReadError) -> Self {
-        Error::bad_image(cause.to_string())
+        match cause {
+            ckpt_image::ReadError::Io { offset, source } => Error::os(format!("read the image at byte {offset}"), source),
+            other => Error::bad_image(other.to_string()),
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 mod checkpoint;
 mod error;
 mod freeze;
+mod guard;
 mod objects;
 mod options;
 mod output;

@@ -1,6 +1,6 @@
 //! The only list of file kinds. The first that claims a descriptor takes it.
 
-use crate::resource::file::{FileKind, chardev, directory, external, path, regular, unlinked};
+use crate::resource::file::{FileKind, chardev, directory, external, path, pipe, regular, unlinked};
 
 /// All kinds, in the order in which they are asked.
 pub(crate) const FILE_KINDS: &[&dyn FileKind] = &[
@@ -8,6 +8,7 @@ pub(crate) const FILE_KINDS: &[&dyn FileKind] = &[
     &external::Terminal,
     &external::Pipe,
     &external::Socket,
+    &pipe::InnerPipe,
     &unlinked::Unlinked,
     &regular::Regular,
     &directory::Directory,

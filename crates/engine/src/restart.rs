@@ -17,7 +17,7 @@ use crate::{
     options::{Input, Observer, RestartOptions, RestartReport},
     resource::{
         call, cred,
-        file::{self, OpenContext, external},
+        file::{self, Made, OpenContext, external},
         fs, layout, limits, mm,
         pages::Target,
         signal, thread, timers,
@@ -40,7 +40,7 @@ use ckpt_proc::maps::parse_maps;
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
@@ -68,7 +68,7 @@ struct Parts<'a> {
 struct Opened {
     files: BTreeMap<Objref, OwnedFd>,
     inherited: BTreeMap<i32, OwnedFd>,
-    inodes: BTreeMap<Objref, OwnedFd>,
+    inodes: BTreeMap<Objref, Made>,
     directories: fs::Directories,
 }
 
@@ -87,7 +87,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     }
     let opened = open(&image, &parts, &options)?;
     let label = label(&parts);
-    let mut puppet = spawn(&parts).task(|| label.clone())?;
+    let mut puppet = spawn_when_free(&parts, &mut reader, observer).task(|| label.clone())?;
     let (page_bytes, pid) =
         build(&mut puppet, &image, &parts, &opened, reader, observer).task(|| label.clone())?;
     let (_, pidfd) = puppet.release().task(|| label.clone())?;
@@ -134,7 +134,7 @@ fn check_machine(image: &Image) -> Result<()> {
     let missing = image.arch.xfeatures_used & !query::xfeatures();
     if missing != 0 {
         let what =
-            format!("the image uses processor state (xsave components {missing:#x}) this machine lacks");
+            format!("the image uses CPU state (xsave components {missing:#x}) that this machine's CPU lacks");
         return Err(Error::bad_image(what).advice("restart it on a processor with the same features"));
     }
     Ok(())
@@ -182,11 +182,14 @@ fn open(image: &Image, parts: &Parts<'_>, options: &RestartOptions) -> Result<Op
     };
     let mut inodes = BTreeMap::new();
     for (objref, object) in &image.objects {
-        if let Object::Inode(inode) = object
-            && inode.record.kind == inode_kind::UNLINKED
-        {
-            inodes.insert(*objref, park(file::unlinked::make(inode)?)?);
-        }
+        let Object::Inode(inode) = object else { continue };
+        let made = match inode.record.kind {
+            inode_kind::UNLINKED => file::unlinked::make(inode)?,
+            inode_kind::PIPE => file::pipe::make(inode)?,
+            _ => continue,
+        };
+        let read = made.read.map(&park).transpose()?;
+        inodes.insert(*objref, Made { fd: park(made.fd)?, read });
     }
     let context = OpenContext { image, options, inodes: &inodes };
     let files = file::open_all(&context, &park)?;
@@ -195,8 +198,30 @@ fn open(image: &Image, parts: &Parts<'_>, options: &RestartOptions) -> Result<Op
     Ok(Opened { files, inherited, inodes, directories })
 }
 
+/// Makes the puppet. In `checkpoint --kill PID | restart` the original ends only when it has seen
+/// all of the image off: then the image is taken in and the pid waited for.
+fn spawn_when_free(parts: &Parts<'_>, reader: &mut source::ImageReader, observer: &dyn Observer) -> Result<Puppet> {
+    const PAUSE: Duration = Duration::from_millis(2);
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let taken = match spawn(parts) {
+        Err(e) if e.errno() == Some(Errno::EXIST) && reader.source_mut().is_stream() => {
+            reader.source_mut().spool()?;
+            Instant::now()
+        }
+        other => return other.map_err(|e| taken_pid(parts.process.task.pid, e)),
+    };
+    loop {
+        match spawn(parts) {
+            Err(e) if e.errno() == Some(Errno::EXIST) && taken.elapsed() < PATIENCE && !observer.cancelled() => {
+                std::thread::sleep(PAUSE);
+            }
+            other => return other.map_err(|e| taken_pid(parts.process.task.pid, e)),
+        }
+    }
+}
+
 /// Makes the puppet, at an address free in the coordinator and in the image.
-fn spawn(parts: &Parts<'_>) -> Result<Puppet> {
+fn spawn(parts: &Parts<'_>) -> Result<Puppet, SpawnError> {
     let own = ProcDir::own()?.parse("maps", parse_maps)?;
     let mut taken = layout::taken(parts.mm);
     taken.extend(own.iter().map(|m| Span { start: m.start, len: m.len() as usize }));
@@ -212,11 +237,42 @@ fn spawn(parts: &Parts<'_>) -> Result<Puppet> {
         .filter(|s| ![libc::SIGKILL, libc::SIGSTOP, libc::SIGCONT, libc::SIGTRAP, libc::SIGSEGV].contains(s))
         .find(free)
         .ok_or_else(|| Error::unsupported("every signal is pending"))?;
-    Puppet::spawn(set_tid, address, threads, park).map_err(|e| taken_pid(parts.process.task.pid, e))
+    Ok(Puppet::spawn(set_tid, address, threads, park)?)
+}
+
+/// Why no puppet was made: the kernel's reason, or ours.
+enum SpawnError {
+    Kernel(ckpt_kernel::Error),
+    Other(Error),
+}
+
+impl SpawnError {
+    fn errno(&self) -> Option<Errno> {
+        match self {
+            SpawnError::Kernel(e) => e.errno(),
+            SpawnError::Other(_) => None,
+        }
+    }
+}
+
+impl From<ckpt_kernel::Error> for SpawnError {
+    fn from(cause: ckpt_kernel::Error) -> Self {
+        SpawnError::Kernel(cause)
+    }
+}
+
+impl From<Error> for SpawnError {
+    fn from(error: Error) -> Self {
+        SpawnError::Other(error)
+    }
 }
 
 /// Says who has a pid that is wanted.
-fn taken_pid(pid: i32, cause: ckpt_kernel::Error) -> Error {
+fn taken_pid(pid: i32, cause: impl Into<SpawnError>) -> Error {
+    let cause = match cause.into() {
+        SpawnError::Kernel(cause) => cause,
+        SpawnError::Other(error) => return error,
+    };
     match cause.errno() {
         Some(Errno::EXIST) => {
             let occupant = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();

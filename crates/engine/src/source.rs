@@ -5,17 +5,52 @@ use crate::{
     options::Input,
 };
 use ckpt_image::{Chunk, ReadError, Reader};
+use rustix::fs::{Mode, OFlags};
 use std::{
     fs::File,
-    io::{BufReader, Read},
+    io::{BufReader, Read, Seek},
     sync::mpsc::sync_channel,
 };
 
+/// Bytes read at once while records are small.
+const BUFFER: usize = 64 << 10;
 /// Chunks read ahead of the filling.
 const AHEAD: usize = 2;
 
 /// A reader of images.
-pub(crate) type ImageReader = Reader<BufReader<File>>;
+pub(crate) type ImageReader = Reader<Source>;
+
+/// The bytes of an image.
+#[derive(Debug)]
+pub(crate) struct Source {
+    input: BufReader<File>,
+    /// Cannot be read again, and its writer may be waiting for us to read all of it.
+    stream: bool,
+}
+
+impl Source {
+    /// Whether it is a pipe or socket.
+    pub(crate) fn is_stream(&self) -> bool {
+        self.stream
+    }
+
+    /// Takes all that is still to come into an unnamed file, so that its writer can finish.
+    pub(crate) fn spool(&mut self) -> Result<()> {
+        let dir = std::env::temp_dir();
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let what = || format!("an unnamed file in {} for the image", dir.display());
+        let mut file = File::from(rustix::fs::open(&dir, flags, Mode::RUSR | Mode::WUSR).doing(what)?);
+        std::io::copy(&mut self.input, &mut file).and_then(|_| file.rewind()).doing(what)?;
+        *self = Source { input: BufReader::with_capacity(BUFFER, file), stream: false };
+        Ok(())
+    }
+}
+
+impl Read for Source {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        self.input.read(out)
+    }
+}
 
 /// Opens the image.
 pub(crate) fn open(input: Input) -> Result<ImageReader> {
@@ -31,7 +66,8 @@ pub(crate) fn open(input: Input) -> Result<ImageReader> {
             file
         }
     };
-    Ok(Reader::new(BufReader::with_capacity(64 << 10, file)))
+    let stream = !file.metadata().is_ok_and(|m| m.file_type().is_file());
+    Ok(Reader::new(Source { input: BufReader::with_capacity(BUFFER, file), stream }))
 }
 
 /// Gives every chunk to `apply`, in order, and proves the end of the image. The first chunk is

@@ -168,7 +168,8 @@ fn check_process(process: &Process, refs: &mut Refs<'_>) -> Check {
 fn check_thread(thread: &Thread, zombie: bool, refs: &mut Refs<'_>) -> Check {
     let record = &thread.record;
     rule(record.tid > 0, "its tid is not positive")?;
-    rule(record.pad == 0 && record.restart.pad == 0, "padding is not zero")?;
+    rule(record.restart.pad == 0, "padding is not zero")?;
+    rule(record.mce_kill <= 2, "an unknown memory error policy")?;
     rule(restart_kind::ALL.contains(&record.restart.kind), "unknown restart block")?;
     text(&thread.comm, MAX_COMM, "its name is too long or holds a NUL")?;
     rule(thread.affinity.len() <= MAX_SMALL, "affinity mask too long")?;
@@ -247,7 +248,7 @@ fn check_file(file: &File, refs: &mut Refs<'_>) -> Check {
     rule(file.record.pad == 0, "padding is not zero")?;
     text(&file.path, MAX_PATH, "its path is too long or holds a NUL")?;
     rule(file.build_id.len() <= MAX_SMALL, "build-id too long")?;
-    if file.record.kind == file_kind::UNLINKED {
+    if [file_kind::UNLINKED, file_kind::PIPE].contains(&file.record.kind) {
         return refs.required::<record::Inode>(file.record.inode);
     }
     refs.optional::<record::Inode>(file.record.inode)

@@ -88,6 +88,11 @@ impl<R: Read> Reader<R> {
         Self { verify: false, ..Self::new(source) }
     }
 
+    /// Where the bytes come from.
+    pub fn source_mut(&mut self) -> &mut R {
+        &mut self.source
+    }
+
     /// Bytes of the image read so far.
     pub fn position(&self) -> u64 {
         self.offset

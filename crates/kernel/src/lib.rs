@@ -12,6 +12,7 @@
 
 pub mod code;
 pub mod error;
+pub mod guardian;
 pub mod memory;
 pub mod pagemap;
 pub mod program;

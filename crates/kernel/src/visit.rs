@@ -250,8 +250,7 @@ impl Foothold {
                 },
             )?;
         for text in texts {
-            let Some(at) = (text.start + text.len as u64).checked_sub(need as u64) else { continue };
-            let address = at & !15;
+            let Some(Span { start: address, .. }) = stub_place(text) else { continue };
             let mut tail = vec![0; need];
             if memory::read(pid, address, &mut tail).is_err() {
                 continue;
@@ -428,9 +427,43 @@ impl Drop for Visit {
     }
 }
 
-/// Which of `candidates` (anonymous rwx mappings) are slots left by a coordinator that died.
-pub fn stale_slots(pid: i32, candidates: &[Span]) -> Vec<Span> {
-    let at = code::bay().words as u64;
-    let is_slot = |s: &&Span| memory::read_u64(pid, s.start + at).is_ok_and(|word| word == MAGIC);
-    candidates.iter().filter(is_slot).copied().collect()
+/// What a coordinator that died left in a process.
+#[derive(Debug)]
+pub struct Traces {
+    /// Slots.
+    pub slots: Vec<Span>,
+    /// The stub.
+    stub: Option<Span>,
+}
+
+impl Traces {
+    /// Looks into `texts` as [`Visit::enter`] does, and at `candidates`, the anonymous rwx mappings.
+    pub fn find(pid: i32, texts: &[Span], candidates: &[Span]) -> Traces {
+        let words = code::bay().words as u64;
+        let is_slot = |s: &&Span| memory::read_u64(pid, s.start + words).is_ok_and(|word| word == MAGIC);
+        let code = code::stub();
+        let mut head = vec![0; code.words];
+        let is_stub = |s: &Span| memory::read(pid, s.start, &mut head).is_ok() && code.bytes.starts_with(&head);
+        Traces {
+            slots: candidates.iter().filter(is_slot).copied().collect(),
+            stub: texts.iter().filter_map(stub_place).find(is_stub),
+        }
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty() && self.stub.is_none()
+    }
+
+    /// All places where our code stands.
+    pub fn spans(&self) -> Vec<Span> {
+        self.slots.iter().chain(&self.stub).copied().collect()
+    }
+}
+
+/// Where the stub goes in a text mapping: at its end.
+fn stub_place(text: &Span) -> Option<Span> {
+    let len = code::stub().bytes.len();
+    let at = (text.start + text.len as u64).checked_sub(len as u64)? & !15;
+    (at >= text.start).then_some(Span { start: at, len })
 }

@@ -10,7 +10,7 @@
 //! *Saved*: registers, kind of call, nanoseconds that remained. *Restored*: the puppet issues the
 //! call with the remaining time and is interrupted at once, so that the kernel has a fresh restart
 //! block. *Lost*: the remaining time of the EINTR calls. Linux 3.4 (PTRACE_SEIZE) for the stop;
-//! /proc/timer_list needs root.
+//! /proc/timer_list and /proc/TID/stack need root.
 
 use crate::{
     error::{Error, Result},
@@ -19,7 +19,7 @@ use crate::{
 use ckpt_image::record::{Regs, RestartBlock, restart_kind};
 use ckpt_kernel::{memory, puppet::Puppet};
 use ckpt_proc::{
-    syscall::{Syscall, parse_syscall, parse_wchan},
+    syscall::{Syscall, parse_syscall},
     timer_list::{HrTimer, parse_timer_list},
 };
 
@@ -65,7 +65,7 @@ const EINTR_CALLS: [i64; 13] = [
 /// What a thread did just before it was interrupted.
 #[derive(Debug, Default)]
 pub(crate) struct Before {
-    wchan: Vec<u8>,
+    stack: Vec<u8>,
     timers: Option<Vec<HrTimer>>,
 }
 
@@ -76,16 +76,15 @@ impl Before {
         let Ok(text) = read("syscall") else { return Before::default() };
         let Ok(Syscall::Inside { nr, args, .. }) = parse_syscall(&text) else { return Before::default() };
         let [_, a1, a2, a3, ..] = args;
-        let (wchan, timed) = match nr {
-            SYS_RESTART_SYSCALL => (read("wchan").ok(), true),
+        let (stack, timed) = match nr {
+            SYS_RESTART_SYSCALL => (read("stack").ok(), true),
             SYS_NANOSLEEP => (None, a1 == 0),
             SYS_CLOCK_NANOSLEEP => (None, a1 & 1 == 0 && a3 == 0),
             SYS_POLL => (None, a2 as i32 >= 0),
             SYS_FUTEX => (None, a1 & 0x7f == 0 && a3 != 0),
             _ => (None, false),
         };
-        let wchan = wchan.as_deref().and_then(parse_wchan).unwrap_or_default().to_vec();
-        Before { wchan, timers: timed.then(timers).flatten() }
+        Before { stack: stack.unwrap_or_default(), timers: timed.then(timers).flatten() }
     }
 
     /// When the timer ran out that was there before and is not any more; `None` when that cannot
@@ -133,7 +132,7 @@ pub(crate) fn hide_eintr(process: &Process, tid: i32, mask: u64, raw: &mut Regs)
 pub(crate) fn settle(process: &Process, before: &Before, saved: &mut Regs) -> Result<Option<RestartBlock>> {
     let none = RestartBlock { kind: restart_kind::NONE, ..RestartBlock::default() };
     if saved.orig_rax as i64 == SYS_RESTART_SYSCALL {
-        match restarted_call(&before.wchan, saved) {
+        match restarted_call(&before.stack, saved) {
             Some(nr) => saved.orig_rax = nr as u64,
             None if saved.rax == ERESTART_RESTARTBLOCK => return Ok(None),
             None => {}
@@ -161,14 +160,15 @@ pub(crate) fn settle(process: &Process, before: &Before, saved: &mut Regs) -> Re
     }
 }
 
-/// Which call restart_syscall(2) goes on with, by the kernel function the thread slept in.
-fn restarted_call(wchan: &[u8], regs: &Regs) -> Option<i64> {
-    let has = |name: &[u8]| wchan.windows(name.len()).any(|w| w == name);
+/// Which call restart_syscall(2) goes on with, by the kernel functions the thread slept in (/proc/TID/stack).
+fn restarted_call(stack: &[u8], regs: &Regs) -> Option<i64> {
+    let has = |name: &[u8]| stack.windows(name.len()).any(|w| w == name);
     if has(b"futex") {
         Some(SYS_FUTEX)
     } else if has(b"poll") {
         Some(SYS_POLL)
-    } else if has(b"nanosleep") {
+    } else if !stack.is_empty() {
+        // The restart of a sleep is a tail call: it leaves no frame of its own.
         // nanosleep's first argument is an address, clock_nanosleep's a clock.
         Some(if (regs.rdi as i32 as i64) == regs.rdi as i64 && regs.rdi < 4096 || (regs.rdi as i64) < 0 {
             SYS_CLOCK_NANOSLEEP

@@ -16,6 +16,7 @@ pub(crate) const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 /// Lowest address worth using (vm.mmap_min_addr).
 const LOWEST: u64 = 0x1_0000;
 const ARCH_MAP_VDSO_64: u64 = 0x2003;
+const MADV_POPULATE_WRITE: i32 = 23;
 const MLOCK_ONFAULT: u64 = 1;
 const SYS_MSEAL: i64 = 462;
 const PR_SET_VMA: i32 = 0x5356_4d41;
@@ -132,6 +133,11 @@ fn map_one(program: &mut Program, vma: &Vma, files: &dyn Fn(Objref) -> Result<i3
         vma.offset.into(),
     ];
     program.call("mmap", vma.start, libc::SYS_mmap, args);
+    if first_prot(vma) != u64::from(vma.prot) {
+        // An area that was never written to would lose its account when it is write-protected.
+        let args = [vma.start.into(), 4096u64.into(), MADV_POPULATE_WRITE.into()];
+        program.try_call("madvise(MADV_POPULATE_WRITE)", libc::SYS_madvise, args);
+    }
     protect(program, vma, first_prot(vma));
     Ok(())
 }

@@ -214,6 +214,7 @@ fn shared_anonymous(process: &Process, name: &str, objects: &mut Objects) -> Res
             uid: stat.st_uid,
             gid: stat.st_gid,
             size: stat.st_size.max(0) as u64,
+            capacity: 0,
         },
         path: Vec::new(),
     };

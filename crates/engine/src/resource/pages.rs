@@ -6,7 +6,7 @@
 //! image's blocks (process_vm_readv) and from the reader's buffer straight into place
 //! (process_vm_writev); areas that are not readable or writable go through /proc/PID/mem.
 
-use super::layout::Staging;
+use super::{file::Made, layout::Staging};
 use crate::{
     error::{Error, Result},
     options::Observer,
@@ -14,7 +14,7 @@ use crate::{
 };
 use ckpt_image::{
     BlockSink, Chunk, Image, Objref, PagesError, PagesWritten, Writer, ZeroPages, model,
-    record::{PAGE_SIZE, Run, run_flags, vma_kind},
+    record::{PAGE_SIZE, Run, inode_kind, run_flags, vma_kind},
 };
 use ckpt_kernel::{
     memory::{self, Span},
@@ -144,7 +144,8 @@ impl Plan {
             add(&mut written, more)?;
         }
         for (objref, file, runs) in &self.contents {
-            let more = writer.pages(*objref, runs, ZeroPages::Drop, &mut |runs, out| {
+            // Zeros in a pipe are data; in a file they are holes.
+            let more = writer.pages(*objref, runs, ZeroPages::Keep, &mut |runs, out| {
                 interrupted(observer)?;
                 observer.advance(out.len() as u64);
                 read_file(file, runs, out)
@@ -208,8 +209,8 @@ pub(crate) struct Target<'a> {
     pub(crate) mem: File,
     /// Shared objects by the address they are filled at.
     pub(crate) staging: &'a Staging,
-    /// Unlinked files, open.
-    pub(crate) inodes: &'a BTreeMap<Objref, OwnedFd>,
+    /// Contents without a name, open.
+    pub(crate) inodes: &'a BTreeMap<Objref, Made>,
 }
 
 impl Target<'_> {
@@ -232,10 +233,11 @@ impl Target<'_> {
                 spans(&chunk.runs).iter().map(|s| Span { start: span.start + s.start, len: s.len }).collect();
             return self.write_spans(&spans, chunk.data());
         }
-        let fd =
-            self.inodes.get(&chunk.objref).ok_or_else(|| Error::bad_image("pages of an unknown object"))?;
+        let made = self.inodes.get(&chunk.objref);
+        let fd = made.map(|made| &made.fd).ok_or_else(|| Error::bad_image("pages of an unknown object"))?;
         let last = image.inode(chunk.objref).map_or(0, |i| i.record.size);
-        fill_file(fd, chunk, last)
+        let pipe = image.inode(chunk.objref).is_some_and(|i| i.record.kind == inode_kind::PIPE);
+        fill_file(fd, chunk, last, pipe)
     }
 
     /// The runs of a chunk cut at area borders.
@@ -311,8 +313,8 @@ fn run_end(run: &Run) -> u64 {
     run.start.saturating_add(u64::from(run.nr_pages) * PAGE)
 }
 
-/// Writes the contents of an unlinked file.
-fn fill_file(fd: &OwnedFd, chunk: &Chunk, size: u64) -> Result<()> {
+/// Writes the contents of an unlinked file or a pipe.
+fn fill_file(fd: &OwnedFd, chunk: &Chunk, size: u64, pipe: bool) -> Result<()> {
     let mut rest = chunk.data();
     for run in chunk.runs.iter().filter(|r| r.flags & run_flags::ZERO == 0) {
         let len = (run_end(run).min(size).saturating_sub(run.start)) as usize;
@@ -322,6 +324,9 @@ fn fill_file(fd: &OwnedFd, chunk: &Chunk, size: u64) -> Result<()> {
             .ok_or_else(|| Error::bad_image("a chunk is shorter than its runs"))?;
         let mut at = run.start;
         let mut left = data.get(..len.min(whole)).unwrap_or_default();
+        if pipe {
+            crate::resource::file::pipe::fill(fd, chunk.objref, std::mem::take(&mut left))?;
+        }
         while !left.is_empty() {
             let n = rustix::io::pwrite(fd, left, at).map_err(|e| Error::os("fill an unlinked file", e))?;
             at += n as u64;

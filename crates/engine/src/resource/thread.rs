@@ -19,6 +19,11 @@ use ckpt_kernel::{
 use zerocopy::IntoBytes;
 
 const PR_GET_TID_ADDRESS: i32 = 40;
+const PR_MCE_KILL: i32 = 33;
+const PR_MCE_KILL_GET: i32 = 34;
+const PR_MCE_KILL_SET: u64 = 1;
+/// PR_MCE_KILL_DEFAULT: follow the system's policy.
+const MCE_KILL_DEFAULT: u32 = 2;
 const SCHED_DEADLINE: u32 = 6;
 /// SCHED_FLAG_RESET_ON_FORK | SCHED_FLAG_RECLAIM | SCHED_FLAG_DL_OVERRUN.
 const SCHED_FLAGS: u64 = 7;
@@ -33,6 +38,8 @@ pub(crate) fn questions() -> Program {
     program.call("prctl(PR_GET_PDEATHSIG)", 0, nr, [libc::PR_GET_PDEATHSIG.into(), Arg::Out(8)]);
     program.call("prctl(PR_GET_TIMERSLACK)", 0, nr, [libc::PR_GET_TIMERSLACK.into()]);
     program.call("prctl(PR_GET_SECUREBITS)", 0, nr, [libc::PR_GET_SECUREBITS.into()]);
+    let args = [PR_MCE_KILL_GET.into(), 0u64.into(), 0u64.into(), 0u64.into(), 0u64.into()];
+    program.call("prctl(PR_MCE_KILL_GET)", 0, nr, args);
     program
 }
 
@@ -45,7 +52,7 @@ pub(crate) fn checkpoint(
     cred: i32,
     no_new_privs: bool,
 ) -> Result<model::Thread> {
-    let [altstack, tid_address, pdeath, slack, securebits] = answers else {
+    let [altstack, tid_address, pdeath, slack, securebits, mce_kill] = answers else {
         return Err(Error::failed("the thread answered fewer questions than asked"));
     };
     let tid = frozen.thread.tid();
@@ -80,7 +87,7 @@ pub(crate) fn checkpoint(
         no_new_privs: u32::from(no_new_privs),
         timerslack: slack.result as u64,
         cred,
-        pad: 0,
+        mce_kill: mce_kill.result as u32,
         restart: frozen.restart,
     };
     Ok(model::Thread {
@@ -99,13 +106,11 @@ pub(crate) fn restore(program: &mut Program, thread: &model::Thread) {
     let mut comm = thread.comm.clone();
     comm.push(0);
     program.call("prctl(PR_SET_NAME)", 0, prctl, [libc::PR_SET_NAME.into(), Arg::In(comm)]);
-    // A disabled stack (SS_DISABLE) is what a new thread has; "on the stack" is derived from rsp.
-    if record.altstack_size != 0 {
-        let flags = u64::from(record.altstack_flags & !SS_ONSTACK);
-        let stack = [record.altstack_sp, flags, record.altstack_size];
-        let bytes = stack.as_bytes().to_vec();
-        program.call("sigaltstack", record.altstack_sp, libc::SYS_sigaltstack, [Arg::In(bytes), 0u64.into()]);
-    }
+    // "On the stack" is derived from rsp. Without one SS_DISABLE stands in the flags: it must be
+    // said, for a puppet inherits the coordinator's.
+    let flags = u64::from(record.altstack_flags & !SS_ONSTACK);
+    let stack = [record.altstack_sp, flags, record.altstack_size].as_bytes().to_vec();
+    program.call("sigaltstack", record.altstack_sp, libc::SYS_sigaltstack, [Arg::In(stack), 0u64.into()]);
     program.call("set_tid_address", 0, libc::SYS_set_tid_address, [record.clear_child_tid.into()]);
     if record.robust_head != 0 {
         let args = [record.robust_head.into(), record.robust_len.into()];
@@ -126,6 +131,10 @@ pub(crate) fn restore(program: &mut Program, thread: &model::Thread) {
         prctl,
         [libc::PR_SET_TIMERSLACK.into(), record.timerslack.into()],
     );
+    if record.mce_kill != MCE_KILL_DEFAULT {
+        let args = [PR_MCE_KILL.into(), PR_MCE_KILL_SET.into(), record.mce_kill.into(), 0u64.into(), 0u64.into()];
+        program.call("prctl(PR_MCE_KILL)", record.mce_kill.into(), prctl, args);
+    }
     restore_scheduling(program, thread);
 }
 

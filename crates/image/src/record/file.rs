@@ -64,6 +64,8 @@ pub mod file_kind {
     pub const CHARDEV: u32 = 4;
     /// Regular file without a name: its contents are in the image.
     pub const UNLINKED: u32 = 5;
+    /// An end of a pipe with all its ends inside: what waits in it is in the image.
+    pub const PIPE: u32 = 6;
     /// A terminal whose other side is outside.
     pub const EXTERNAL_TTY: u32 = 16;
     /// A pipe or FIFO whose other end is outside.
@@ -72,11 +74,11 @@ pub mod file_kind {
     pub const EXTERNAL_SOCKET: u32 = 18;
     /// Every value above; a reader refuses any other.
     pub const ALL: &[u32] =
-        &[REGULAR, DIRECTORY, PATH, CHARDEV, UNLINKED, EXTERNAL_TTY, EXTERNAL_PIPE, EXTERNAL_SOCKET];
+        &[REGULAR, DIRECTORY, PATH, CHARDEV, UNLINKED, PIPE, EXTERNAL_TTY, EXTERNAL_PIPE, EXTERNAL_SOCKET];
 }
 
 wire! {
-    /// Contents without a name: an unlinked regular file, or memory shared anonymously. Its pages
+    /// Contents without a name: an unlinked regular file, memory shared anonymously, or a pipe. Its pages
     /// are stored in [`Pgarr`] chunks addressed by file offset. Field: path it once had.
     310 "INODE" [path] struct Inode {
         /// [`inode_kind`].
@@ -87,8 +89,10 @@ wire! {
         pub uid: u32,
         /// Group.
         pub gid: u32,
-        /// st_size, bytes.
+        /// st_size, bytes; of a pipe: bytes waiting in it.
         pub size: u64,
+        /// Of a pipe: its capacity in bytes (F_GETPIPE_SZ), else 0.
+        pub capacity: u64,
     }
 }
 
@@ -98,8 +102,10 @@ pub mod inode_kind {
     pub const UNLINKED: u32 = 1;
     /// mmap(MAP_SHARED | MAP_ANONYMOUS).
     pub const SHMEM: u32 = 2;
+    /// A pipe with all its ends inside.
+    pub const PIPE: u32 = 3;
     /// Every value above; a reader refuses any other.
-    pub const ALL: &[u32] = &[UNLINKED, SHMEM];
+    pub const ALL: &[u32] = &[UNLINKED, SHMEM, PIPE];
 }
 
 wire! {

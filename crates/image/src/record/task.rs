@@ -206,8 +206,8 @@ wire! {
         pub timerslack: u64,
         /// Credentials, [`Cred`].
         pub cred: i32,
-        /// Zero.
-        pub pad: u32,
+        /// What to do about memory errors: PR_MCE_KILL_LATE 0, EARLY 1, DEFAULT 2.
+        pub mce_kill: u32,
         /// Interrupted call.
         pub restart: RestartBlock,
     }

@@ -2,21 +2,23 @@
 //!
 //! *Saved*: kind and name. *Restored*: descriptors 0, 1 and 2 of these kinds are the restarter's
 //! own 0, 1 and 2; others come from `--inherit-fd`, or share the description of one that does.
-//! *Lost*: what was in flight, which belongs to the outside. *Refused*: a pipe both of whose ends
-//! are inside, which would not be outside at all.
+//! *Lost*: what was in flight, which belongs to the outside. *Refused*: sockets without another
+//! end (listening, not connected) and socket pairs made by the process itself. A pipe with both
+//! ends inside is not outside at all: see `pipe.rs`.
 
 use super::{Descriptor, FileKind, OpenContext};
 use crate::{
-    error::{Error, Result},
+    error::{Doing, Error, Result},
     objects::Objects,
 };
 use ckpt_image::{
-    Image, Object, Objref, model,
+    Image, Objref, model,
     record::{FileDesc, file_kind},
 };
 use rustix::{
     fs::{FileType, major},
     io::dup,
+    net::sockopt,
 };
 use std::{
     collections::BTreeMap,
@@ -36,7 +38,7 @@ const TTY_MAJORS: [u32; 19] =
 
 /// Defines the kind's two directions: the record, and nothing to open.
 macro_rules! external {
-    ($name:ident, $kind:expr, $claims:expr) => {
+    ($name:ident, $kind:expr, $claims:expr, $outside:expr) => {
         impl FileKind for $name {
             fn kind(&self) -> u32 {
                 $kind
@@ -48,6 +50,8 @@ macro_rules! external {
             }
 
             fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
+                let outside: fn(&Descriptor<'_>) -> Result<()> = $outside;
+                outside(descriptor)?;
                 Ok(descriptor.record($kind))
             }
 
@@ -58,40 +62,43 @@ macro_rules! external {
     };
 }
 
-external!(Terminal, file_kind::EXTERNAL_TTY, |d| {
-    // /dev/ptmx (5:2) is the master side: its terminal would be inside.
-    d.file_type() == FileType::CharacterDevice
-        && TTY_MAJORS.contains(&major(d.stat.st_rdev))
-        && d.stat.st_rdev != rustix::fs::makedev(5, 2)
-});
-external!(Pipe, file_kind::EXTERNAL_PIPE, |d| d.file_type() == FileType::Fifo);
-external!(Socket, file_kind::EXTERNAL_SOCKET, |d| d.file_type() == FileType::Socket);
+external!(
+    Terminal,
+    file_kind::EXTERNAL_TTY,
+    |d| {
+        // /dev/ptmx (5:2) is the master side: its terminal would be inside.
+        d.file_type() == FileType::CharacterDevice
+            && TTY_MAJORS.contains(&major(d.stat.st_rdev))
+            && d.stat.st_rdev != rustix::fs::makedev(5, 2)
+    },
+    |_| Ok(())
+);
+external!(Pipe, file_kind::EXTERNAL_PIPE, |d| d.file_type() == FileType::Fifo, |_| Ok(()));
+external!(Socket, file_kind::EXTERNAL_SOCKET, |d| d.file_type() == FileType::Socket, connected_to_outside);
+
+/// Refuses sockets that have no other end, or have it inside.
+fn connected_to_outside(descriptor: &Descriptor<'_>) -> Result<()> {
+    let number = descriptor.name.strip_prefix("fd/").and_then(|n| n.parse().ok()).unwrap_or(-1);
+    let flags = rustix::process::PidfdGetfdFlags::empty();
+    let socket = rustix::process::pidfd_getfd(descriptor.process, number, flags).doing(|| "pidfd_getfd".to_owned())?;
+    let refused = |what: &str| Err(Error::unsupported(format!("{what} cannot be carried yet")));
+    if sockopt::socket_acceptconn(&socket).unwrap_or(false) {
+        return refused("a listening socket");
+    }
+    if rustix::net::getpeername(&socket).is_err() {
+        return refused("a socket that is not connected");
+    }
+    let inside = sockopt::socket_peercred(&socket).is_ok_and(|c| c.pid.as_raw_nonzero().get() == descriptor.process.pid);
+    if inside && sockopt::socket_domain(&socket) == Ok(rustix::net::AddressFamily::UNIX) {
+        return refused("a socket pair with both ends inside");
+    }
+    Ok(())
+}
 
 /// Whether a file comes from outside.
 pub(crate) fn is_external(file: &model::File) -> bool {
     [file_kind::EXTERNAL_TTY, file_kind::EXTERNAL_PIPE, file_kind::EXTERNAL_SOCKET]
         .contains(&file.record.kind)
-}
-
-/// Refuses pipes that the process could read from and write to itself.
-pub(crate) fn refuse_inner_pipes(descs: &[FileDesc], objects: &Objects) -> Result<()> {
-    let mut ends: BTreeMap<(u64, u64), (u32, i32)> = BTreeMap::new();
-    for desc in descs {
-        let Some(Object::File(file)) = objects.table.get(&desc.file) else { continue };
-        if file.record.kind != file_kind::EXTERNAL_PIPE {
-            continue;
-        }
-        let access = file.record.flags & libc::O_ACCMODE as u32;
-        let mode = if access == libc::O_RDWR as u32 { 3 } else { access + 1 };
-        let (modes, first) = ends.entry((file.record.dev, file.record.ino)).or_insert((0, desc.fd));
-        *modes |= mode;
-        if *modes == 3 {
-            let other = if *first == desc.fd { String::new() } else { format!(" (the other is fd {first})") };
-            let what = format!("a pipe with both ends inside{other} cannot be carried yet");
-            return Err(Error::unsupported(what).object(format!("fd {}", desc.fd)));
-        }
-    }
-    Ok(())
 }
 
 /// The descriptors that take the place of external ones, by the task's descriptor number.

@@ -10,6 +10,7 @@ pub(crate) mod chardev;
 pub(crate) mod directory;
 pub(crate) mod external;
 pub(crate) mod path;
+pub(crate) mod pipe;
 pub(crate) mod regular;
 pub(crate) mod unlinked;
 
@@ -103,14 +104,23 @@ impl Descriptor<'_> {
     }
 }
 
+/// Contents without a name, made again.
+#[derive(Debug)]
+pub(crate) struct Made {
+    /// An unlinked file, open for reading and writing; of a pipe the write end.
+    pub(crate) fd: OwnedFd,
+    /// Of a pipe: the read end.
+    pub(crate) read: Option<OwnedFd>,
+}
+
 /// What opening a file again may need.
 pub(crate) struct OpenContext<'a> {
     /// The image.
     pub(crate) image: &'a Image,
     /// What the caller asked for.
     pub(crate) options: &'a RestartOptions,
-    /// Inodes without a name, made again, open for reading and writing.
-    pub(crate) inodes: &'a BTreeMap<Objref, OwnedFd>,
+    /// Inodes without a name, made again.
+    pub(crate) inodes: &'a BTreeMap<Objref, Made>,
 }
 
 /// Both directions of one kind of file.
@@ -134,7 +144,7 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
         let cloexec = u32::from(descriptor.info.flags & OFlags::CLOEXEC.bits() != 0);
         descs.push(FileDesc { fd, flags: cloexec, file, pad: 0 });
     }
-    external::refuse_inner_pipes(&descs, objects)?;
+    pipe::adopt(process, &descs, objects)?;
     Ok(model::FileTable { descs })
 }
 
@@ -167,6 +177,7 @@ fn object(descriptor: &Descriptor<'_>, fd: i32, objects: &mut Objects) -> Result
 /// The error for a descriptor that no kind claims.
 fn refusal(descriptor: &Descriptor<'_>) -> Error {
     let what = match descriptor.target() {
+        FdLink::AnonInode(b"eventpoll") => "epoll descriptors cannot be carried yet".to_owned(),
         FdLink::AnonInode(name) => format!("{} descriptors cannot be carried yet", show(name)),
         FdLink::Memfd(name) => format!("the memfd {} cannot be carried yet", show(name)),
         FdLink::Namespace(kind, _) => {

@@ -5,7 +5,7 @@
 //! description of it with the old flags and offset. *Lost*: inode number, timestamps, extended
 //! attributes.
 
-use super::{Descriptor, FileKind, OpenContext, seek};
+use super::{Descriptor, FileKind, Made, OpenContext, seek};
 use crate::{
     error::{Doing, Error, Result},
     objects::Objects,
@@ -19,7 +19,7 @@ use rustix::{
     fs::{FileType, Gid, Mode, OFlags, Uid},
     io::Errno,
 };
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// See the module.
 pub(crate) struct Unlinked;
@@ -45,6 +45,7 @@ impl FileKind for Unlinked {
                     uid: stat.st_uid,
                     gid: stat.st_gid,
                     size: stat.st_size.max(0) as u64,
+                    capacity: 0,
                 },
                 path: descriptor.path().to_vec(),
             })
@@ -65,7 +66,7 @@ impl FileKind for Unlinked {
         })?;
         let flags =
             OFlags::from_bits_retain(file.record.flags) & !(OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC);
-        let path = format!("/proc/self/fd/{}", inode.as_fd().as_raw_fd());
+        let path = format!("/proc/self/fd/{}", inode.fd.as_raw_fd());
         let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
             .doing(|| format!("open the unlinked {}", show(&file.path)))?;
         seek(&fd, &file.record, &file.path)?;
@@ -74,7 +75,7 @@ impl FileKind for Unlinked {
 }
 
 /// Makes the file of an inode again, empty but of its size, without a name, open read-write.
-pub(crate) fn make(inode: &model::Inode) -> Result<OwnedFd> {
+pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
     let path = show(&inode.path);
     let (fd, name) = create(&inode.path)?;
     let ready = (|| {
@@ -88,7 +89,7 @@ pub(crate) fn make(inode: &model::Inode) -> Result<OwnedFd> {
     })();
     rustix::fs::unlink(name.as_slice()).doing(|| format!("unlink {path}"))?;
     ready.doing(|| format!("prepare the unlinked {path}"))?;
-    Ok(fd)
+    Ok(Made { fd, read: None })
 }
 
 /// Creates a file under the old name or one derived from it.

@@ -1,0 +1,71 @@
+//! What the guardian does when a checkpoint is killed: takes the slot and the stub out of the
+//! tasks, once none of them is in there any more.
+
+use crate::{
+    checkpoint::{slots_in, texts_in, visitors},
+    error::Result,
+    freeze::{FrozenThread, freeze, thaw},
+    task::Process,
+};
+use ckpt_kernel::{
+    guardian::Guardian,
+    memory::{self, Span},
+    visit::{Traces, Visit},
+};
+use ckpt_proc::maps::parse_maps;
+use std::time::Duration;
+
+/// How long a thread may stay in our code (in a signal handler that interrupted its way home).
+const ATTEMPTS: u32 = 200;
+/// Time between attempts.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How much of a stack is searched for a way back into our code.
+const STACK: usize = 64 << 10;
+
+/// Posts a guardian over `process`.
+pub(crate) fn post(process: &Process) -> Result<Guardian> {
+    let pid = process.pid;
+    Ok(Guardian::start(move || {
+        for _ in 0..ATTEMPTS {
+            if Process::open(pid).and_then(|process| clean(&process)).unwrap_or(false) {
+                return;
+            }
+            std::thread::sleep(PAUSE);
+        }
+    })?)
+}
+
+/// Whether nothing of ours is in the process (any more).
+fn clean(process: &Process) -> Result<bool> {
+    let maps = process.proc.parse("maps", parse_maps)?;
+    let traces = Traces::find(process.pid, &texts_in(&maps), &slots_in(&maps));
+    if traces.is_empty() {
+        return Ok(true);
+    }
+    let frozen = freeze(process)?;
+    let spans = traces.spans();
+    if frozen.iter().any(|thread| is_inside(process.pid, thread, &spans)) {
+        thaw(process, frozen.into_iter().map(|f| f.thread).collect())?;
+        return Ok(false);
+    }
+    let (visitors, _) = visitors(process, frozen)?;
+    let mut visit = Visit::enter(process.pid, visitors, &texts_in(&maps))?;
+    visit.unmap_stale(&traces.slots)?;
+    thaw(process, visit.leave()?)?;
+    Ok(true)
+}
+
+/// Whether a thread runs our code or will return to it.
+fn is_inside(pid: i32, thread: &FrozenThread, spans: &[Span]) -> bool {
+    let ours = |address: u64| spans.iter().any(|s| address.wrapping_sub(s.start) < s.len as u64);
+    if ours(thread.raw.rip) {
+        return true;
+    }
+    let mut stack = vec![0; STACK];
+    let mut len = STACK;
+    while len > 0 && memory::read(pid, thread.raw.rsp, stack.get_mut(..len).unwrap_or_default()).is_err() {
+        len /= 2;
+    }
+    let words = stack.get(..len).unwrap_or_default().chunks_exact(8);
+    words.filter_map(|w| w.try_into().ok()).map(u64::from_le_bytes).any(ours)
+}
