@@ -19,7 +19,7 @@ use crate::{
     objects::Objects,
     options::{After, CheckpointOptions, CheckpointReport, Observer, Output},
     output::{Destination, failure, same_file},
-    resource::{cred, file, fs, limits, mm, pages, signal, thread, timers},
+    resource::{cred, file, fs, layout::free_range, limits, mm, pages, signal, thread, timers},
     task::{Process, show},
 };
 use ckpt_image::{
@@ -236,9 +236,10 @@ fn visit(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<FrozenThre
     limits::questions(&mut questions);
     mm::questions(&mut questions);
     timers::posix_questions(&mut questions, &timers);
-    let (visitors, rest) = visitors(process, frozen)?;
-    let traces = Traces::find(process.pid, &[], &slots_in(&maps));
-    let mut visit = Visit::enter(process.pid, visitors, &texts_in(&maps))?;
+    let (visitors, kept) = visitors(process, frozen)?;
+    let texts = texts_in(&maps);
+    let traces = Traces::find(process.pid, &texts, &slots_in(&maps));
+    let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
     let answers = visit.run(0, &questions)?;
     let mut thread_answers = Vec::with_capacity(visit.len());
@@ -248,7 +249,7 @@ fn visit(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<FrozenThre
     let threads = visit.leave()?;
     let frozen = threads
         .into_iter()
-        .zip(rest)
+        .zip(kept)
         .map(|(thread, (raw, saved, restart, mask))| FrozenThread { thread, raw, saved, restart, mask })
         .collect();
     Ok((frozen, Answers { process: answers, timers, threads: thread_answers }))
@@ -286,6 +287,12 @@ pub(crate) fn texts_in(maps: &[Mapping]) -> Vec<Span> {
     let span = |m: &Mapping| Span { start: m.start, len: m.len() as usize };
     let others = maps.iter().filter(|m| !vdso(m)).filter(text);
     maps.iter().filter(vdso).chain(others).map(span).collect()
+}
+
+/// Free addresses for the slot of a visit to `threads` threads.
+pub(crate) fn slot_address(maps: &[Mapping], threads: usize) -> Result<u64> {
+    let mut taken = maps.iter().map(|m| Span { start: m.start, len: m.len() as usize }).collect();
+    free_range(&mut taken, Visit::slot_len(threads))
 }
 
 /// Mappings that may be slots a dead coordinator left.

@@ -2,7 +2,7 @@
 //! tasks, once none of them is in there any more.
 
 use crate::{
-    checkpoint::{slots_in, texts_in, visitors},
+    checkpoint::{slot_address, slots_in, texts_in, visitors},
     error::Result,
     freeze::{FrozenThread, freeze, thaw},
     task::Process,
@@ -38,7 +38,8 @@ pub(crate) fn post(process: &Process) -> Result<Guardian> {
 /// Whether nothing of ours is in the process (any more).
 fn clean(process: &Process) -> Result<bool> {
     let maps = process.proc.parse("maps", parse_maps)?;
-    let traces = Traces::find(process.pid, &texts_in(&maps), &slots_in(&maps));
+    let texts = texts_in(&maps);
+    let traces = Traces::find(process.pid, &texts, &slots_in(&maps));
     if traces.is_empty() {
         return Ok(true);
     }
@@ -48,8 +49,8 @@ fn clean(process: &Process) -> Result<bool> {
         thaw(process, frozen.into_iter().map(|f| f.thread).collect())?;
         return Ok(false);
     }
-    let (visitors, _) = visitors(process, frozen)?;
-    let mut visit = Visit::enter(process.pid, visitors, &texts_in(&maps))?;
+    let (visitors, kept) = visitors(process, frozen)?;
+    let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
     thaw(process, visit.leave()?)?;
     Ok(true)

@@ -318,8 +318,9 @@ pub struct Visitor {
 
 impl Visit {
     /// Gets a foothold in process `pid`, whose threads (the one to do the work first) are all
-    /// stopped. `texts` are its executable private mappings, the vdso first.
-    pub fn enter(pid: i32, visitors: Vec<Visitor>, texts: &[Span]) -> Result<Visit> {
+    /// stopped. `texts` are its executable private mappings, the vdso first; at `address` there are
+    /// [`Visit::slot_len`] free bytes.
+    pub fn enter(pid: i32, visitors: Vec<Visitor>, texts: &[Span], address: u64) -> Result<Visit> {
         let foothold = Foothold::find(pid, texts)?;
         let nowhere = Bay { address: 0, size: BAY_SIZE };
         let guest = |v: Visitor| Guest {
@@ -332,16 +333,23 @@ impl Visit {
         };
         let guests: Vec<Guest> = visitors.into_iter().map(guest).collect();
         let mut visit = Visit { pid, guests, foothold, slot: None };
-        visit.map_slot()?;
+        visit.map_slot(address)?;
         Ok(visit)
     }
 
-    fn map_slot(&mut self) -> Result<()> {
-        let len = LEADER_BAY_SIZE + self.guests.len().saturating_sub(1) * BAY_SIZE;
+    /// Bytes of slot for a visit to `threads` threads.
+    pub fn slot_len(threads: usize) -> usize {
+        LEADER_BAY_SIZE + threads.saturating_sub(1) * BAY_SIZE
+    }
+
+    /// Maps the slot at a place of our choice: the stub's words say where, so that it is found
+    /// even if we die before anything is written to it.
+    fn map_slot(&mut self, address: u64) -> Result<()> {
+        let len = Self::slot_len(self.guests.len());
         let Some(leader) = self.guests.first_mut() else { return Err(Error::Gone { tid: self.pid }) };
         let prot = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u64;
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-        let args = [0, len as u64, prot, flags, u64::MAX, 0];
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+        let args = [address, len as u64, prot, flags, u64::MAX, 0];
         let start = self.foothold.syscall(self.pid, leader, libc::SYS_mmap, args)?;
         self.slot = Some(Span { start, len });
         let mut at = start;
@@ -439,15 +447,18 @@ pub struct Traces {
 impl Traces {
     /// Looks into `texts` as [`Visit::enter`] does, and at `candidates`, the anonymous rwx mappings.
     pub fn find(pid: i32, texts: &[Span], candidates: &[Span]) -> Traces {
-        let words = code::bay().words as u64;
-        let is_slot = |s: &&Span| memory::read_u64(pid, s.start + words).is_ok_and(|word| word == MAGIC);
         let code = code::stub();
         let mut head = vec![0; code.words];
         let is_stub = |s: &Span| memory::read(pid, s.start, &mut head).is_ok() && code.bytes.starts_with(&head);
-        Traces {
-            slots: candidates.iter().filter(is_slot).copied().collect(),
-            stub: texts.iter().filter_map(stub_place).find(is_stub),
-        }
+        let stub = texts.iter().filter_map(stub_place).find(is_stub);
+        // The stub's call: number, first argument (address), second (length).
+        let call = |at: usize| stub.map_or(0, |s| memory::read_u64(pid, s.start + (code.words + at) as u64).unwrap_or(0));
+        let mapped = (call(200), call(208) as usize);
+        let words = code::bay().words as u64;
+        let is_slot = |s: &&Span| {
+            mapped == (s.start, s.len) || memory::read_u64(pid, s.start + words).is_ok_and(|word| word == MAGIC)
+        };
+        Traces { slots: candidates.iter().filter(is_slot).copied().collect(), stub }
     }
 
     /// Whether nothing was found.
