@@ -15,7 +15,7 @@ use std::sync::Arc;
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::Fixture;
 use ckpt_tests::runner::{self, Variant};
-use ckpt_tests::target::own_children;
+use ckpt_tests::target::left_behind;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     trials.sort_by(|a, b| a.name().cmp(b.name()));
     let conclusion = libtest_mimic::run(&args, trials);
     ctx.ledger.print();
-    let left = own_children();
+    let left = left_behind();
     if !left.is_empty() {
         println!("FAILED: processes left behind: {left:?}");
         return ExitCode::FAILURE;

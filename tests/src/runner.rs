@@ -156,8 +156,12 @@ impl<'a> Attempt<'a> {
         };
         result.map_err(|e| {
             let said = std::fs::read_to_string(self.dir.path().join("err")).unwrap_or_default();
-            let note = if said.is_empty() { String::new() } else { format!("; its stderr: {}", said.trim()) };
-            if note.is_empty() { e } else { e.context(format!("the target wrote{note}")) }
+            let out = self.tail();
+            let failed = out.lines().find(|l| l.starts_with("FAIL")).unwrap_or_default();
+            if said.is_empty() && failed.is_empty() {
+                return e;
+            }
+            e.context(format!("the target wrote: {failed} {}", said.trim()))
         })
     }
 
@@ -228,7 +232,6 @@ impl<'a> Attempt<'a> {
             }
             Variant::File | Variant::Pipe | Variant::Running => {}
         }
-        settled(self.target.pid())?;
         for generation in 1..=directives.generations {
             std::thread::sleep(directives.delay);
             let context = || format!("generation {generation}");
@@ -290,7 +293,12 @@ impl<'a> Attempt<'a> {
 
     /// One checkpoint, and but for `Running` one kill and restart, with the views compared.
     fn generation(&mut self, only: &[String]) -> Result<bool> {
-        let before = View::of(self.target.pid())?;
+        let pid = self.target.pid();
+        let before = if self.fixture.directives.mode == Mode::Step {
+            settled(pid, self.seen)?
+        } else {
+            View::of(pid)?
+        };
         let image = self.images.path().join("image.ckpt");
         let start = Instant::now();
         let kill = self.variant != Variant::Running;
@@ -318,10 +326,24 @@ impl<'a> Attempt<'a> {
             self.down.1 += start.elapsed();
             self.target.must_live().context("the original after a checkpoint")?;
         }
-        let after = View::of(self.target.pid())?;
-        self.compare(&before, &after, only)?;
+        self.looks_like(&before, only)?;
         let _ = std::fs::remove_file(&image);
         Ok(false)
+    }
+
+    /// It looks as before, at once or within a second: a thread that has just been let go may still be on its way
+    /// back into the call it waits in, and a timer may tick while we look.
+    fn looks_like(&mut self, before: &View, only: &[String]) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let after = View::of(self.target.pid())?;
+            match self.compare(before, &after, only) {
+                Err(_) if start.elapsed() < Duration::from_secs(1) => {
+                    std::thread::sleep(Duration::from_millis(10))
+                }
+                result => return result,
+            }
+        }
     }
 
     fn compare(&self, before: &View, after: &View, only: &[String]) -> Result<()> {
@@ -391,7 +413,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn refused(&mut self, pattern: &Regex) -> Result<()> {
-        let before = settled(self.target.pid())?;
+        let before = settled(self.target.pid(), self.seen)?;
         let image = self.images.path().join("image.ckpt");
         let (outcome, _) = self.checkpoint(true, &image)?;
         self.check_refusal(&outcome, pattern, &before, &image)
@@ -413,18 +435,18 @@ impl<'a> Attempt<'a> {
         }
         self.only_the_image(false)?;
         self.target.must_live()?;
-        let after = View::of(self.target.pid())?;
-        self.compare(before, &after, &[])
+        self.looks_like(before, &[])
     }
 }
 
-/// The view of a target that has just said "ready", once it looks the same twice: its write is seen a moment before
-/// the descriptor's offset moves, and before it waits.
-fn settled(pid: i32) -> Result<View> {
-    let mut last = View::of(pid)?;
+/// The view of a target that has said "ready", once it looks the same twice and its stdout stands at `written`: what it
+/// writes is seen a moment before the descriptor's offset moves.
+fn settled(pid: i32, written: usize) -> Result<View> {
+    let (mut last, at) = (View::of(pid)?, format!("/out pos: {written} "));
     sys::poll("the target to settle", Duration::from_secs(5), || {
         let now = View::of(pid)?;
-        let same = now == last;
+        let same =
+            now == last && now.0.get("fd.1").is_none_or(|fd| !fd.contains("/out pos:") || fd.contains(&at));
         last = now.clone();
         Ok(same.then_some(now))
     })

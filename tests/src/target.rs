@@ -176,7 +176,23 @@ pub fn field_of_stat(pid: i32, n: usize) -> Option<i64> {
     text[text.rfind(')')? + 2..].split_whitespace().nth(n.checked_sub(3)?)?.parse().ok()
 }
 
-/// The processes that are children of the harness right now: after all tests there must be none.
+/// Reaps what the tool left to the subreaper, and gives what is still running after two seconds: there must be none.
+#[must_use]
+pub fn left_behind() -> Vec<(i32, String)> {
+    let all_gone = || {
+        for (pid, _) in own_children() {
+            if let Ok(mut child) = Target::adopt(pid) {
+                let _ = child.ended();
+                std::mem::forget(child); // not to kill it: that it runs is the finding
+            }
+        }
+        Ok(own_children().is_empty().then_some(()))
+    };
+    let _ = sys::poll("all children to end", Duration::from_secs(2), all_gone);
+    own_children()
+}
+
+/// The processes that are children of the harness right now.
 #[must_use]
 pub fn own_children() -> Vec<(i32, String)> {
     let me = i64::from(std::process::id());

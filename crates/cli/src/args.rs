@@ -159,7 +159,7 @@ pub(crate) struct RestartArgs {
 /// `ckptinfo`.
 #[derive(Args)]
 pub(crate) struct InfoArgs {
-    /// Print only the error that ended a failed checkpoint's image
+    /// Print only the error that ended a failed checkpoint's image; nothing if it did not fail
     #[arg(short = 'e', long, conflicts_with_all = ["tree", "verify", "records"])]
     pub(crate) error: bool,
     /// Print only the process tree

@@ -150,7 +150,16 @@ fn a_damaged_image_is_5() {
 
 #[test]
 fn an_error_is_found_from_either_end() {
-    let mut failed = image()[..7648].to_vec();
+    let whole = image();
+    let mut reader = ckpt_image::Reader::new(whole.as_slice());
+    // The metadata ends where the pages, or the padding that aligns them, begin.
+    let metadata = loop {
+        let info = reader.next_record().unwrap().expect("the golden image has pages");
+        if ["PAD", "PGARR"].contains(&info.name) {
+            break info.offset as usize;
+        }
+    };
+    let mut failed = whole[..metadata].to_vec();
     let text = b"\0pid 7 (x), fd 3: no";
     let padded = text.len().next_multiple_of(8);
     for word in [9999u32, 8, 5, 24 + padded as u32, 0, 1, text.len() as u32, 0] {
@@ -168,7 +177,22 @@ fn an_error_is_found_from_either_end() {
     let output = run("ckptinfo -", &failed);
     assert_eq!(output.status.code(), Some(5));
     assert!(one_line(&output, "ckptinfo").contains("fd 3: no"));
-    assert_eq!(run("ckptinfo -e -", &image()).status.code(), Some(1));
+    // Without an error there is nothing to print; an image that just ends is damaged.
+    for output in [run("ckptinfo -e -", &whole), run(&format!("ckptinfo -e {}", golden().display()), b"")] {
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+    }
+    let output = run("ckptinfo -e --json -", &whole);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value, serde_json::json!({"checkpoint_error": null}));
+    std::fs::write(&path, &whole[..metadata]).unwrap();
+    for output in
+        [run("ckptinfo -e -", &whole[..metadata]), run(&format!("ckptinfo -e {}", path.display()), b"")]
+    {
+        assert_eq!(output.status.code(), Some(5), "{output:?}");
+        one_line(&output, "ckptinfo");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@
 
 use crate::{
     error::{Context, Doing, Error, ErrorKind, Result},
-    freeze::{FrozenThread, freeze, thaw},
+    freeze::{FrozenThread, Purpose, freeze, thaw},
     guard,
     objects::Objects,
     options::{After, CheckpointOptions, CheckpointReport, Observer, Output},
@@ -59,9 +59,10 @@ pub fn checkpoint(
     let destination = Destination::open(output)?;
     survey(&process, &destination).task(|| process.label())?;
     let guardian = guard::post(&process).task(|| process.label())?;
+    let stopped = process.stat()?.state == ckpt_proc::stat::TaskState::Stopped;
     let frozen_at = Instant::now();
-    let threads = freeze(&process).task(|| process.label())?;
-    let mut capture = capture(&process, threads).task(|| process.label())?;
+    let threads = freeze(&process, Purpose::Image).task(|| process.label())?;
+    let mut capture = capture(&process, threads, stopped).task(|| process.label())?;
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&process, &capture, writer, &destination, observer).task(|| process.label())?;
     let mut report = CheckpointReport {
@@ -103,13 +104,35 @@ fn admit(process: &Process) -> Result<()> {
         return Err(Error::permission(format!("it is traced by {tracer}"))
             .advice("end the debugger or let it detach"));
     }
+    refuse_ia32(process)?;
+    process.tids()?.into_iter().try_for_each(|tid| admit_thread(process, tid))
+}
+
+/// Refuses 32-bit programs.
+fn refuse_ia32(process: &Process) -> Result<()> {
+    use std::io::Read;
+    const ELFCLASS32: u8 = 1;
+    let mut ident = [0; 5];
+    let exe = process.proc.open("exe", rustix::fs::OFlags::RDONLY);
+    let read = exe.is_ok_and(|fd| std::fs::File::from(fd).read_exact(&mut ident).is_ok());
+    if read && ident == [0x7f, b'E', b'L', b'F', ELFCLASS32] {
+        return Err(Error::unsupported("32-bit programs cannot be carried yet"));
+    }
+    Ok(())
+}
+
+/// Refuses threads in seccomp mode or in other namespaces than ours.
+fn admit_thread(process: &Process, tid: i32) -> Result<()> {
+    let Ok(status) = process.proc.parse(&format!("task/{tid}/status"), parse_status) else { return Ok(()) };
     if status.seccomp.unwrap_or(0) != 0 {
-        return Err(Error::unsupported("seccomp filters cannot be carried yet"));
+        let whose = if tid == process.pid { String::new() } else { format!("thread {tid}: ") };
+        return Err(Error::unsupported(format!("{whose}seccomp filters cannot be carried yet")));
     }
     let own = crate::task::ProcDir::own()?;
     for namespace in NAMESPACES {
         let name = format!("ns/{namespace}");
-        let theirs = match process.proc.readlink(&name) {
+        let theirs = format!("task/{tid}/{name}");
+        let theirs = match process.proc.readlink(&theirs) {
             Err(e) if e.kind == ErrorKind::Permission => {
                 return Err(e.advice("it needs the same user and a dumpable process, or CAP_SYS_PTRACE"));
             }
@@ -130,12 +153,18 @@ fn refuse_company(process: &Process) -> Result<()> {
     for tid in process.tids()? {
         let children = process.proc.read(&format!("task/{tid}/children")).unwrap_or_default();
         if let Some(child) = children.split(|b| *b == b' ').find(|c| !c.is_empty()) {
-            let what = format!("it has a child process ({}); process trees cannot be carried yet", show(child));
+            let what =
+                format!("it has a child process ({}); process trees cannot be carried yet", show(child));
             return Err(Error::unsupported(what).advice("checkpoint when its children have ended"));
         }
-        for (what, name) in [(Kcmp::Files, "table of file descriptors"), (Kcmp::Fs, "working directory"), (Kcmp::Vm, "memory")] {
+        for (what, name) in [
+            (Kcmp::Files, "table of file descriptors"),
+            (Kcmp::Fs, "working directory"),
+            (Kcmp::Vm, "memory"),
+        ] {
             if tid != process.pid && query::kcmp(process.pid, tid, what).is_ok_and(|order| order.is_ne()) {
-                let what = format!("thread {tid} has a {name} of its own (unshare), which cannot be carried yet");
+                let what =
+                    format!("thread {tid} has a {name} of its own (unshare), which cannot be carried yet");
                 return Err(Error::unsupported(what));
             }
         }
@@ -184,8 +213,8 @@ struct Answers {
     threads: Vec<Vec<Outcome>>,
 }
 
-/// Visits the threads, then collects everything.
-fn capture(process: &Process, frozen: Vec<FrozenThread>) -> Result<Capture> {
+/// Visits the threads, then collects everything. `stopped`: by a job-control signal, before us.
+fn capture(process: &Process, frozen: Vec<FrozenThread>, stopped: bool) -> Result<Capture> {
     refuse_company(process)?;
     let (frozen, answers) = visit(process, frozen)?;
     let mut objects = Objects::default();
@@ -216,13 +245,12 @@ fn capture(process: &Process, frozen: Vec<FrozenThread>) -> Result<Capture> {
         sighand: objects.add(Object::Sighand(sighand)),
         signal: objects.add(Object::Signal(model::Signal { record: shared, pending, timers })),
         nr_threads: threads.len() as u32,
-        ..task(process)?
+        ..task(process, stopped)?
     };
     image.tree = record::Tree { nr_tasks: 1, nr_threads: threads.len() as u32, root: process.pid, pad: 0 };
     image.processes = vec![model::Process { task, threads }];
     image.objects = objects.table;
-    let mm = image.mm(mm_objref).ok_or_else(|| Error::failed("the address space got lost"))?;
-    let plan = pages::plan(process, mm_objref, mm, contents)?;
+    let plan = pages::plan(process, mm_objref, &image, contents)?;
     Ok(Capture { threads: frozen.into_iter().map(|f| f.thread).collect(), image, plan })
 }
 
@@ -316,9 +344,8 @@ fn threads(
     Ok(threads)
 }
 
-fn task(process: &Process) -> Result<record::Task> {
+fn task(process: &Process, stopped: bool) -> Result<record::Task> {
     let stat = process.stat()?;
-    let stopped = matches!(stat.state, ckpt_proc::stat::TaskState::Stopped);
     Ok(record::Task {
         pid: process.pid,
         ppid: stat.ppid,

@@ -155,7 +155,9 @@ impl std::error::Error for Error {}
 impl From<ckpt_image::ReadError> for Error {
     fn from(cause: ckpt_image::ReadError) -> Self {
         match cause {
-            ckpt_image::ReadError::Io { offset, source } => Error::os(format!("read the image at byte {offset}"), source),
+            ckpt_image::ReadError::Io { offset, source } => {
+                Error::os(format!("read the image at byte {offset}"), source)
+            }
             other => Error::bad_image(other.to_string()),
         }
     }

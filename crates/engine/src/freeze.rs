@@ -29,8 +29,17 @@ pub(crate) struct FrozenThread {
 /// How often a thread that was caught between two calls is let go and stopped again.
 const ATTEMPTS: u32 = 50;
 
+/// What the frozen threads are wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// An image: what remains of their calls' timeouts must be known.
+    Image,
+    /// They only go on afterwards.
+    Visit,
+}
+
 /// Stops every thread of `process`; new ones that appear meanwhile are caught too.
-pub(crate) fn freeze(process: &Process) -> Result<Vec<FrozenThread>> {
+pub(crate) fn freeze(process: &Process, purpose: Purpose) -> Result<Vec<FrozenThread>> {
     let mut frozen: Vec<FrozenThread> = Vec::new();
     loop {
         let tids = process.tids()?;
@@ -40,7 +49,7 @@ pub(crate) fn freeze(process: &Process) -> Result<Vec<FrozenThread>> {
             break;
         }
         for tid in new {
-            match freeze_thread(process, tid) {
+            match freeze_thread(process, tid, purpose) {
                 Err(error) if error.gone && tid != process.pid => {}
                 Err(error) => return Err(error.error),
                 Ok(thread) => frozen.push(thread),
@@ -74,16 +83,24 @@ impl From<Error> for Failure {
 }
 
 /// Stops one thread where its interrupted call can be told.
-fn freeze_thread(process: &Process, tid: i32) -> Result<FrozenThread, Failure> {
+fn freeze_thread(process: &Process, tid: i32, purpose: Purpose) -> Result<FrozenThread, Failure> {
     for _ in 0..ATTEMPTS {
-        let before = call::Before::look(process, tid);
+        let before = match purpose {
+            Purpose::Image => call::Before::look(process, tid),
+            Purpose::Visit => call::Before::default(),
+        };
         let running = Running::seize(tid, false).map_err(|cause| seize_failure(process, tid, cause))?;
         let mut thread = running.interrupt()?;
         let mut raw = thread.regs()?;
         let mask = thread.sigmask()?;
         leave_rseq(process, &mut thread, &mut raw)?;
-        call::hide_eintr(process, tid, mask, &mut raw)?;
+        if call::hide_eintr(process, tid, mask, &mut raw)? {
+            thread.set_regs(&raw)?;
+        }
         let mut saved = raw;
+        if purpose == Purpose::Visit {
+            return Ok(FrozenThread { thread, raw, saved, restart: RestartBlock::default(), mask });
+        }
         if let Some(restart) = call::settle(process, &before, &mut saved)? {
             return Ok(FrozenThread { thread, raw, saved, restart, mask });
         }

@@ -4,7 +4,7 @@
 use crate::{
     checkpoint::{slot_address, slots_in, texts_in, visitors},
     error::Result,
-    freeze::{FrozenThread, freeze, thaw},
+    freeze::{FrozenThread, Purpose, freeze, thaw},
     task::Process,
 };
 use ckpt_kernel::{
@@ -12,7 +12,7 @@ use ckpt_kernel::{
     memory::{self, Span},
     visit::{Traces, Visit},
 };
-use ckpt_proc::maps::parse_maps;
+use ckpt_proc::maps::{Mapping, parse_maps};
 use std::time::Duration;
 
 /// How long a thread may stay in our code (in a signal handler that interrupted its way home).
@@ -37,14 +37,13 @@ pub(crate) fn post(process: &Process) -> Result<Guardian> {
 
 /// Whether nothing of ours is in the process (any more).
 fn clean(process: &Process) -> Result<bool> {
-    let maps = process.proc.parse("maps", parse_maps)?;
-    let texts = texts_in(&maps);
-    let traces = Traces::find(process.pid, &texts, &slots_in(&maps));
-    if traces.is_empty() {
+    if look(process)?.1.is_empty() {
         return Ok(true);
     }
-    let frozen = freeze(process)?;
-    let spans = traces.spans();
+    let frozen = freeze(process, Purpose::Visit)?;
+    // Only now does nothing move: a thread on its way home may have mapped the slot meanwhile.
+    let (maps, traces) = look(process)?;
+    let (texts, spans) = (texts_in(&maps), traces.spans());
     if frozen.iter().any(|thread| is_inside(process.pid, thread, &spans)) {
         thaw(process, frozen.into_iter().map(|f| f.thread).collect())?;
         return Ok(false);
@@ -54,6 +53,13 @@ fn clean(process: &Process) -> Result<bool> {
     visit.unmap_stale(&traces.slots)?;
     thaw(process, visit.leave()?)?;
     Ok(true)
+}
+
+/// The mappings, and what of ours is in them.
+fn look(process: &Process) -> Result<(Vec<Mapping>, Traces)> {
+    let maps = process.proc.parse("maps", parse_maps)?;
+    let traces = Traces::find(process.pid, &texts_in(&maps), &slots_in(&maps));
+    Ok((maps, traces))
 }
 
 /// Whether a thread runs our code or will return to it.

@@ -17,7 +17,8 @@ pub enum After {
 /// Where an image goes.
 #[derive(Debug)]
 pub enum Output {
-    /// A file: written under a temporary name in the same directory, synced, renamed.
+    /// A file: made without a name in the same directory (O_TMPFILE), linked when complete and synced.
+    /// Where the file system cannot do that, written under a temporary name and renamed.
     File {
         /// Final name.
         path: PathBuf,

@@ -200,7 +200,11 @@ fn open(image: &Image, parts: &Parts<'_>, options: &RestartOptions) -> Result<Op
 
 /// Makes the puppet. In `checkpoint --kill PID | restart` the original ends only when it has seen
 /// all of the image off: then the image is taken in and the pid waited for.
-fn spawn_when_free(parts: &Parts<'_>, reader: &mut source::ImageReader, observer: &dyn Observer) -> Result<Puppet> {
+fn spawn_when_free(
+    parts: &Parts<'_>,
+    reader: &mut source::ImageReader,
+    observer: &dyn Observer,
+) -> Result<Puppet> {
     const PAUSE: Duration = Duration::from_millis(2);
     const PATIENCE: Duration = Duration::from_secs(5);
     let taken = match spawn(parts) {
@@ -212,7 +216,9 @@ fn spawn_when_free(parts: &Parts<'_>, reader: &mut source::ImageReader, observer
     };
     loop {
         match spawn(parts) {
-            Err(e) if e.errno() == Some(Errno::EXIST) && taken.elapsed() < PATIENCE && !observer.cancelled() => {
+            Err(e)
+                if e.errno() == Some(Errno::EXIST) && taken.elapsed() < PATIENCE && !observer.cancelled() =>
+            {
                 std::thread::sleep(PAUSE);
             }
             other => return other.map_err(|e| taken_pid(parts.process.task.pid, e)),
@@ -505,6 +511,9 @@ fn restore_threads(puppet: &mut Puppet, image: &Image, parts: &Parts<'_>) -> Res
             restore_shared(puppet, &mut program, parts)?;
         }
         signal::restore_pending(&mut program, pid, puppet.tid(index), false, &thread.pending);
+        if index == 0 {
+            limits::restore(&mut program, &parts.signal.record);
+        }
         cred::restore(&mut program, &own, creds, thread);
         if index == 0 {
             mm::restore_after_cred(&mut program, parts.mm);
@@ -534,7 +543,6 @@ fn restore_shared(puppet: &mut Puppet, program: &mut Program, parts: &Parts<'_>)
     timers::restore_itimers(program, &parts.signal.record);
     let pid = puppet.pid();
     signal::restore_pending(program, pid, pid, true, &parts.signal.pending);
-    limits::restore(program, &parts.signal.record);
     Ok(())
 }
 

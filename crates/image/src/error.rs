@@ -92,7 +92,10 @@ pub enum ReadError {
         found: u32,
     },
     /// Taken on another architecture.
-    #[error("image of another architecture (ELF machine {found}) at byte 20, this program reads {}", crate::record::ARCH_X86_64)]
+    #[error(
+        "image of another architecture (ELF machine {found}) at byte 20, this program reads {}",
+        crate::record::ARCH_X86_64
+    )]
     Arch {
         /// Its ELF machine number.
         found: u32,

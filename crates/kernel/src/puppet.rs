@@ -51,7 +51,9 @@ impl Drop for Slot {
 fn set_mask(mask: u64) -> u64 {
     let mut old = 0u64;
     // SAFETY: both words are live and of the 8 bytes passed as sigsetsize.
-    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, &raw mut old, 8usize) };
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, &raw mut old, 8usize)
+    };
     old
 }
 

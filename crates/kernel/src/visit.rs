@@ -449,14 +449,18 @@ impl Traces {
     pub fn find(pid: i32, texts: &[Span], candidates: &[Span]) -> Traces {
         let code = code::stub();
         let mut head = vec![0; code.words];
-        let is_stub = |s: &Span| memory::read(pid, s.start, &mut head).is_ok() && code.bytes.starts_with(&head);
+        let is_stub =
+            |s: &Span| memory::read(pid, s.start, &mut head).is_ok() && code.bytes.starts_with(&head);
         let stub = texts.iter().filter_map(stub_place).find(is_stub);
         // The stub's call: number, first argument (address), second (length).
-        let call = |at: usize| stub.map_or(0, |s| memory::read_u64(pid, s.start + (code.words + at) as u64).unwrap_or(0));
+        let call = |at: usize| {
+            stub.map_or(0, |s| memory::read_u64(pid, s.start + (code.words + at) as u64).unwrap_or(0))
+        };
         let mapped = (call(200), call(208) as usize);
         let words = code::bay().words as u64;
         let is_slot = |s: &&Span| {
-            mapped == (s.start, s.len) || memory::read_u64(pid, s.start + words).is_ok_and(|word| word == MAGIC)
+            mapped == (s.start, s.len)
+                || memory::read_u64(pid, s.start + words).is_ok_and(|word| word == MAGIC)
         };
         Traces { slots: candidates.iter().filter(is_slot).copied().collect(), stub }
     }

@@ -115,16 +115,17 @@ fn monotonic() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Turns an EINTR that only our stop caused into "restart this call".
-pub(crate) fn hide_eintr(process: &Process, tid: i32, mask: u64, raw: &mut Regs) -> Result<()> {
+/// Turns an EINTR that only our stop caused into "restart this call"; whether it was one.
+pub(crate) fn hide_eintr(process: &Process, tid: i32, mask: u64, raw: &mut Regs) -> Result<bool> {
     if raw.rax != EINTR || !EINTR_CALLS.contains(&(raw.orig_rax as i64)) {
-        return Ok(());
+        return Ok(false);
     }
     let status = process.proc.parse(&format!("task/{tid}/status"), ckpt_proc::status::parse_status)?;
-    if (status.sig_pending.0 | status.sig_shared_pending.0) & !mask == 0 {
+    let ours = (status.sig_pending.0 | status.sig_shared_pending.0) & !mask == 0;
+    if ours {
         raw.rax = ERESTARTNOINTR;
     }
-    Ok(())
+    Ok(ours)
 }
 
 /// Makes `saved` say which call was interrupted and tells what remains of its timeout. `None`

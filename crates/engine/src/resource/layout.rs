@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use ckpt_image::{
     Image, Objref, model,
-    record::{self, Vma, vma_flags, vma_kind},
+    record::{self, PAGE_SIZE, Vma, vma_flags, vma_kind},
 };
 use ckpt_kernel::{
     memory::Span,
@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 
 /// One past the highest address of a 64-bit process with four-level page tables.
 pub(crate) const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+/// Where free addresses are looked for first: between the heap and the mmap area of most programs.
+const PREFERRED: u64 = 0x6000_0000_0000;
 /// Lowest address worth using (vm.mmap_min_addr).
 const LOWEST: u64 = 0x1_0000;
 const ARCH_MAP_VDSO_64: u64 = 0x2003;
@@ -33,23 +35,27 @@ const ADVICE: &[(u64, i32)] = &[
     (vma_flags::RANDOM, libc::MADV_RANDOM),
 ];
 
-/// Finds `len` free bytes outside all of `taken`.
+/// Finds `len` free bytes outside all of `taken`: high up, where no small number looks like an
+/// address, if possible.
 pub(crate) fn free_range(taken: &mut Vec<Span>, len: usize) -> Result<u64> {
     taken.sort_by_key(|s| s.start);
-    let mut at = LOWEST;
-    for span in taken.iter() {
+    let found = [PREFERRED, LOWEST].into_iter().find_map(|from| free_from(taken, from, len as u64));
+    let start = found.ok_or_else(|| Error::failed("no free addresses beside those in use"))?;
+    taken.push(Span { start, len });
+    Ok(start)
+}
+
+fn free_from(taken: &[Span], from: u64, len: u64) -> Option<u64> {
+    let mut at = from;
+    for span in taken {
         // A page of distance keeps areas from being merged.
-        if span.start > at && span.start - at >= len as u64 + 8192 {
+        if span.start >= at && span.start - at >= len + 2 * PAGE_SIZE as u64 {
             break;
         }
         at = at.max(span.start + span.len as u64);
     }
-    let start = at + 4096;
-    if start + len as u64 > TASK_SIZE {
-        return Err(Error::failed("no free addresses beside those of the image"));
-    }
-    taken.push(Span { start, len });
-    Ok(start)
+    let start = at + PAGE_SIZE as u64;
+    (start + len <= TASK_SIZE).then_some(start)
 }
 
 /// The addresses an image's areas take, a growing stack's gap included.

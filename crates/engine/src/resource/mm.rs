@@ -4,7 +4,7 @@
 //! from stat, auxv, exe link, dumpable, coredump filter, THP flag, membarrier registrations,
 //! personality. *Restored*: a puppet unmaps everything but its slot, maps vvar and vdso where they
 //! were, then every area at its place; PR_SET_MM_MAP sets the rest. Contents are in `pages.rs`.
-//! *Lost*: mlockall(MCL_FUTURE), userfaultfd. *Refused*: hugetlb, device mappings, SysV shared
+//! *Lost*: mlockall(MCL_FUTURE). *Refused*: guard pages, protection keys, hugetlb, device mappings, SysV shared
 //! memory, memfd, userfaultfd ranges, aio rings, shadow stacks. PAGEMAP_SCAN Linux 6.7.
 
 use super::file::Descriptor;
@@ -123,6 +123,12 @@ fn area(process: &Process, mapping: &Mapping, objects: &mut Objects) -> Result<m
     }
     if let Some((_, what)) = REFUSED.iter().find(|(flag, _)| mapping.flags.contains(*flag)) {
         return Err(Error::unsupported(format!("{what} cannot be carried yet")));
+    }
+    if mapping.usage.protection_key != 0 {
+        return Err(Error::unsupported("memory with a protection key cannot be carried yet"));
+    }
+    if mapping.flags.contains(VmFlags::GUARD) {
+        return Err(Error::unsupported("guard pages (MADV_GUARD_INSTALL) cannot be carried yet"));
     }
     vma.flags = FLAGS.iter().filter(|(flag, _)| mapping.flags.contains(*flag)).map(|(_, bit)| *bit).sum();
     let mut anon_name = Vec::new();

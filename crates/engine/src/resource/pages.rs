@@ -38,7 +38,7 @@ struct Part {
 pub(crate) struct Plan {
     mm: Objref,
     parts: Vec<Part>,
-    contents: Vec<(Objref, File, Vec<Run>)>,
+    contents: Vec<(Objref, File, Vec<Run>, ZeroPages)>,
 }
 
 /// Cuts `[start, end)` into runs an image can hold.
@@ -55,9 +55,12 @@ fn runs_of(start: u64, end: u64) -> impl Iterator<Item = Run> {
 pub(crate) fn plan(
     process: &Process,
     objref: Objref,
-    mm: &model::Mm,
+    image: &Image,
     contents: Vec<(Objref, File)>,
 ) -> Result<Plan> {
+    let mm = image.mm(objref).ok_or_else(|| Error::failed("the address space got lost"))?;
+    let is_pipe = |o: &&Objref| image.inode(**o).is_some_and(|i| i.record.kind == inode_kind::PIPE);
+    let pipes: Vec<Objref> = contents.iter().map(|(o, _)| o).filter(is_pipe).copied().collect();
     let pagemap = File::from(process.proc.open("pagemap", OFlags::RDONLY)?);
     let found = pagemap::scan(&pagemap, 0, super::layout::TASK_SIZE, Kind::Private)?;
     let mut parts: Vec<Part> = Vec::new();
@@ -90,7 +93,11 @@ pub(crate) fn plan(
     }
     let contents = contents
         .into_iter()
-        .map(|(objref, file)| data_of(&file).map(|runs| (objref, file, runs)))
+        .map(|(objref, file)| {
+            // Zeros in a pipe are data; elsewhere they are holes.
+            let zero = if pipes.contains(&objref) { ZeroPages::Keep } else { ZeroPages::Drop };
+            data_of(&file).map(|runs| (objref, file, runs, zero))
+        })
         .collect::<Result<_>>()?;
     Ok(Plan { mm: objref, parts, contents })
 }
@@ -117,7 +124,7 @@ impl Plan {
     /// Bytes to be read.
     pub(crate) fn bytes(&self) -> u64 {
         let parts = self.parts.iter().flat_map(|p| &p.runs);
-        let contents = self.contents.iter().flat_map(|(_, _, runs)| runs);
+        let contents = self.contents.iter().flat_map(|(_, _, runs, _)| runs);
         parts.chain(contents).map(|r| u64::from(r.nr_pages) * PAGE).sum()
     }
 
@@ -143,9 +150,8 @@ impl Plan {
             });
             add(&mut written, more)?;
         }
-        for (objref, file, runs) in &self.contents {
-            // Zeros in a pipe are data; in a file they are holes.
-            let more = writer.pages(*objref, runs, ZeroPages::Keep, &mut |runs, out| {
+        for (objref, file, runs, zero) in &self.contents {
+            let more = writer.pages(*objref, runs, *zero, &mut |runs, out| {
                 interrupted(observer)?;
                 observer.advance(out.len() as u64);
                 read_file(file, runs, out)

@@ -132,7 +132,8 @@ pub(crate) fn restore(program: &mut Program, thread: &model::Thread) {
         [libc::PR_SET_TIMERSLACK.into(), record.timerslack.into()],
     );
     if record.mce_kill != MCE_KILL_DEFAULT {
-        let args = [PR_MCE_KILL.into(), PR_MCE_KILL_SET.into(), record.mce_kill.into(), 0u64.into(), 0u64.into()];
+        let args =
+            [PR_MCE_KILL.into(), PR_MCE_KILL_SET.into(), record.mce_kill.into(), 0u64.into(), 0u64.into()];
         program.call("prctl(PR_MCE_KILL)", record.mce_kill.into(), prctl, args);
     }
     restore_scheduling(program, thread);

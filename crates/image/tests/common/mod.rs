@@ -205,7 +205,8 @@ impl Builder<'_, '_> {
         let kind = self.source.pick(restart_kind::ALL);
         let restart = RestartBlock { kind, pad: 0, remaining: self.source.byte().into() };
         let cred = self.share(record::Cred::TYPE, Self::cred);
-        let record = record::Thread { tid, cred, pad: 0, restart, ..self.source.wire() };
+        let mce_kill = self.source.below(3) as u32;
+        let record = record::Thread { tid, cred, mce_kill, restart, ..self.source.wire() };
         let mut xstate = self.source.bytes(64);
         xstate.resize(576 + self.source.below(200), 7);
         let comm = self.source.text(15);
@@ -249,8 +250,8 @@ impl Builder<'_, '_> {
 
     fn file(&mut self) -> Objref {
         let kind = self.source.pick(file_kind::ALL);
-        let unlinked = kind == file_kind::UNLINKED;
-        let inode = if unlinked { self.share(record::Inode::TYPE, Self::inode) } else { 0 };
+        let inside = [file_kind::UNLINKED, file_kind::PIPE].contains(&kind);
+        let inode = if inside { self.share(record::Inode::TYPE, Self::inode) } else { 0 };
         let record = record::File { kind, inode, pad: 0, ..self.source.wire() };
         let (path, build_id) = (self.source.text(255), self.source.bytes(20));
         self.add(Object::File(File { record, path, build_id }))
@@ -332,7 +333,7 @@ pub fn sample() -> Image {
     let task = Task { mm: 6, files: 4, fs: 7, sighand: 8, signal: 9, pgid: 100, sid: 100, ..Task::default() };
     let thread = |source: &mut Source<'_>, tid| {
         let restart = RestartBlock { kind: restart_kind::FUTEX, pad: 0, remaining: 5 };
-        let record = record::Thread { tid, cred: 10, pad: 0, restart, ..source.wire() };
+        let record = record::Thread { tid, cred: 10, mce_kill: 2, restart, ..source.wire() };
         let (comm, xstate) = (b"sample".to_vec(), vec![source.byte(); 576]);
         Thread { record, comm, xstate, pending: vec![source.wire()], affinity: vec![255, 0, 1] }
     };
@@ -369,7 +370,8 @@ fn sample_objects(image: &mut Image, source: &mut Source<'_>) {
         Vma { record: vma(0x50_0000, 1, vma_kind::ANON_SHARED, 1), anon_name: vec![] },
         Vma { record: vma(0x60_0000, 1, vma_kind::FILE_PRIVATE, 2), anon_name: vec![] },
     ];
-    let inode = record::Inode { kind: inode_kind::SHMEM, mode: 0o100600, uid: 1, gid: 2, size: 4096 };
+    let inode =
+        record::Inode { kind: inode_kind::SHMEM, mode: 0o100600, uid: 1, gid: 2, size: 4096, capacity: 0 };
     let file = record::File { kind: file_kind::REGULAR, inode: 0, pad: 0, ..source.wire() };
     let ghost = record::File { kind: file_kind::UNLINKED, inode: 1, pad: 0, ..source.wire() };
     let desc = |fd, file| FileDesc { fd, flags: 1, file, pad: 0 };

@@ -3,7 +3,7 @@
 //! *Saved*: path, flags, offset. *Restored*: by path; the offset is the file system's cookie and
 //! holds as long as the directory is the same. *Refused*: a directory that was removed.
 
-use super::{Descriptor, FileKind, OpenContext, reopen, seek};
+use super::{Descriptor, FileKind, OpenContext, refuse_kernel_file_systems, reopen, seek};
 use crate::{
     error::{Error, Result},
     objects::Objects,
@@ -30,6 +30,7 @@ impl FileKind for Directory {
             let what = format!("the directory {} was removed or is hidden", show(descriptor.path()));
             return Err(Error::unsupported(what));
         }
+        refuse_kernel_file_systems(descriptor)?;
         Ok(descriptor.record(file_kind::DIRECTORY))
     }
 

@@ -80,7 +80,8 @@ external!(Socket, file_kind::EXTERNAL_SOCKET, |d| d.file_type() == FileType::Soc
 fn connected_to_outside(descriptor: &Descriptor<'_>) -> Result<()> {
     let number = descriptor.name.strip_prefix("fd/").and_then(|n| n.parse().ok()).unwrap_or(-1);
     let flags = rustix::process::PidfdGetfdFlags::empty();
-    let socket = rustix::process::pidfd_getfd(descriptor.process, number, flags).doing(|| "pidfd_getfd".to_owned())?;
+    let socket =
+        rustix::process::pidfd_getfd(descriptor.process, number, flags).doing(|| "pidfd_getfd".to_owned())?;
     let refused = |what: &str| Err(Error::unsupported(format!("{what} cannot be carried yet")));
     if sockopt::socket_acceptconn(&socket).unwrap_or(false) {
         return refused("a listening socket");
@@ -88,7 +89,8 @@ fn connected_to_outside(descriptor: &Descriptor<'_>) -> Result<()> {
     if rustix::net::getpeername(&socket).is_err() {
         return refused("a socket that is not connected");
     }
-    let inside = sockopt::socket_peercred(&socket).is_ok_and(|c| c.pid.as_raw_nonzero().get() == descriptor.process.pid);
+    let inside = sockopt::socket_peercred(&socket)
+        .is_ok_and(|c| c.pid.as_raw_nonzero().get() == descriptor.process.pid);
     if inside && sockopt::socket_domain(&socket) == Ok(rustix::net::AddressFamily::UNIX) {
         return refused("a socket pair with both ends inside");
     }

@@ -206,6 +206,24 @@ pub(crate) fn open_all(
     Ok(open)
 }
 
+/// statfs(2) f_type of the file systems that show kernel state: proc, sysfs, debugfs, tracefs, cgroup,
+/// cgroup2.
+const KERNEL_FILE_SYSTEMS: [i64; 6] =
+    [0x9fa0, 0x6265_6572, 0x6462_6720, 0x7472_6163, 0x0027_e0eb, 0x6367_7270];
+
+/// Refuses files that are views of a kernel which, when they are opened again, does not know the
+/// task yet.
+pub(crate) fn refuse_kernel_file_systems(descriptor: &Descriptor<'_>) -> Result<()> {
+    let path = show(descriptor.path());
+    let fs = rustix::fs::statfs(descriptor.path()).map_err(|e| Error::os(format!("statfs {path}"), e))?;
+    if KERNEL_FILE_SYSTEMS.contains(&(fs.f_type as i64)) {
+        return Err(Error::unsupported(format!(
+            "{path}: files of the kernel's file systems cannot be carried yet"
+        )));
+    }
+    Ok(())
+}
+
 /// Opens `path` as an image wants it and checks that it got that.
 pub(crate) fn reopen(path: &[u8], record: &record::File) -> Result<OwnedFd> {
     let forbidden = OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC;

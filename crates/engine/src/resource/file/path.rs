@@ -3,7 +3,7 @@
 //! *Saved*: path, flags. *Restored*: opened by path, O_NOFOLLOW where the file is a symbolic link.
 //! *Refused*: when the path does not lead there any more.
 
-use super::{Descriptor, FileKind, OpenContext, reopen};
+use super::{Descriptor, FileKind, OpenContext, refuse_kernel_file_systems, reopen};
 use crate::{
     error::{Error, Result},
     objects::Objects,
@@ -32,6 +32,7 @@ impl FileKind for Path {
             let what = format!("the O_PATH descriptor of {} leads nowhere any more", show(descriptor.path()));
             return Err(Error::unsupported(what));
         }
+        refuse_kernel_file_systems(descriptor)?;
         let mut file = descriptor.record(file_kind::PATH);
         if descriptor.file_type() == FileType::Symlink {
             file.record.flags |= OFlags::NOFOLLOW.bits();

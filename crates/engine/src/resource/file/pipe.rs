@@ -93,7 +93,12 @@ pub(crate) fn adopt(process: &Process, descs: &[FileDesc], objects: &mut Objects
     Ok(())
 }
 
-fn adopt_one(process: &Process, dev_ino: (u64, u64), users: &[FileDesc], objects: &mut Objects) -> Result<()> {
+fn adopt_one(
+    process: &Process,
+    dev_ino: (u64, u64),
+    users: &[FileDesc],
+    objects: &mut Objects,
+) -> Result<()> {
     let Some(first) = users.first() else { return Ok(()) };
     let Some(Object::File(file)) = objects.table.get(&first.file) else { return Ok(()) };
     if file.path.starts_with(b"/") {
@@ -127,7 +132,8 @@ fn adopt_one(process: &Process, dev_ino: (u64, u64), users: &[FileDesc], objects
 /// A copy of what waits in a pipe, its length and the pipe's capacity.
 fn copy(source: &OwnedFd) -> Result<(File, u64, u64)> {
     let capacity = pipe::fcntl_getpipe_size(source).doing(|| "the capacity of a pipe".to_owned())?;
-    let (read, write) = pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).doing(|| "make a pipe".to_owned())?;
+    let (read, write) =
+        pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).doing(|| "make a pipe".to_owned())?;
     pipe::fcntl_setpipe_size(&write, capacity).doing(|| "set the capacity of a pipe".to_owned())?;
     let size = match pipe::tee(source, &write, capacity, SpliceFlags::NONBLOCK) {
         Err(Errno::AGAIN) => 0,
@@ -149,8 +155,9 @@ pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
     }
     let (read, fd) = pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
     let capacity = usize::try_from(record.capacity).unwrap_or(usize::MAX);
-    pipe::fcntl_setpipe_size(&read, capacity)
-        .map_err(|e| Error::os(format!("a pipe of {capacity} bytes"), e).advice("see fs.pipe-max-size in proc(5)"))?;
+    pipe::fcntl_setpipe_size(&read, capacity).map_err(|e| {
+        Error::os(format!("a pipe of {capacity} bytes"), e).advice("see fs.pipe-max-size in proc(5)")
+    })?;
     Ok(Made { fd, read: Some(read) })
 }
 

@@ -5,7 +5,7 @@
 //! it was is refused unless forced. Files of /proc and /sys are refused: they are views of a
 //! kernel that does not know the task yet when they are opened.
 
-use super::{Descriptor, FileKind, OpenContext, reopen, seek};
+use super::{Descriptor, FileKind, OpenContext, refuse_kernel_file_systems, reopen, seek};
 use crate::{
     error::{Doing, Error, Result},
     objects::Objects,
@@ -17,9 +17,6 @@ use std::os::fd::OwnedFd;
 
 /// See the module.
 pub(crate) struct Regular;
-
-/// statfs(2) f_type of the file systems that show kernel state.
-const KERNEL_FILE_SYSTEMS: [i64; 5] = [0x9fa0, 0x6265_6572, 0x6462_6720, 0x7472_6163, 0x2756_e270];
 
 impl FileKind for Regular {
     fn kind(&self) -> u32 {
@@ -36,12 +33,7 @@ impl FileKind for Regular {
             let what = format!("{path} does not lead to the file any more");
             return Err(Error::unsupported(what).advice("it was replaced or is hidden by a mount"));
         }
-        let fs = rustix::fs::statfs(descriptor.path()).doing(|| format!("statfs {path}"))?;
-        if KERNEL_FILE_SYSTEMS.contains(&(fs.f_type as i64)) {
-            return Err(Error::unsupported(format!(
-                "{path}: files of the kernel's file systems cannot be carried yet"
-            )));
-        }
+        refuse_kernel_file_systems(descriptor)?;
         Ok(descriptor.record(file_kind::REGULAR))
     }
 

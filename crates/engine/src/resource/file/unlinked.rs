@@ -64,8 +64,8 @@ impl FileKind for Unlinked {
         let inode = context.inodes.get(&file.record.inode).ok_or_else(|| {
             Error::bad_image(format!("{}: an unlinked file without contents", show(&file.path)))
         })?;
-        let flags =
-            OFlags::from_bits_retain(file.record.flags) & !(OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC);
+        let flags = OFlags::from_bits_retain(file.record.flags)
+            & !(OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | TMPFILE);
         let path = format!("/proc/self/fd/{}", inode.fd.as_raw_fd());
         let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
             .doing(|| format!("open the unlinked {}", show(&file.path)))?;
@@ -73,6 +73,9 @@ impl FileKind for Unlinked {
         Ok(Some(fd))
     }
 }
+
+/// `__O_TMPFILE`, without the O_DIRECTORY that rustix's flag includes.
+const TMPFILE: OFlags = OFlags::from_bits_retain(0o20_000_000);
 
 /// Makes the file of an inode again, empty but of its size, without a name, open read-write.
 pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
