@@ -116,3 +116,11 @@ pub fn xfeatures() -> u64 {
 pub fn kill(pid: i32, signal: i32) -> Result<()> {
     sys::numbers(libc::SYS_kill, [pid as u64, signal as u64, 0, 0, 0]).named("kill").map(|_| ())
 }
+
+/// Makes every descriptor of ours above 2 close on exec (close_range(2), Linux 5.11), so that
+/// programs we start get none of what we were started with.
+pub fn keep_descriptors_to_ourselves() -> Result<()> {
+    const CLOSE_RANGE_CLOEXEC: u64 = 4;
+    let args = [3, u64::from(u32::MAX), CLOSE_RANGE_CLOEXEC, 0, 0];
+    sys::numbers(libc::SYS_close_range, args).named("close_range").map(|_| ())
+}

@@ -31,6 +31,8 @@ const DD_FROM: u64 = 16 << 20;
 
 /// Measures, prints the table. A command that fails is a failure, whatever time it takes is not.
 pub(crate) fn run(args: &BenchArgs, console: &Console) -> Outcome {
+    // What we were started with beside 0, 1 and 2 is not the program's.
+    let _ = ckpt_kernel::query::keep_descriptors_to_ourselves();
     let cancel = Cancel::new()?;
     run::adopt_orphans()?;
     let dir = TempDir::with_prefix_in("ckpt-bench-", &args.dir);

@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Shows it.
 pub(crate) fn run(args: &DemoArgs, _: &Console) -> Outcome {
+    // What we were started with beside 0, 1 and 2 is not the program's.
+    let _ = ckpt_kernel::query::keep_descriptors_to_ourselves();
     let begun = Instant::now();
     let run = Duration::try_from_secs_f64(args.seconds).ok().filter(|run| *run <= Duration::from_secs(3600));
     let run = run.ok_or_else(|| Failure::usage("--seconds takes a number from 0 to 3600"))?;
