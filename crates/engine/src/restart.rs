@@ -384,7 +384,11 @@ fn first_program(
         Ok(fd.as_raw_fd())
     };
     layout::map(&mut program, image, parts.mm, staging, &number)?;
-    let exe = if parts.mm.record.exe == 0 { -1 } else { number(parts.mm.record.exe)? };
+    // The kernel does not exchange an exe that is still mapped: ours, when the program's is the same.
+    let own = rustix::fs::stat("/proc/self/exe").map(|s| (s.st_dev, s.st_ino)).ok();
+    let same = |f: &model::File| own == Some((f.record.dev, f.record.ino));
+    let keep = image.file(parts.mm.record.exe).is_none_or(same);
+    let exe = if keep { -1 } else { number(parts.mm.record.exe)? };
     mm::restore(&mut program, parts.mm, exe);
     fs::restore(&mut program, parts.fs, &opened.directories);
     descriptors(&mut program, parts, opened)?;
