@@ -112,12 +112,31 @@ const STATIC: &[&str] = &[
     "status.THP_enabled",
 ];
 
+/// ENOENT or ESRCH: what /proc says of something that has just ended.
+fn vanished(error: &std::io::Error) -> bool {
+    const ESRCH: i32 = 3;
+    error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(ESRCH)
+}
+
 impl View {
     /// Looks at a process.
     ///
     /// # Errors
     /// It is gone.
     pub fn of(pid: i32) -> Result<View> {
+        // A thread or descriptor may go between the listing and the look at it: then it is looked again.
+        for _ in 0..20 {
+            match View::look(pid) {
+                Err(e) if e.root_cause().downcast_ref::<std::io::Error>().is_some_and(vanished) => {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                other => return other,
+            }
+        }
+        View::look(pid)
+    }
+
+    fn look(pid: i32) -> Result<View> {
         let mut view = View::default();
         let proc = format!("/proc/{pid}");
         for name in [
