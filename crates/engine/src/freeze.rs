@@ -28,6 +28,8 @@ pub(crate) struct FrozenThread {
 
 /// How often a thread that was caught between two calls is let go and stopped again.
 const ATTEMPTS: u32 = 50;
+/// How often it is tried to tell exactly what remains of a timeout.
+const PATIENCE: u32 = 20;
 
 /// What the frozen threads are wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +86,7 @@ impl From<Error> for Failure {
 
 /// Stops one thread where its interrupted call can be told.
 fn freeze_thread(process: &Process, tid: i32, purpose: Purpose) -> Result<FrozenThread, Failure> {
-    for _ in 0..ATTEMPTS {
+    for attempt in 0..ATTEMPTS {
         let before = match purpose {
             Purpose::Image => call::Before::look(process, tid),
             Purpose::Visit => call::Before::default(),
@@ -101,7 +103,7 @@ fn freeze_thread(process: &Process, tid: i32, purpose: Purpose) -> Result<Frozen
         if purpose == Purpose::Visit {
             return Ok(FrozenThread { thread, raw, saved, restart: RestartBlock::default(), mask });
         }
-        if let Some(restart) = call::settle(process, &before, &mut saved)? {
+        if let Some(restart) = call::settle(process, &before, &mut saved, attempt < PATIENCE)? {
             return Ok(FrozenThread { thread, raw, saved, restart, mask });
         }
         thread.set_regs(&raw)?;

@@ -87,19 +87,14 @@ impl Before {
         Before { stack: stack.unwrap_or_default(), timers: timed.then(timers).flatten() }
     }
 
-    /// When the timer ran out that was there before and is not any more; `None` when that cannot
-    /// be told.
-    fn vanished(&self) -> Option<u64> {
-        let after = timers()?;
+    /// When the timers run out that were there before and are not any more.
+    fn vanished(&self) -> Vec<u64> {
+        let Some(after) = timers() else { return Vec::new() };
         let gone = |t: &&HrTimer| {
             t.function == b"hrtimer_wakeup"
                 && !after.iter().any(|a| a.address == t.address && a.expires_soft == t.expires_soft)
         };
-        let mut candidates = self.timers.as_ref()?.iter().filter(gone);
-        match (candidates.next(), candidates.next()) {
-            (Some(only), None) => Some(only.expires_soft),
-            _ => None,
-        }
+        self.timers.iter().flatten().filter(gone).map(|t| t.expires_soft).collect()
     }
 }
 
@@ -129,8 +124,14 @@ pub(crate) fn hide_eintr(process: &Process, tid: i32, mask: u64, raw: &mut Regs)
 }
 
 /// Makes `saved` say which call was interrupted and tells what remains of its timeout. `None`
-/// when that cannot be told; then the thread must be let go and stopped again.
-pub(crate) fn settle(process: &Process, before: &Before, saved: &mut Regs) -> Result<Option<RestartBlock>> {
+/// when that cannot be told; then the thread must be let go and stopped again, which a `patient`
+/// caller does.
+pub(crate) fn settle(
+    process: &Process,
+    before: &Before,
+    saved: &mut Regs,
+    patient: bool,
+) -> Result<Option<RestartBlock>> {
     let none = RestartBlock { kind: restart_kind::NONE, ..RestartBlock::default() };
     if saved.orig_rax as i64 == SYS_RESTART_SYSCALL {
         match restarted_call(&before.stack, saved) {
@@ -142,12 +143,20 @@ pub(crate) fn settle(process: &Process, before: &Before, saved: &mut Regs) -> Re
     if saved.rax != ERESTART_RESTARTBLOCK {
         return Ok(Some(none));
     }
-    let sleep = |kind, rmtp| remaining_sleep(process, before, kind, rmtp);
+    // As the kernel wrote it, or by its timer.
+    let sleep = |kind, request, rmtp| match timespec(process, rmtp) {
+        u64::MAX => Ok(timed(before, kind, timespec(process, request), patient)),
+        remaining => Ok(Some(RestartBlock { kind, pad: 0, remaining })),
+    };
     match saved.orig_rax as i64 {
-        SYS_NANOSLEEP => sleep(restart_kind::NANOSLEEP, saved.rsi),
-        SYS_CLOCK_NANOSLEEP => sleep(restart_kind::CLOCK_NANOSLEEP, saved.r10),
-        SYS_POLL if saved.rdx as i32 >= 0 => Ok(timed(before, restart_kind::POLL)),
-        SYS_FUTEX if saved.rsi & 0x7f == 0 => Ok(timed(before, restart_kind::FUTEX)),
+        SYS_NANOSLEEP => sleep(restart_kind::NANOSLEEP, saved.rdi, saved.rsi),
+        SYS_CLOCK_NANOSLEEP => sleep(restart_kind::CLOCK_NANOSLEEP, saved.rdx, saved.r10),
+        SYS_POLL if saved.rdx as i32 >= 0 => {
+            Ok(timed(before, restart_kind::POLL, u64::from(saved.rdx as u32) * 1_000_000, patient))
+        }
+        SYS_FUTEX if saved.rsi & 0x7f == 0 => {
+            Ok(timed(before, restart_kind::FUTEX, timespec(process, saved.r10), patient))
+        }
         // No timeout, or an absolute one: the call is simply issued again.
         SYS_POLL | SYS_FUTEX => {
             saved.rax = ERESTARTNOINTR;
@@ -181,25 +190,30 @@ fn restarted_call(stack: &[u8], regs: &Regs) -> Option<i64> {
     }
 }
 
-/// What remains of a sleep: as the kernel wrote it, or by its timer.
-fn remaining_sleep(process: &Process, before: &Before, kind: u32, rmtp: u64) -> Result<Option<RestartBlock>> {
-    if rmtp == 0 {
-        return Ok(timed(before, kind));
-    }
+/// What remains by the timer that vanished: surely if only one did. Else, for a timeout so short
+/// that it does not matter or when `patient` is over, the longest that it can be.
+fn timed(before: &Before, kind: u32, requested: u64, patient: bool) -> Option<RestartBlock> {
+    const SHORT: u64 = 10_000_000;
+    let now = monotonic();
+    let left: Vec<u64> =
+        before.vanished().iter().map(|t| t.saturating_sub(now)).filter(|r| *r <= requested).collect();
+    let remaining = match left.as_slice() {
+        [only] => *only,
+        _ if patient && requested > SHORT => return None,
+        several => several.iter().copied().max().unwrap_or(requested),
+    };
+    Some(RestartBlock { kind, pad: 0, remaining })
+}
+
+/// A timespec of the process in nanoseconds; the longest time when it cannot be read.
+fn timespec(process: &Process, at: u64) -> u64 {
     let mut words = [0; 16];
-    if memory::read(process.pid, rmtp, &mut words).is_err() {
-        return Ok(timed(before, kind));
+    if memory::read(process.pid, at, &mut words).is_err() {
+        return u64::MAX;
     }
     let word =
         |at: usize| words.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
-    let remaining = word(0).saturating_mul(1_000_000_000).saturating_add(word(8));
-    Ok(Some(RestartBlock { kind, pad: 0, remaining }))
-}
-
-/// What remains by the timer that vanished.
-fn timed(before: &Before, kind: u32) -> Option<RestartBlock> {
-    let remaining = before.vanished()?.saturating_sub(monotonic());
-    Some(RestartBlock { kind, pad: 0, remaining })
+    word(0).saturating_mul(1_000_000_000).saturating_add(word(8))
 }
 
 /// Gives thread `index` of `puppet` a call in progress like the one that was interrupted; returns
