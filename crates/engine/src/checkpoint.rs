@@ -172,19 +172,23 @@ fn refuse_company(process: &Process) -> Result<()> {
     Ok(())
 }
 
-/// Looks for state that cannot be carried while the process runs undisturbed.
+/// Looks for state that cannot be carried while the process runs undisturbed. As it opens and closes
+/// things meanwhile, only a clear refusal counts, and only one that is there every time.
 fn survey(process: &Process, destination: &Destination) -> Result<()> {
-    refuse_company(process)?;
+    const TIMES: u32 = 3;
     let mut objects = Objects::default();
-    // A running process may open and close things meanwhile: only a clear refusal counts here.
-    let refused = |result: Result<()>| match result {
-        Err(e) if [ErrorKind::Unsupported, ErrorKind::Permission].contains(&e.kind) => Err(e),
-        _ => Ok(()),
-    };
-    refused(file::checkpoint(process, &mut objects).map(|_| ()))?;
-    let mappings = mm::mappings(process)?;
-    refused(mm::areas(process, &mappings, &mut objects).map(|_| ()))?;
-    refused(fs::checkpoint(process).map(|_| ()))?;
+    for time in 1..=TIMES {
+        objects = Objects::default();
+        match survey_once(process, &mut objects) {
+            Err(e) if [ErrorKind::Unsupported, ErrorKind::Permission].contains(&e.kind) => {
+                if time == TIMES {
+                    return Err(e);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            _ => break,
+        }
+    }
     let output = destination.stat()?;
     let own = |object: &Object| match object {
         Object::File(f) => same_file(&output, f.record.dev, f.record.ino) && output.st_rdev == 0,
@@ -196,6 +200,14 @@ fn survey(process: &Process, destination: &Destination) -> Result<()> {
         )
         .advice("write it elsewhere with -o"));
     }
+    Ok(())
+}
+
+fn survey_once(process: &Process, objects: &mut Objects) -> Result<()> {
+    refuse_company(process)?;
+    file::checkpoint(process, objects)?;
+    mm::areas(process, &mm::mappings(process)?, objects)?;
+    fs::checkpoint(process)?;
     Ok(())
 }
 

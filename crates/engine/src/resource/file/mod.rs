@@ -151,10 +151,15 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
 /// Looks at descriptor `fd`.
 fn look(process: &Process, fd: i32) -> Result<Descriptor<'_>> {
     let name = format!("fd/{fd}");
-    let link = process.proc.readlink(&name)?;
-    let stat = process.proc.stat(&name)?;
-    let info = process.proc.parse(&format!("fdinfo/{fd}"), parse_fdinfo)?;
-    Ok(Descriptor { process, name, link, stat, info })
+    loop {
+        let link = process.proc.readlink(&name)?;
+        let stat = process.proc.stat(&name)?;
+        let info = process.proc.parse(&format!("fdinfo/{fd}"), parse_fdinfo)?;
+        // During the survey the process runs: the three must be of one file.
+        if process.proc.readlink(&name)? == link {
+            return Ok(Descriptor { process, name, link, stat, info });
+        }
+    }
 }
 
 /// The objref of the open description behind a descriptor.
