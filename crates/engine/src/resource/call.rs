@@ -133,6 +133,9 @@ pub(crate) fn settle(
     patient: bool,
 ) -> Result<Option<RestartBlock>> {
     let none = RestartBlock { kind: restart_kind::NONE, ..RestartBlock::default() };
+    if about_to_restart(process, saved) {
+        return Ok(None);
+    }
     if saved.orig_rax as i64 == SYS_RESTART_SYSCALL {
         match restarted_call(&before.stack, saved) {
             Some(nr) => saved.orig_rax = nr as u64,
@@ -168,6 +171,16 @@ pub(crate) fn settle(
                 .advice("report this call"))
         }
     }
+}
+
+/// Whether the thread stands right before restart_syscall(2), as the kernel sets it up when a call
+/// is to go on. Elsewhere there is no restart block, and that call would end with EINTR.
+fn about_to_restart(process: &Process, regs: &Regs) -> bool {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    let mut code = [0; 2];
+    regs.rax as i64 == SYS_RESTART_SYSCALL
+        && memory::read(process.pid, regs.rip, &mut code).is_ok()
+        && code == SYSCALL
 }
 
 /// Which call restart_syscall(2) goes on with, by the kernel functions the thread slept in (/proc/TID/stack).
