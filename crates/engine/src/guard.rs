@@ -2,7 +2,7 @@
 //! tasks, once none of them is in there any more.
 
 use crate::{
-    checkpoint::{slot_address, slots_in, texts_in, visitors},
+    capture::{slot_address, slots_in, texts_in, visitors},
     error::Result,
     freeze::{FrozenThread, Purpose, freeze, thaw},
     task::Process,
@@ -22,12 +22,14 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// How much of a stack is searched for a way back into our code.
 const STACK: usize = 64 << 10;
 
-/// Posts a guardian over `process`.
-pub(crate) fn post(process: &Process) -> Result<Guardian> {
-    let pid = process.pid;
-    Ok(Guardian::start(move || {
+/// Posts a guardian; which processes it watches over is told to it when they are known.
+pub(crate) fn post() -> Result<Guardian> {
+    Ok(Guardian::start(|pids| {
+        let mut left = pids.to_vec();
         for _ in 0..ATTEMPTS {
-            if Process::open(pid).and_then(|process| clean(&process)).unwrap_or(false) {
+            // One that has ended needs nothing any more.
+            left.retain(|pid| Process::open(*pid).is_ok_and(|p| !clean(&p).unwrap_or(false)));
+            if left.is_empty() {
                 return;
             }
             std::thread::sleep(PAUSE);

@@ -5,10 +5,13 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
+mod admit;
+mod capture;
 mod checkpoint;
 mod error;
 mod freeze;
 mod guard;
+mod header;
 mod objects;
 mod options;
 mod output;
@@ -17,6 +20,7 @@ mod resource;
 mod restart;
 mod source;
 mod task;
+mod tree;
 
 pub use checkpoint::checkpoint;
 pub use error::{Error, ErrorKind, Result};

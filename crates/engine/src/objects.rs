@@ -3,7 +3,11 @@
 use crate::error::{Error, Result};
 use ckpt_image::{Object, Objref, model::Cred};
 use ckpt_kernel::query::{Kcmp, kcmp};
-use std::{cmp::Ordering, collections::BTreeMap, fs::File};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+};
 
 /// What makes two open descriptions candidates for being one: device, inode, flags.
 pub(crate) type FileKey = (u64, u64, u32);
@@ -11,11 +15,15 @@ pub(crate) type FileKey = (u64, u64, u32);
 /// The objects found so far.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
+    /// The processes of the tree, by pid.
+    pub(crate) members: BTreeSet<i32>,
     /// By objref.
     pub(crate) table: BTreeMap<Objref, Object>,
-    /// Open file descriptions by key, each list in kcmp(2) order: a descriptor that holds it, and
-    /// its objref.
-    descriptions: BTreeMap<FileKey, Vec<(i32, Objref)>>,
+    /// What tasks share, by kind, each list in kcmp(2) order: a process that has it, and its objref.
+    shared: BTreeMap<Kcmp, Vec<(i32, Objref)>>,
+    /// Open file descriptions by key, each list in kcmp(2) order: a process and descriptor that
+    /// hold it, and its objref.
+    descriptions: BTreeMap<FileKey, Vec<((i32, i32), Objref)>>,
     /// Mapped files by key.
     mapped: BTreeMap<FileKey, Objref>,
     /// Contents without a name, by device and inode.
@@ -32,6 +40,26 @@ impl Objects {
         objref
     }
 
+    /// The address space, descriptor table, ... (`kind`) of process `pid`: one that is known by
+    /// another process, else made; whether it was made.
+    pub(crate) fn task(
+        &mut self,
+        kind: Kcmp,
+        pid: i32,
+        make: impl FnOnce(&mut Objects) -> Result<Object>,
+    ) -> Result<(Objref, bool)> {
+        let known = self.shared.entry(kind).or_default();
+        match position(known, |other| kcmp(*other, pid, kind))? {
+            Ok(objref) => Ok((objref, false)),
+            Err(at) => {
+                let object = make(self)?;
+                let objref = self.add(object);
+                self.shared.entry(kind).or_default().insert(at, (pid, objref));
+                Ok((objref, true))
+            }
+        }
+    }
+
     /// The description behind descriptor `fd` of process `pid`: found among those with the same
     /// key, else made.
     pub(crate) fn description(
@@ -42,24 +70,12 @@ impl Objects {
         make: impl FnOnce(&mut Objects) -> Result<Object>,
     ) -> Result<Objref> {
         let known = self.descriptions.entry(key).or_default();
-        let mut failure = None;
-        let found = known.binary_search_by(|(other, _)| {
-            kcmp(pid, pid, Kcmp::File(*other, fd)).unwrap_or_else(|error| {
-                failure = Some(error);
-                Ordering::Equal
-            })
-        });
-        if let Some(error) = failure {
-            return Err(
-                Error::from(error).advice("kcmp(2) needs CONFIG_KCMP and the right to ptrace the task")
-            );
-        }
-        match found {
-            Ok(at) => Ok(known.get(at).map_or(0, |(_, objref)| *objref)),
+        match position(known, |(other, there)| kcmp(*other, pid, Kcmp::File(*there, fd)))? {
+            Ok(objref) => Ok(objref),
             Err(at) => {
                 let object = make(self)?;
                 let objref = self.add(object);
-                self.descriptions.entry(key).or_default().insert(at, (fd, objref));
+                self.descriptions.entry(key).or_default().insert(at, ((pid, fd), objref));
                 Ok(objref)
             }
         }
@@ -101,4 +117,22 @@ impl Objects {
             None => self.add(Object::Cred(cred)),
         }
     }
+}
+
+/// Where in an ordered list something is, or would have to be inserted.
+fn position<T>(
+    known: &[(T, Objref)],
+    compare: impl Fn(&T) -> ckpt_kernel::Result<Ordering>,
+) -> Result<Result<Objref, usize>> {
+    let mut failure = None;
+    let found = known.binary_search_by(|(other, _)| {
+        compare(other).unwrap_or_else(|error| {
+            failure = Some(error);
+            Ordering::Equal
+        })
+    });
+    if let Some(error) = failure {
+        return Err(Error::from(error).advice("kcmp(2) needs CONFIG_KCMP and the right to ptrace the task"));
+    }
+    Ok(found.map(|at| known.get(at).map_or(0, |(_, objref)| *objref)))
 }

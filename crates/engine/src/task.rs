@@ -144,6 +144,12 @@ impl Process {
         Ok(tids)
     }
 
+    /// A copy of its descriptor `fd`, sharing the open description.
+    pub(crate) fn descriptor(&self, fd: i32) -> Result<OwnedFd> {
+        let flags = rustix::process::PidfdGetfdFlags::empty();
+        rustix::process::pidfd_getfd(&self.pidfd, fd, flags).doing(|| "pidfd_getfd".to_owned())
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
         rustix::process::pidfd_send_signal(&self.pidfd, signal).doing(|| "send a signal".to_owned())

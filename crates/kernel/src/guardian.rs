@@ -2,7 +2,8 @@
 //!
 //! Tasks whose coordinator is killed go home by themselves, but the slot they ran in and the
 //! stub's bytes stay. The guardian has a session of its own, so that signals to the coordinator's
-//! group spare it; it waits for a word through a pipe, and acts when the pipe ends without one.
+//! group spare it; it hears through a pipe which processes to watch over, and acts when the pipe
+//! ends without the word that dismisses it.
 
 use crate::{
     error::{Named, Result},
@@ -10,8 +11,8 @@ use crate::{
 };
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-/// The one word: all is clean.
-const DISMISSED: [u8; 1] = *b"d";
+/// The word that dismisses it; every other is a pid.
+const DISMISSED: i32 = 0;
 
 /// A guardian on duty. Dropped, it is dismissed.
 #[derive(Debug)]
@@ -21,8 +22,9 @@ pub struct Guardian {
 }
 
 impl Guardian {
-    /// Forks a guardian that runs `act` if this process dies before dismissing it.
-    pub fn start(act: impl FnOnce()) -> Result<Guardian> {
+    /// Forks a guardian that runs `act`, with the pids given to [`Guardian::watch`], if this process
+    /// dies before dismissing it.
+    pub fn start(act: impl FnOnce(&[i32])) -> Result<Guardian> {
         let mut ends: [RawFd; 2] = [-1; 2];
         // SAFETY: `ends` is a live array of two descriptors for the kernel to write.
         let made = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
@@ -39,11 +41,22 @@ impl Guardian {
         sys::check(libc::c_long::from(pid)).named("fork")?;
         Ok(Guardian { pid, pipe: write })
     }
+
+    /// Tells it which processes to watch over.
+    pub fn watch(&self, pids: &[i32]) -> Result<()> {
+        let words: Vec<u8> = pids.iter().flat_map(|pid| pid.to_ne_bytes()).collect();
+        let mut rest = words.as_slice();
+        while !rest.is_empty() {
+            let n = rustix::io::write(&self.pipe, rest).named("write to the guardian")?;
+            rest = rest.get(n..).unwrap_or_default();
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Guardian {
     fn drop(&mut self) {
-        let _ = rustix::io::write(&self.pipe, &DISMISSED);
+        let _ = rustix::io::write(&self.pipe, &DISMISSED.to_ne_bytes());
         let mut status = 0;
         // SAFETY: `status` is a live i32; `pid` is our child, not yet reaped.
         unsafe { libc::waitpid(self.pid, &raw mut status, libc::__WALL) };
@@ -51,12 +64,11 @@ impl Drop for Guardian {
 }
 
 /// The guardian's life.
-fn watch(pipe: RawFd, act: impl FnOnce()) -> ! {
-    let mut word = [0u8; 1];
-    // SAFETY: plain system calls on numbers, and a read into a live buffer of one byte. Closing
-    // descriptors that Rust values of the parent's copy still name is harmless: no destructor of
-    // theirs runs in this process, which ends by _exit.
-    let dismissed = unsafe {
+fn watch(pipe: RawFd, act: impl FnOnce(&[i32])) -> ! {
+    // SAFETY: plain system calls on numbers. Closing descriptors that Rust values of the parent's
+    // copy still name is harmless: no destructor of theirs runs in this process, which ends by
+    // _exit.
+    unsafe {
         libc::setsid();
         for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE] {
             libc::signal(signal, libc::SIG_IGN);
@@ -65,10 +77,18 @@ fn watch(pipe: RawFd, act: impl FnOnce()) -> ! {
             libc::syscall(libc::SYS_close_range, 0, pipe - 1, 0);
         }
         libc::syscall(libc::SYS_close_range, pipe + 1, libc::c_int::MAX, 0);
-        libc::read(pipe, word.as_mut_ptr().cast(), 1) == 1
-    };
-    if !dismissed {
-        act();
+    }
+    let mut pids = Vec::new();
+    loop {
+        let mut word = [0u8; 4];
+        // SAFETY: a read into a live buffer of four bytes. Words are written whole, and a pipe
+        // gives back what is in it.
+        let n = unsafe { libc::read(pipe, word.as_mut_ptr().cast(), word.len()) };
+        match i32::from_ne_bytes(word) {
+            _ if n != 4 => break act(&pids),
+            DISMISSED => break,
+            pid => pids.push(pid),
+        }
     }
     // SAFETY: ends this process without running anything of the parent's.
     unsafe { libc::_exit(0) }

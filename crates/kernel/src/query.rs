@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// What kcmp(2) compares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kcmp {
     /// Open file descriptions behind two descriptors.
     File(i32, i32),

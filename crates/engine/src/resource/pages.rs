@@ -33,13 +33,16 @@ struct Part {
     readable: bool,
 }
 
-/// What is to be stored of a process and of contents without a name.
+/// What is to be stored of an address space.
 #[derive(Debug)]
 pub(crate) struct Plan {
     mm: Objref,
     parts: Vec<Part>,
-    contents: Vec<(Objref, File, Vec<Run>, ZeroPages)>,
 }
+
+/// What is to be stored of contents without a name.
+#[derive(Debug)]
+pub(crate) struct Contents(Vec<(Objref, File, Vec<Run>, ZeroPages)>);
 
 /// Cuts `[start, end)` into runs an image can hold.
 fn runs_of(start: u64, end: u64) -> impl Iterator<Item = Run> {
@@ -51,16 +54,8 @@ fn runs_of(start: u64, end: u64) -> impl Iterator<Item = Run> {
     })
 }
 
-/// Finds what to store.
-pub(crate) fn plan(
-    process: &Process,
-    objref: Objref,
-    image: &Image,
-    contents: Vec<(Objref, File)>,
-) -> Result<Plan> {
-    let mm = image.mm(objref).ok_or_else(|| Error::failed("the address space got lost"))?;
-    let is_pipe = |o: &&Objref| image.inode(**o).is_some_and(|i| i.record.kind == inode_kind::PIPE);
-    let pipes: Vec<Objref> = contents.iter().map(|(o, _)| o).filter(is_pipe).copied().collect();
+/// Finds what to store of the address space `mm` of `process`.
+pub(crate) fn plan(process: &Process, objref: Objref, mm: &model::Mm) -> Result<Plan> {
     let pagemap = File::from(process.proc.open("pagemap", OFlags::RDONLY)?);
     let found = pagemap::scan(&pagemap, 0, super::layout::TASK_SIZE, Kind::Private)?;
     let mut parts: Vec<Part> = Vec::new();
@@ -91,15 +86,7 @@ pub(crate) fn plan(
             _ => parts.push(Part { runs, zero, readable }),
         }
     }
-    let contents = contents
-        .into_iter()
-        .map(|(objref, file)| {
-            // Zeros in a pipe are data; elsewhere they are holes.
-            let zero = if pipes.contains(&objref) { ZeroPages::Keep } else { ZeroPages::Drop };
-            data_of(&file).map(|runs| (objref, file, runs, zero))
-        })
-        .collect::<Result<_>>()?;
-    Ok(Plan { mm: objref, parts, contents })
+    Ok(Plan { mm: objref, parts })
 }
 
 fn guard_refusal(run: &PageRun) -> Error {
@@ -123,9 +110,7 @@ fn data_of(file: &File) -> Result<Vec<Run>> {
 impl Plan {
     /// Bytes to be read.
     pub(crate) fn bytes(&self) -> u64 {
-        let parts = self.parts.iter().flat_map(|p| &p.runs);
-        let contents = self.contents.iter().flat_map(|(_, _, runs, _)| runs);
-        parts.chain(contents).map(|r| u64::from(r.nr_pages) * PAGE).sum()
+        self.parts.iter().flat_map(|p| &p.runs).map(run_len).sum()
     }
 
     /// Writes all of it.
@@ -150,7 +135,35 @@ impl Plan {
             });
             add(&mut written, more)?;
         }
-        for (objref, file, runs, zero) in &self.contents {
+        Ok(written)
+    }
+}
+
+impl Contents {
+    /// Finds what to store of `contents`, which are open for reading.
+    pub(crate) fn plan(contents: Vec<(Objref, File)>, image: &Image) -> Result<Contents> {
+        let is_pipe = |o: Objref| image.inode(o).is_some_and(|i| i.record.kind == inode_kind::PIPE);
+        let plan = |(objref, file): (Objref, File)| {
+            // Zeros in a pipe are data; elsewhere they are holes.
+            let zero = if is_pipe(objref) { ZeroPages::Keep } else { ZeroPages::Drop };
+            data_of(&file).map(|runs| (objref, file, runs, zero))
+        };
+        contents.into_iter().map(plan).collect::<Result<_>>().map(Contents)
+    }
+
+    /// Bytes to be read.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.iter().flat_map(|(_, _, runs, _)| runs).map(run_len).sum()
+    }
+
+    /// Writes all of it.
+    pub(crate) fn write<S: BlockSink>(
+        &self,
+        writer: &mut Writer<S>,
+        observer: &mut dyn Observer,
+    ) -> Result<PagesWritten> {
+        let mut written = PagesWritten::default();
+        for (objref, file, runs, zero) in &self.0 {
             let more = writer.pages(*objref, runs, *zero, &mut |runs, out| {
                 interrupted(observer)?;
                 observer.advance(out.len() as u64);
@@ -160,6 +173,11 @@ impl Plan {
         }
         Ok(written)
     }
+}
+
+/// Bytes of a run.
+fn run_len(run: &Run) -> u64 {
+    u64::from(run.nr_pages) * PAGE
 }
 
 /// Whether the user wants it to end.

@@ -8,7 +8,7 @@
 
 use super::{Descriptor, FileKind, OpenContext};
 use crate::{
-    error::{Doing, Error, Result},
+    error::{Error, Result},
     objects::Objects,
 };
 use ckpt_image::{
@@ -49,9 +49,9 @@ macro_rules! external {
                 claims(descriptor)
             }
 
-            fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
-                let outside: fn(&Descriptor<'_>) -> Result<()> = $outside;
-                outside(descriptor)?;
+            fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
+                let outside: fn(&Descriptor<'_>, &Objects) -> Result<()> = $outside;
+                outside(descriptor, objects)?;
                 Ok(descriptor.record($kind))
             }
 
@@ -71,17 +71,15 @@ external!(
             && TTY_MAJORS.contains(&major(d.stat.st_rdev))
             && d.stat.st_rdev != rustix::fs::makedev(5, 2)
     },
-    |_| Ok(())
+    |_, _| Ok(())
 );
-external!(Pipe, file_kind::EXTERNAL_PIPE, |d| d.file_type() == FileType::Fifo, |_| Ok(()));
+external!(Pipe, file_kind::EXTERNAL_PIPE, |d| d.file_type() == FileType::Fifo, |_, _| Ok(()));
 external!(Socket, file_kind::EXTERNAL_SOCKET, |d| d.file_type() == FileType::Socket, connected_to_outside);
 
 /// Refuses sockets that have no other end, or have it inside.
-fn connected_to_outside(descriptor: &Descriptor<'_>) -> Result<()> {
+fn connected_to_outside(descriptor: &Descriptor<'_>, objects: &Objects) -> Result<()> {
     let number = descriptor.name.strip_prefix("fd/").and_then(|n| n.parse().ok()).unwrap_or(-1);
-    let flags = rustix::process::PidfdGetfdFlags::empty();
-    let socket =
-        rustix::process::pidfd_getfd(descriptor.process, number, flags).doing(|| "pidfd_getfd".to_owned())?;
+    let socket = descriptor.process.descriptor(number)?;
     let refused = |what: &str| Err(Error::unsupported(format!("{what} cannot be carried yet")));
     if sockopt::socket_acceptconn(&socket).unwrap_or(false) {
         return refused("a listening socket");
@@ -90,7 +88,7 @@ fn connected_to_outside(descriptor: &Descriptor<'_>) -> Result<()> {
         return refused("a socket that is not connected");
     }
     let inside = sockopt::socket_peercred(&socket)
-        .is_ok_and(|c| c.pid.as_raw_nonzero().get() == descriptor.process.pid);
+        .is_ok_and(|c| objects.members.contains(&c.pid.as_raw_nonzero().get()));
     if inside && sockopt::socket_domain(&socket) == Ok(rustix::net::AddressFamily::UNIX) {
         return refused("a socket pair with both ends inside");
     }

@@ -144,7 +144,6 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
         let cloexec = u32::from(descriptor.info.flags & OFlags::CLOEXEC.bits() != 0);
         descs.push(FileDesc { fd, flags: cloexec, file, pad: 0 });
     }
-    pipe::adopt(process, &descs, objects)?;
     Ok(model::FileTable { descs })
 }
 

@@ -1,9 +1,9 @@
-//! Pipes with all their ends inside.
+//! Pipes and FIFOs with all their ends inside the tree.
 //!
 //! *Saved*: what waits in the pipe, copied with tee(2) so that nothing is taken out; its capacity.
 //! *Restored*: a new pipe with that capacity and contents; each end is a description of its own
-//! with the old flags. *Refused*: packet mode with data waiting (the packets' borders would be
-//! lost), and FIFOs with both ends inside.
+//! with the old flags. A FIFO is opened by its path, where it must still be, empty. *Refused*:
+//! packet mode with data waiting (the packets' borders would be lost).
 
 use super::{Descriptor, FileKind, Made, OpenContext};
 use crate::{
@@ -21,7 +21,7 @@ use rustix::{
     pipe::{self, PipeFlags, SpliceFlags},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{Read, Seek, Write},
     os::fd::{AsRawFd, OwnedFd},
@@ -75,20 +75,52 @@ fn ends(flags: u32) -> u32 {
     }
 }
 
-/// Makes the pipes that the process can both read from and write to part of the image.
-pub(crate) fn adopt(process: &Process, descs: &[FileDesc], objects: &mut Objects) -> Result<()> {
-    let mut pipes: BTreeMap<(u64, u64), (u32, Vec<FileDesc>)> = BTreeMap::new();
-    for desc in descs {
-        let Some(Object::File(file)) = objects.table.get(&desc.file) else { continue };
-        if file.record.kind == file_kind::EXTERNAL_PIPE {
-            let (modes, users) = pipes.entry((file.record.dev, file.record.ino)).or_default();
-            *modes |= ends(file.record.flags);
-            users.push(*desc);
+/// The descriptors of one pipe, wherever they are in the tree.
+#[derive(Default)]
+struct Users<'a> {
+    /// [`ends`] of all of them.
+    ends: u32,
+    descs: Vec<(&'a Process, FileDesc)>,
+}
+
+impl Users<'_> {
+    /// Whether nobody outside can have the other end: both are here, or the other is closed.
+    fn all_inside(&self) -> Result<bool> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let Some((process, desc)) = self.descs.first().filter(|_| self.ends != 3) else { return Ok(true) };
+        let own = process.descriptor(desc.fd)?;
+        let mut polled = [PollFd::new(&own, PollFlags::empty())];
+        poll(&mut polled, Some(&Timespec::default())).doing(|| "poll a pipe".to_owned())?;
+        let [polled] = polled;
+        Ok(polled.revents().intersects(PollFlags::HUP | PollFlags::ERR))
+    }
+}
+
+/// Makes the pipes that the tree can both read from and write to part of the image. `tables` are
+/// its processes, with the objrefs of their descriptor tables.
+pub(crate) fn adopt<'a>(
+    tables: impl IntoIterator<Item = (&'a Process, Objref)>,
+    objects: &mut Objects,
+) -> Result<()> {
+    let mut pipes: BTreeMap<(u64, u64), Users<'a>> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for (process, table) in tables.into_iter().filter(|(_, table)| seen.insert(*table)) {
+        let Some(Object::Files(table)) = objects.table.get(&table) else { continue };
+        for desc in &table.descs {
+            let Some(Object::File(file)) = objects.table.get(&desc.file) else { continue };
+            if file.record.kind == file_kind::EXTERNAL_PIPE {
+                let users = pipes.entry((file.record.dev, file.record.ino)).or_default();
+                users.ends |= ends(file.record.flags);
+                users.descs.push((process, *desc));
+            }
         }
     }
-    for (dev_ino, (_, users)) in pipes.into_iter().filter(|(_, (modes, _))| *modes == 3) {
-        let fd = users.first().map_or(-1, |d| d.fd);
-        adopt_one(process, dev_ino, &users, objects).object(|| format!("fd {fd}"))?;
+    for (dev_ino, users) in pipes {
+        let Some((process, first)) = users.descs.first() else { continue };
+        let adopted = users.all_inside().and_then(|inside| {
+            if inside { adopt_one(process, dev_ino, &users.descs, objects) } else { Ok(()) }
+        });
+        adopted.object(|| format!("fd {}", first.fd)).task(|| process.label())?;
     }
     Ok(())
 }
@@ -96,17 +128,13 @@ pub(crate) fn adopt(process: &Process, descs: &[FileDesc], objects: &mut Objects
 fn adopt_one(
     process: &Process,
     dev_ino: (u64, u64),
-    users: &[FileDesc],
+    users: &[(&Process, FileDesc)],
     objects: &mut Objects,
 ) -> Result<()> {
-    let Some(first) = users.first() else { return Ok(()) };
+    let Some((_, first)) = users.first() else { return Ok(()) };
     let Some(Object::File(file)) = objects.table.get(&first.file) else { return Ok(()) };
-    if file.path.starts_with(b"/") {
-        let what = format!("the FIFO {} with both ends inside cannot be carried yet", show(&file.path));
-        return Err(Error::unsupported(what));
-    }
     let (mode, path) = (file.record.mode, file.path.clone());
-    let packets = users.iter().any(|d| match objects.table.get(&d.file) {
+    let packets = users.iter().any(|(_, d)| match objects.table.get(&d.file) {
         Some(Object::File(f)) => OFlags::from_bits_retain(f.record.flags).contains(OFlags::DIRECT),
         _ => false,
     });
@@ -120,7 +148,7 @@ fn adopt_one(
     if new {
         objects.contents.push((inode, contents));
     }
-    for desc in users {
+    for (_, desc) in users {
         if let Some(Object::File(file)) = objects.table.get_mut(&desc.file) {
             file.record.kind = file_kind::PIPE;
             file.record.inode = inode;
@@ -147,18 +175,40 @@ fn copy(source: &OwnedFd) -> Result<(File, u64, u64)> {
     Ok((copy, size as u64, capacity as u64))
 }
 
-/// A new, empty pipe for an inode.
+/// An empty pipe for an inode.
 pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
     let record = &inode.record;
     if record.size > record.capacity {
         return Err(Error::bad_image(format!("a pipe of {} bytes holds {}", record.capacity, record.size)));
     }
-    let (read, fd) = pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
+    let (fd, read) = if inode.path.starts_with(b"/") {
+        (open_fifo(&inode.path)?, None)
+    } else {
+        let (read, write) = pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
+        (write, Some(read))
+    };
     let capacity = usize::try_from(record.capacity).unwrap_or(usize::MAX);
-    pipe::fcntl_setpipe_size(&read, capacity).map_err(|e| {
+    pipe::fcntl_setpipe_size(&fd, capacity).map_err(|e| {
         Error::os(format!("a pipe of {capacity} bytes"), e).advice("see fs.pipe-max-size in proc(5)")
     })?;
-    Ok(Made { fd, read: Some(read) })
+    Ok(Made { fd, read })
+}
+
+/// Opens both ends of an empty FIFO.
+fn open_fifo(path: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|e| Error::os(format!("open the FIFO {}", show(path)), e).advice("make it again: mkfifo"))?;
+    let waiting = rustix::io::ioctl_fionread(&fd).unwrap_or(0);
+    let stat = rustix::fs::fstat(&fd).doing(|| format!("stat {}", show(path)))?;
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Fifo {
+        return Err(Error::failed(format!("{} is not a FIFO any more", show(path))));
+    }
+    if waiting != 0 {
+        let what = format!("the FIFO {} already holds {waiting} bytes", show(path));
+        return Err(Error::failed(what).advice("something else uses it: end that first"));
+    }
+    Ok(fd)
 }
 
 /// Puts data into a new pipe.

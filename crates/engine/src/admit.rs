@@ -1,0 +1,115 @@
+//! What can never be checkpointed, refused before anything is opened or stopped.
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    task::{ProcDir, Process},
+};
+use ckpt_kernel::query::{self, Kcmp};
+use ckpt_proc::{
+    stat::TaskState,
+    status::{Status, parse_status},
+};
+
+/// Namespaces in which a process must be with us, with what they isolate.
+const NAMESPACES: [&str; 8] = ["pid", "mnt", "user", "net", "uts", "ipc", "cgroup", "time"];
+
+/// What processes are held against.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    /// Our own namespaces: name below /proc/self, target of the link.
+    namespaces: Vec<(String, Vec<u8>)>,
+}
+
+impl Admission {
+    /// Looks at ourselves.
+    pub(crate) fn new() -> Result<Admission> {
+        let own = ProcDir::own()?;
+        let namespace = |kind| {
+            let name = format!("ns/{kind}");
+            own.readlink(&name).ok().map(|target| (name, target))
+        };
+        Ok(Admission { namespaces: NAMESPACES.into_iter().filter_map(namespace).collect() })
+    }
+
+    /// Refuses processes that cannot be checkpointed at all.
+    pub(crate) fn admit(&self, process: &Process) -> Result<()> {
+        if u32::try_from(process.pid).is_ok_and(|pid| pid == std::process::id()) {
+            return Err(Error::unsupported("a process cannot checkpoint itself, or a tree it is in")
+                .advice("start checkpoint from outside of it"));
+        }
+        let stat = process.stat()?;
+        if stat.is_kthread() {
+            let error = Error::unsupported("it is a kernel thread");
+            return Err(error.advice("only user processes can be checkpointed"));
+        }
+        if [TaskState::Zombie, TaskState::Dead].contains(&stat.state) && stat.num_threads <= 1 {
+            return Err(Error::unsupported("it has ended and waits for its parent"));
+        }
+        let status = process.status()?;
+        if status.tracer_pid != 0 {
+            let tracer = Process::open(status.tracer_pid)
+                .map_or_else(|_| format!("pid {}", status.tracer_pid), |t| t.label());
+            return Err(Error::permission(format!("it is traced by {tracer}"))
+                .advice("end the debugger or let it detach"));
+        }
+        refuse_ia32(process)?;
+        process.tids()?.into_iter().try_for_each(|tid| self.admit_thread(process, tid))
+    }
+
+    /// Refuses threads in seccomp mode, in other namespaces than ours, or that do not share with
+    /// their process what threads share.
+    fn admit_thread(&self, process: &Process, tid: i32) -> Result<()> {
+        let Ok(status) = process.proc.parse(&format!("task/{tid}/status"), parse_status) else {
+            return Ok(());
+        };
+        refuse_seccomp(process, tid, &status)?;
+        for (name, ours) in &self.namespaces {
+            let theirs = match process.proc.readlink(&format!("task/{tid}/{name}")) {
+                Err(e) if e.kind == ErrorKind::Permission => {
+                    return Err(e.advice("it needs the same user and a dumpable process, or CAP_SYS_PTRACE"));
+                }
+                Err(_) => continue,
+                Ok(theirs) => theirs,
+            };
+            if theirs != *ours {
+                let kind = name.strip_prefix("ns/").unwrap_or(name);
+                let what = format!("it is in another {kind} namespace");
+                return Err(Error::unsupported(what).advice("run checkpoint inside its container"));
+            }
+        }
+        refuse_unshared(process, tid)
+    }
+}
+
+pub(crate) fn refuse_seccomp(process: &Process, tid: i32, status: &Status) -> Result<()> {
+    if status.seccomp.unwrap_or(0) == 0 {
+        return Ok(());
+    }
+    let whose = if tid == process.pid { String::new() } else { format!("thread {tid}: ") };
+    Err(Error::unsupported(format!("{whose}seccomp filters cannot be carried yet")))
+}
+
+/// Refuses 32-bit programs.
+fn refuse_ia32(process: &Process) -> Result<()> {
+    use std::io::Read;
+    const ELFCLASS32: u8 = 1;
+    let mut ident = [0; 5];
+    let exe = process.proc.open("exe", rustix::fs::OFlags::RDONLY);
+    let read = exe.is_ok_and(|fd| std::fs::File::from(fd).read_exact(&mut ident).is_ok());
+    if read && ident == [0x7f, b'E', b'L', b'F', ELFCLASS32] {
+        return Err(Error::unsupported("32-bit programs cannot be carried yet"));
+    }
+    Ok(())
+}
+
+/// Refuses threads that have unshared what threads share.
+fn refuse_unshared(process: &Process, tid: i32) -> Result<()> {
+    let shared = [(Kcmp::Files, "table of file descriptors"), (Kcmp::Fs, "working directory")];
+    for (what, name) in shared.into_iter().filter(|_| tid != process.pid) {
+        if query::kcmp(process.pid, tid, what).is_ok_and(|order| order.is_ne()) {
+            let what = format!("thread {tid} has a {name} of its own (unshare), which cannot be carried yet");
+            return Err(Error::unsupported(what));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! Collecting a frozen tree: everything but page contents becomes records and objects.
+//!
+//! Each process is visited once, for what only its tasks know; the rest is read from outside. What
+//! processes share (kcmp(2) says so) is one object with one objref.
+
+use crate::{
+    admit::refuse_seccomp,
+    error::{Context, Error, Result},
+    freeze::FrozenThread,
+    header,
+    objects::Objects,
+    resource::{cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
+    task::Process,
+    tree::{FrozenProcess, Held},
+};
+use ckpt_image::{
+    Image, Object,
+    model::{self},
+    record::{self, task_state},
+};
+use ckpt_kernel::{
+    memory::Span,
+    program::{Outcome, Program},
+    query::Kcmp,
+    visit::{Traces, Visit, Visitor, park_signal},
+};
+use ckpt_proc::{
+    maps::{Mapping, parse_maps},
+    status::{Status, parse_status},
+};
+
+/// A frozen tree and everything of it but page contents.
+pub(crate) struct Capture {
+    /// Its processes and their threads, in the image's order.
+    pub(crate) held: Held,
+    /// The metadata.
+    pub(crate) image: Image,
+    /// Pages to store of each address space, with the process it is read through.
+    pub(crate) memory: Vec<(usize, pages::Plan)>,
+    /// Pages to store of contents without a name.
+    pub(crate) contents: pages::Contents,
+}
+
+impl Capture {
+    /// Bytes of pages to be read.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.memory.iter().map(|(_, plan)| plan.bytes()).sum::<u64>() + self.contents.bytes()
+    }
+}
+
+/// What the tasks of a process answered during a visit.
+struct Answers {
+    process: Vec<Outcome>,
+    timers: Vec<ckpt_proc::timers::Timer>,
+    threads: Vec<Vec<Outcome>>,
+}
+
+/// What has been collected so far.
+#[derive(Default)]
+struct Collector {
+    held: Held,
+    processes: Vec<model::Process>,
+    objects: Objects,
+    memory: Vec<(usize, pages::Plan)>,
+}
+
+/// Collects everything of a frozen tree.
+pub(crate) fn capture(tree: Vec<FrozenProcess>) -> Result<Capture> {
+    let mut all = Collector::default();
+    all.objects.members = tree.iter().map(|member| member.process.pid).collect();
+    let header = header::header()?;
+    for member in tree {
+        let label = member.process.label();
+        if member.is_zombie() { all.zombie(member) } else { all.process(member) }.task(|| label)?;
+    }
+    let tables = all.processes.iter().map(|p| p.task.files);
+    file::pipe::adopt(all.held.iter().map(|(process, _)| process).zip(tables), &mut all.objects)?;
+    let mut image = Image { header, uts: header::uts(), processes: all.processes, ..Image::default() };
+    image.tree = record::Tree {
+        nr_tasks: image.processes.len() as u32,
+        nr_threads: image.processes.iter().map(|p| p.threads.len() as u32).sum(),
+        root: image.processes.first().map_or(0, |p| p.task.pid),
+        pad: 0,
+    };
+    let contents = std::mem::take(&mut all.objects.contents);
+    image.objects = all.objects.table;
+    let (pid, mm) = image.processes.first().map_or((0, 0), |p| (p.task.pid, p.task.mm));
+    if let Some(mm) = image.mm(mm) {
+        image.arch = header::arch(pid, mm, &image.processes)?;
+    }
+    let contents = pages::Contents::plan(contents, &image)?;
+    Ok(Capture { held: all.held, image, memory: all.memory, contents })
+}
+
+impl Collector {
+    /// A zombie is its ids, its name and its status.
+    fn zombie(&mut self, member: FrozenProcess) -> Result<()> {
+        let process = member.process;
+        let status = process.status()?;
+        let leader = model::Thread {
+            record: record::Thread {
+                tid: process.pid,
+                cred: self.objects.cred(cred::checkpoint(&status)),
+                ..record::Thread::default()
+            },
+            comm: process.stat()?.comm,
+            ..model::Thread::default()
+        };
+        let task = record::Task { nr_threads: 1, ..task(&process, task_state::ZOMBIE)? };
+        self.processes.push(model::Process { task, threads: vec![leader] });
+        self.held.push((process, Vec::new()));
+        Ok(())
+    }
+
+    /// Visits the threads of a process, then collects everything.
+    fn process(&mut self, member: FrozenProcess) -> Result<()> {
+        let FrozenProcess { process, threads: frozen, stopped } = member;
+        let (frozen, answers) = visit(&process, frozen)?;
+        let threads = threads(&process, &frozen, &answers.threads, &mut self.objects)?;
+        let mut answered = answers.process.as_slice().split_at(signal::SIGNALS as usize);
+        let sighand = signal::checkpoint(answered.0)?;
+        answered = answered.1.split_at_checked(3).unwrap_or_default();
+        let mut shared = record::Signal::default();
+        timers::checkpoint_itimers(answered.0, &mut shared);
+        answered = answered.1.split_at_checked(17).unwrap_or_default();
+        limits::checkpoint(&process, answered.0, &mut shared)?;
+        answered = answered.1.split_at_checked(4).unwrap_or_default();
+        let timers = timers::checkpoint_posix(&answers.timers, answered.1)?;
+        let pending = frozen.first().map_or(Ok(Vec::new()), |f| f.thread.pending(true))?;
+        let (pid, objects) = (process.pid, &mut self.objects);
+        let (mm, new) = objects.task(Kcmp::Vm, pid, |objects| {
+            let vmas = mm::areas(&process, &mm::mappings(&process)?, objects)?;
+            mm::checkpoint(&process, answered.0, vmas, objects).map(Object::Mm)
+        })?;
+        if let Some(Object::Mm(space)) = objects.table.get(&mm).filter(|_| new) {
+            self.memory.push((self.held.len(), pages::plan(&process, mm, space)?));
+        }
+        let task = record::Task {
+            mm,
+            files: objects.task(Kcmp::Files, pid, |o| file::checkpoint(&process, o).map(Object::Files))?.0,
+            fs: objects.task(Kcmp::Fs, pid, |_| fs::checkpoint(&process).map(Object::Fs))?.0,
+            sighand: objects.task(Kcmp::Sighand, pid, |_| Ok(Object::Sighand(sighand)))?.0,
+            signal: objects.add(Object::Signal(model::Signal { record: shared, pending, timers })),
+            nr_threads: threads.len() as u32,
+            ..task(&process, if stopped { task_state::STOPPED } else { task_state::RUNNING })?
+        };
+        self.processes.push(model::Process { task, threads });
+        self.held.push((process, frozen.into_iter().map(|f| f.thread).collect()));
+        Ok(())
+    }
+}
+
+/// Ids and state of a process.
+fn task(process: &Process, state: u32) -> Result<record::Task> {
+    let stat = process.stat()?;
+    Ok(record::Task {
+        pid: process.pid,
+        ppid: stat.ppid,
+        pgid: stat.pgrp,
+        sid: stat.session,
+        state,
+        exit_signal: stat.exit_signal,
+        exit_code: if state == task_state::ZOMBIE { stat.exit_code } else { 0 },
+        tpgid: stat.tpgid.max(0),
+        ..record::Task::default()
+    })
+}
+
+/// Asks the tasks what only they know.
+fn visit(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<FrozenThread>, Answers)> {
+    let maps = process.proc.parse("maps", parse_maps)?;
+    let timers = process.proc.parse("timers", ckpt_proc::timers::parse_timers)?;
+    let mut questions = Program::new();
+    signal::questions(&mut questions);
+    timers::itimer_questions(&mut questions);
+    limits::questions(&mut questions);
+    mm::questions(&mut questions);
+    timers::posix_questions(&mut questions, &timers);
+    let (visitors, kept) = visitors(process, frozen)?;
+    let texts = texts_in(&maps);
+    let traces = Traces::find(process.pid, &texts, &slots_in(&maps));
+    let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
+    visit.unmap_stale(&traces.slots)?;
+    let answers = visit.run(0, &questions)?;
+    let mut thread_answers = Vec::with_capacity(visit.len());
+    for index in 0..visit.len() {
+        thread_answers.push(visit.run(index, &thread::questions())?);
+    }
+    let threads = visit.leave()?;
+    let frozen = threads
+        .into_iter()
+        .zip(kept)
+        .map(|(thread, (raw, saved, restart, mask))| FrozenThread { thread, raw, saved, restart, mask })
+        .collect();
+    Ok((frozen, Answers { process: answers, timers, threads: thread_answers }))
+}
+
+fn park_signal_of(status: &Status, mask: u64) -> Result<i32> {
+    let pending = status.sig_pending.0 | status.sig_shared_pending.0;
+    park_signal(status.sig_caught.0, status.sig_ignored.0, mask, pending).ok_or_else(|| {
+        Error::unsupported("it handles or has pending every signal that could be used to park it")
+            .advice("one of URG, WINCH, CHLD, CONT must be free, or any signal ignored")
+    })
+}
+
+/// What a frozen thread keeps while it is visited.
+pub(crate) type Kept = (record::Regs, record::Regs, record::RestartBlock, u64);
+
+/// Makes frozen threads visitors.
+pub(crate) fn visitors(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<Visitor>, Vec<Kept>)> {
+    let mut visitors = Vec::with_capacity(frozen.len());
+    let mut kept = Vec::with_capacity(frozen.len());
+    for f in frozen {
+        let tid = f.thread.tid();
+        let status = process.proc.parse(&format!("task/{tid}/status"), parse_status)?;
+        let signal = park_signal_of(&status, f.mask)?;
+        visitors.push(Visitor { thread: f.thread, raw: f.raw, mask: f.mask, signal });
+        kept.push((f.raw, f.saved, f.restart, f.mask));
+    }
+    Ok((visitors, kept))
+}
+
+/// Executable private mappings, the vdso first: where the bootstrap stub may go.
+pub(crate) fn texts_in(maps: &[Mapping]) -> Vec<Span> {
+    let vdso = |m: &&Mapping| m.path == b"[vdso]";
+    let text = |m: &&Mapping| m.exec && m.read && !m.shared && m.start < 1 << 47;
+    let span = |m: &Mapping| Span { start: m.start, len: m.len() as usize };
+    let others = maps.iter().filter(|m| !vdso(m)).filter(text);
+    maps.iter().filter(vdso).chain(others).map(span).collect()
+}
+
+/// Free addresses for the slot of a visit to `threads` threads.
+pub(crate) fn slot_address(maps: &[Mapping], threads: usize) -> Result<u64> {
+    let mut taken = maps.iter().map(|m| Span { start: m.start, len: m.len() as usize }).collect();
+    layout::free_range(&mut taken, Visit::slot_len(threads))
+}
+
+/// Mappings that may be slots a dead coordinator left.
+pub(crate) fn slots_in(maps: &[Mapping]) -> Vec<Span> {
+    let slot = |m: &&Mapping| m.read && m.write && m.exec && !m.shared && m.is_anonymous();
+    maps.iter().filter(slot).map(|m| Span { start: m.start, len: m.len() as usize }).collect()
+}
+
+fn threads(
+    process: &Process,
+    frozen: &[FrozenThread],
+    answers: &[Vec<Outcome>],
+    objects: &mut Objects,
+) -> Result<Vec<model::Thread>> {
+    let mut threads = Vec::with_capacity(frozen.len());
+    for (frozen, answers) in frozen.iter().zip(answers) {
+        let status = process.proc.parse(&format!("task/{}/status", frozen.thread.tid()), parse_status)?;
+        refuse_seccomp(process, frozen.thread.tid(), &status)?;
+        let cred = objects.cred(cred::checkpoint(&status));
+        threads.push(thread::checkpoint(process, frozen, answers, cred, status.no_new_privs)?);
+    }
+    Ok(threads)
+}

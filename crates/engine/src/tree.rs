@@ -1,0 +1,119 @@
+//! The tree below a process: finding its members and stopping them all.
+//!
+//! A tree changes while it is looked at. But a stopped parent makes no more children, so the tree
+//! is stopped from the root down, pass after pass, until a whole pass finds nobody new: then it is
+//! one consistent cut, for nothing is read of anybody before everybody stands still. An orphan
+//! whose subreaper is inside the tree turns up in a later pass under its new parent.
+
+use crate::{
+    admit::Admission,
+    error::{Context, Error, Result},
+    freeze::{FrozenThread, Purpose, freeze},
+    task::{Process, show},
+};
+use ckpt_kernel::tracee::Stopped;
+use ckpt_proc::stat::TaskState;
+use std::collections::BTreeSet;
+
+/// A process that stands still, or is a zombie.
+#[derive(Debug)]
+pub(crate) struct FrozenProcess {
+    /// The process.
+    pub(crate) process: Process,
+    /// Its threads, the leader first; none of a zombie.
+    pub(crate) threads: Vec<FrozenThread>,
+    /// A job-control signal had stopped it before we came.
+    pub(crate) stopped: bool,
+}
+
+impl FrozenProcess {
+    /// Whether it has ended and waits for its parent.
+    pub(crate) fn is_zombie(&self) -> bool {
+        self.threads.is_empty()
+    }
+}
+
+/// The children of all threads of a process.
+fn children(process: &Process) -> Result<Vec<i32>> {
+    let mut children = Vec::new();
+    for tid in process.tids()? {
+        // A thread may have ended since; the leader's file is there as long as the process is.
+        let text = match process.proc.read(&format!("task/{tid}/children")) {
+            Err(error) if tid == process.pid && process.stat().is_ok() => {
+                return Err(error.advice("the kernel must have CONFIG_PROC_CHILDREN"));
+            }
+            other => other.unwrap_or_default(),
+        };
+        children.extend(text.split(|b| *b == b' ').filter_map(|pid| show(pid).parse::<i32>().ok()));
+    }
+    Ok(children)
+}
+
+/// Whether a process has ended; a leader whose other threads live has not.
+pub(crate) fn has_ended(process: &Process) -> bool {
+    process.stat().map_or(true, |stat| {
+        [TaskState::Zombie, TaskState::Dead].contains(&stat.state) && stat.num_threads <= 1
+    })
+}
+
+/// The members of the tree as it is right now, a parent before its children.
+pub(crate) fn members(root: i32) -> Result<Vec<Process>> {
+    let mut members = vec![Process::open(root)?];
+    let mut known = BTreeSet::from([root]);
+    let mut next = 0;
+    while let Some(process) = members.get(next) {
+        let children = children(process).unwrap_or_default();
+        members.extend(children.into_iter().filter(|pid| known.insert(*pid)).flat_map(Process::open));
+        next += 1;
+    }
+    Ok(members)
+}
+
+/// Stops the tree below `root`, a parent before its children.
+pub(crate) fn freeze_tree(root: i32, admission: &Admission) -> Result<Vec<FrozenProcess>> {
+    let first = hold(Process::open(root)?, admission)?.filter(|root| !root.is_zombie());
+    let mut tree = vec![first.ok_or_else(|| Error::failed(format!("the process {root} ended")))?];
+    let mut known = BTreeSet::from([root]);
+    loop {
+        let (before, mut next) = (tree.len(), 0);
+        while let Some(parent) = tree.get(next) {
+            for pid in children(&parent.process)? {
+                if !known.insert(pid) {
+                    continue;
+                }
+                match Process::open(pid).ok().map(|child| hold(child, admission)).transpose()?.flatten() {
+                    Some(child) => tree.push(child),
+                    // Its pid may be given to another child yet.
+                    None => drop(known.remove(&pid)),
+                }
+            }
+            next += 1;
+        }
+        if tree.len() == before {
+            return Ok(tree);
+        }
+    }
+}
+
+/// Stops one process; `None` when it is gone.
+fn hold(process: Process, admission: &Admission) -> Result<Option<FrozenProcess>> {
+    let Ok(stat) = process.stat() else { return Ok(None) };
+    let stopped = stat.state == TaskState::Stopped;
+    if has_ended(&process) {
+        return Ok(process.stat().is_ok().then_some(FrozenProcess { process, threads: Vec::new(), stopped }));
+    }
+    let held = admission
+        .admit(&process)
+        .and_then(|()| freeze(&process, Purpose::Image))
+        .task(|| process.label());
+    match held {
+        Ok(threads) => Ok(Some(FrozenProcess { process, threads, stopped })),
+        // It ended while it was being stopped.
+        Err(_) if process.stat().is_err() => Ok(None),
+        Err(_) if has_ended(&process) => Ok(Some(FrozenProcess { process, threads: Vec::new(), stopped })),
+        Err(error) => Err(error),
+    }
+}
+
+/// The holds on all threads of a tree, by process.
+pub(crate) type Held = Vec<(Process, Vec<Stopped>)>;
