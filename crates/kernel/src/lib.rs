@@ -2,11 +2,12 @@
 //! tasks run for the coordinator.
 //!
 //! # Safety
-//! The unsafe blocks of this crate are of three kinds. *System calls* through `libc::syscall` or
+//! The unsafe blocks of this crate are of four kinds. *System calls* through `libc::syscall` or
 //! `libc::ptrace`: every pointer handed over comes from a live reference or slice of at least the
 //! length handed over with it, for the duration of the call. *The clone in [`puppet`]*: the child
 //! runs six instructions of our own that touch no memory. *The code images in [`code`]*: byte
-//! slices between two symbols of one `global_asm!` block. What happens to *other* processes is
+//! slices between two symbols of one `global_asm!` block. *Mappings* of our own at addresses we chose,
+//! in [`puppet`] and [`shared`]. What happens to *other* processes is
 //! outside Rust's memory model; keeping them whole is the contract of [`visit`].
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
@@ -18,6 +19,7 @@ pub mod pagemap;
 pub mod program;
 pub mod puppet;
 pub mod query;
+pub mod shared;
 mod sys;
 pub mod tracee;
 pub mod visit;

@@ -1,14 +1,15 @@
 //! A puppet: a new process that builds itself by running syscall programs.
 //!
-//! It begins as a clone of the coordinator that does nothing but pause, is seized with EXITKILL,
-//! and keeps one thing of the coordinator's address space: the slot, mapped before the clone at an
-//! address that is free in the coordinator and in the image. Its last system call unmaps the slot;
-//! it is stopped at that call's exit, gets its registers and is let go.
+//! The first begins as a clone of the coordinator that does nothing but pause, is seized with
+//! EXITKILL, and keeps of the coordinator's address space the slot, mapped before the clone at an
+//! address that is free in the coordinator and in the image. Others are made by puppets (clone3
+//! with CLONE_PTRACE, so that they are ours from their birth) and inherit the slot. A puppet's last
+//! system call unmaps the slot; it is stopped at that call's exit, gets its registers and is let go.
 
 use crate::{
     error::{Error, Named, Result},
     memory::Span,
-    program::{Outcome, Program},
+    program::{Arg, Outcome, Program},
     sys,
     tracee::{Running, Stopped},
     visit::{BAY_SIZE, Bay, ERESTART_RESTARTBLOCK, NO_SYSCALL},
@@ -17,7 +18,9 @@ use ckpt_image::record::Regs;
 use rustix::io::Errno;
 use std::{
     arch::asm,
+    cell::Cell,
     os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    rc::Rc,
 };
 
 /// Bytes of the bay of a puppet's first thread.
@@ -105,6 +108,40 @@ fn clone_pausing(set_tid: Option<i32>) -> Result<(i32, OwnedFd), Errno> {
     Ok((result as i32, pidfd))
 }
 
+/// How a puppet makes another process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fork {
+    /// The pid it gets, or any.
+    pub set_tid: Option<i32>,
+    /// What its parent is sent when it ends; with `sibling` it is the maker's and not asked for.
+    pub exit_signal: i32,
+    /// As a child of the maker's parent (CLONE_PARENT).
+    pub sibling: bool,
+    /// What it shares with the maker: CLONE_VM, CLONE_FILES, CLONE_FS, CLONE_SIGHAND.
+    pub share: i32,
+}
+
+/// Arguments of a clone3(2) that makes a task which is traced from birth.
+pub fn clone_args(flags: i32, exit_signal: i32, set_tid: Option<i32>) -> [Arg; 2] {
+    // struct clone_args, and behind it the tid.
+    const ARGS: usize = 88;
+    const EXIT_SIGNAL: usize = 32;
+    const SET_TID: usize = 64;
+    const SET_TID_SIZE: usize = 72;
+    let mut args = vec![0u8; ARGS];
+    let words = [
+        (0, (flags | libc::CLONE_PTRACE) as u64),
+        (EXIT_SIGNAL, exit_signal as u64),
+        (SET_TID_SIZE, u64::from(set_tid.is_some())),
+    ];
+    for (at, word) in words {
+        args.splice(at..at + 8, word.to_le_bytes());
+    }
+    args.extend_from_slice(&u64::from(set_tid.unwrap_or(0) as u32).to_le_bytes());
+    let links = if set_tid.is_some() { vec![(SET_TID, ARGS)] } else { Vec::new() };
+    [Arg::Linked(args, links), (ARGS as u64).into()]
+}
+
 /// A process under construction. Dropped unfinished, it is killed and reaped.
 #[derive(Debug)]
 pub struct Puppet {
@@ -113,20 +150,22 @@ pub struct Puppet {
     threads: Vec<(Stopped, Bay)>,
     base: Regs,
     slot: Span,
+    /// Small bays in use in the address space; shared by those who share that.
+    bays: Rc<Cell<usize>>,
     signal: i32,
     released: bool,
 }
 
 impl Puppet {
-    /// Bytes of slot that a process of `threads` threads needs.
+    /// Bytes of slot that an address space of `threads` threads needs.
     pub fn slot_len(threads: usize) -> usize {
         PUPPET_BAY_SIZE + threads.saturating_sub(1) * BAY_SIZE
     }
 
-    /// Makes a process with the given pid (or any), whose slot is at `address`. `signal` is the
-    /// park signal: any that is not pending in what is to be restored.
-    pub fn spawn(set_tid: Option<i32>, address: u64, threads: usize, signal: i32) -> Result<Puppet> {
-        let slot = Slot::map(Span { start: address, len: Self::slot_len(threads) })?;
+    /// Makes a process with the given pid (or any), whose slot of `len` bytes is at `address`.
+    /// `signal` is the park signal: any that is not pending in what is to be restored.
+    pub fn spawn(set_tid: Option<i32>, address: u64, len: usize, signal: i32) -> Result<Puppet> {
+        let slot = Slot::map(Span { start: address, len })?;
         let mask = set_mask(!0);
         let cloned = clone_pausing(set_tid);
         set_mask(mask);
@@ -139,6 +178,7 @@ impl Puppet {
             threads: Vec::new(),
             base: Regs::default(),
             slot: span,
+            bays: Rc::default(),
             signal,
             released: false,
         };
@@ -148,6 +188,40 @@ impl Puppet {
         bay.furnish(pid, pid, &puppet.base, !0, signal)?;
         puppet.threads.push((leader, bay));
         Ok(puppet)
+    }
+
+    /// Makes another process.
+    pub fn fork(&mut self, fork: &Fork) -> Result<Puppet> {
+        let parent = if fork.sibling { libc::CLONE_PARENT } else { 0 };
+        let exit_signal = if fork.sibling { 0 } else { fork.exit_signal };
+        let mut program = Program::new();
+        let args = clone_args(fork.share | parent, exit_signal, fork.set_tid);
+        let object = fork.set_tid.unwrap_or(0) as u64;
+        program.call("clone3 of a process", object, libc::SYS_clone3, args);
+        let pid = self.run(0, &program)?.first().map_or(0, |o| o.result as i32);
+        let thread = Running::adopted(pid).wait_stop()?;
+        let flags = rustix::process::PidfdFlags::empty();
+        let raw = rustix::process::Pid::from_raw(pid).ok_or(Error::Gone { tid: pid })?;
+        let pidfd = rustix::process::pidfd_open(raw, flags).named("pidfd_open")?;
+        let (bay, bays) = if fork.share & libc::CLONE_VM == 0 {
+            (Bay { address: self.slot.start, size: PUPPET_BAY_SIZE }, Rc::default())
+        } else {
+            (self.small_bay()?, Rc::clone(&self.bays))
+        };
+        let (base, slot, signal) = (self.base, self.slot, self.signal);
+        let puppet =
+            Puppet { pid, pidfd, threads: vec![(thread, bay)], base, slot, bays, signal, released: false };
+        bay.furnish(pid, pid, &base, !0, signal)?;
+        Ok(puppet)
+    }
+
+    /// The next free small bay of the slot.
+    fn small_bay(&self) -> Result<Bay> {
+        let before = PUPPET_BAY_SIZE + self.bays.replace(self.bays.get() + 1) * BAY_SIZE;
+        if before + BAY_SIZE > self.slot.len {
+            return Err(Error::TooBig { need: before + BAY_SIZE, have: self.slot.len });
+        }
+        Ok(Bay { address: self.slot.start + before as u64, size: BAY_SIZE })
     }
 
     /// Its pid.
@@ -189,14 +263,50 @@ impl Puppet {
         bay.run(self.pid, thread, &self.base, program)
     }
 
-    /// Takes charge of a thread that a program made with CLONE_PTRACE.
+    /// Takes charge of a thread that a program made with [`clone_args`].
     pub fn adopt(&mut self, tid: i32) -> Result<()> {
         let thread = Running::adopted(tid).wait_stop()?;
-        let before = (self.threads.len() - 1) * BAY_SIZE;
-        let bay = Bay { address: self.slot.start + (PUPPET_BAY_SIZE + before) as u64, size: BAY_SIZE };
+        let bay = self.small_bay()?;
         bay.furnish(self.pid, tid, &self.base, !0, self.signal)?;
         self.threads.push((thread, bay));
         Ok(())
+    }
+
+    /// Ends a process of one thread with a wait status (see waitpid(2)): by exit_group(2) or by a
+    /// signal. It stays a zombie until its parent has waited for it. That a core was dumped is not
+    /// said again.
+    pub fn end(mut self, status: i32) -> Result<()> {
+        let signal = libc::WTERMSIG(status);
+        if signal != 0 && signal != libc::SIGKILL {
+            let mut program = Program::new();
+            let no_core = Arg::In(vec![0; 16]);
+            let limit = [0u64.into(), libc::RLIMIT_CORE.into(), no_core, 0u64.into()];
+            program.call("prlimit64", 0, libc::SYS_prlimit64, limit);
+            let default = [signal.into(), Arg::In(vec![0; 32]), 0u64.into(), 8u64.into()];
+            program.call("rt_sigaction", signal as u64, libc::SYS_rt_sigaction, default);
+            self.run(0, &program)?;
+        }
+        let (pid, base) = (self.pid, self.base);
+        let Some((mut thread, bay)) = self.threads.pop() else { return Err(Error::Gone { tid: pid }) };
+        self.released = true;
+        match signal {
+            0 => {
+                let code = libc::WEXITSTATUS(status) as u64;
+                let nr = libc::SYS_exit_group as u64;
+                thread.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi: code, ..base })?;
+                thread.end_by(0)
+            }
+            libc::SIGKILL => {
+                let kill = rustix::process::Signal::KILL;
+                rustix::process::pidfd_send_signal(&self.pidfd, kill).named("pidfd_send_signal")?;
+                thread.wait_end();
+                Ok(())
+            }
+            signal => {
+                thread.set_sigmask(!(1 << (signal - 1)))?;
+                thread.end_by(signal)
+            }
+        }
     }
 
     /// Makes thread `index` issue a call and interrupts it at once, so that the kernel holds a

@@ -315,12 +315,25 @@ impl Stopped {
         }
     }
 
+    /// Lets it end by `signal`, which it must not block or handle, from the delivery of another.
+    pub fn end_by(mut self, signal: i32) -> Result<()> {
+        let tid = self.tid();
+        self.attached = false;
+        ptraced(
+            tid,
+            "ptrace(PTRACE_CONT)",
+            sys::ptrace(libc::PTRACE_CONT, tid, 0, signal as u64),
+        )?;
+        self.wait_end();
+        Ok(())
+    }
+
     /// Lets the thread go for good, with the registers and mask it has now.
     pub fn detach(mut self) -> Result<()> {
         self.let_go()
     }
 
-    /// Waits for the end of a thread that has been sent SIGKILL.
+    /// Waits for the end of a thread that will not stop any more.
     pub fn wait_end(mut self) {
         self.attached = false;
         while let Ok(event) = wait(self.tid, true) {

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use ckpt_image::{
-    Image, Objref, model,
+    Objref, model,
     record::{self, PAGE_SIZE, Vma, vma_flags, vma_kind},
 };
 use ckpt_kernel::{
@@ -68,14 +68,23 @@ pub(crate) fn taken(mm: &model::Mm) -> Vec<Span> {
     mm.vmas.iter().map(span).collect()
 }
 
-/// Where each object shared anonymously stands while it is filled: one mapping of all of it.
+/// Where the coordinator and, until they are done, the puppets have each object that is shared
+/// anonymously: one mapping of all of it.
 pub(crate) type Staging = BTreeMap<Objref, Span>;
 
-/// Begins a new address space: everything but the slot goes, vvar and vdso come.
-pub(crate) fn clear(program: &mut Program, mm: &model::Mm, slot: Span) {
-    let end = slot.start + slot.len as u64;
-    program.call("munmap below the slot", 0, libc::SYS_munmap, [0u64.into(), slot.start.into()]);
-    program.call("munmap above the slot", end, libc::SYS_munmap, [end.into(), (TASK_SIZE - end).into()]);
+/// Empties an address space: everything but `kept` and the slot goes.
+pub(crate) fn strip(program: &mut Program, kept: &[Span], slot: Span) {
+    let mut kept: Vec<Span> = kept.iter().copied().chain([slot]).collect();
+    kept.sort_by_key(|span| span.start);
+    let ends = kept.iter().map(|span| span.start + span.len as u64);
+    let gaps = std::iter::once(0).chain(ends).zip(kept.iter().map(|span| span.start).chain([TASK_SIZE]));
+    for (start, end) in gaps.filter(|(start, end)| start < end) {
+        program.call("munmap of what is ours", start, libc::SYS_munmap, [start.into(), (end - start).into()]);
+    }
+}
+
+/// Begins a new address space: vvar and vdso come first.
+pub(crate) fn vdso(program: &mut Program, mm: &model::Mm) {
     let kernel = |v: &&model::Vma| [vma_kind::VDSO, vma_kind::VVAR].contains(&v.record.kind);
     if let Some(first) = mm.vmas.iter().find(kernel) {
         let args = [ARCH_MAP_VDSO_64.into(), first.record.start.into()];
@@ -86,19 +95,10 @@ pub(crate) fn clear(program: &mut Program, mm: &model::Mm, slot: Span) {
 /// Maps every area. `files` gives the puppet's descriptor of a file.
 pub(crate) fn map(
     program: &mut Program,
-    image: &Image,
     mm: &model::Mm,
     staging: &Staging,
     files: &dyn Fn(Objref) -> Result<i32>,
 ) -> Result<()> {
-    let read_write = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-    for (objref, span) in staging {
-        let size = image.inode(*objref).map_or(span.len as u64, |_| span.len as u64);
-        let flags = (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
-        let args =
-            [span.start.into(), size.into(), read_write.into(), flags.into(), u64::MAX.into(), 0u64.into()];
-        program.call("mmap of shared memory", span.start, libc::SYS_mmap, args);
-    }
     for vma in &mm.vmas {
         match vma.record.kind {
             vma_kind::VDSO | vma_kind::VVAR => {}

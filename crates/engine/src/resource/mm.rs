@@ -9,7 +9,7 @@
 
 use super::file::Descriptor;
 use crate::{
-    error::{Context, Error, Result},
+    error::{Context, Doing, Error, Result},
     objects::Objects,
     registry::FILE_KINDS,
     task::{Process, show},
@@ -338,4 +338,10 @@ pub(crate) fn restore_after_cred(program: &mut Program, mm: &model::Mm) {
     let args = [libc::PR_SET_DUMPABLE.into(), dumpable.into()];
     program.call("prctl(PR_SET_DUMPABLE)", dumpable, libc::SYS_prctl, args);
     program.call("personality", 0, libc::SYS_personality, [mm.record.personality.into()]);
+}
+
+/// Sets what the coordinator sets from outside.
+pub(crate) fn restore_coredump_filter(pid: i32, mm: &model::Mm) -> Result<()> {
+    let filter = format!("{:#x}", mm.record.coredump_filter);
+    std::fs::write(format!("/proc/{pid}/coredump_filter"), filter).doing(|| "coredump_filter".to_owned())
 }

@@ -6,7 +6,7 @@
 //! image's blocks (process_vm_readv) and from the reader's buffer straight into place
 //! (process_vm_writev); areas that are not readable or writable go through /proc/PID/mem.
 
-use super::{file::Made, layout::Staging};
+use super::file::Made;
 use crate::{
     error::{Error, Result},
     options::Observer,
@@ -19,6 +19,7 @@ use ckpt_image::{
 use ckpt_kernel::{
     memory::{self, Span},
     pagemap::{self, Kind, PageRun},
+    shared::SharedArea,
 };
 use rustix::fs::{OFlags, SeekFrom};
 use std::{collections::BTreeMap, fs::File, os::fd::OwnedFd, os::unix::fs::FileExt};
@@ -222,26 +223,30 @@ fn read_file(file: &File, runs: &[Run], out: &mut [u8]) -> Result<()> {
 }
 
 /// Where the pages of an image go.
-pub(crate) struct Target<'a> {
-    /// Process being made.
-    pub(crate) pid: i32,
-    /// Objref of its address space.
-    pub(crate) mm: Objref,
-    /// Its areas, ascending.
-    pub(crate) vmas: &'a [model::Vma],
-    /// Its /proc/PID/mem, writable.
-    pub(crate) mem: File,
-    /// Shared objects by the address they are filled at.
-    pub(crate) staging: &'a Staging,
+pub(crate) struct Targets<'a> {
+    /// Address spaces.
+    pub(crate) spaces: BTreeMap<Objref, Target<'a>>,
+    /// Memory shared anonymously.
+    pub(crate) areas: &'a BTreeMap<Objref, SharedArea>,
     /// Contents without a name, open.
     pub(crate) inodes: &'a BTreeMap<Objref, Made>,
 }
 
-impl Target<'_> {
+/// An address space to be filled.
+pub(crate) struct Target<'a> {
+    /// Process being made.
+    pub(crate) pid: i32,
+    /// Its areas, ascending.
+    pub(crate) vmas: &'a [model::Vma],
+    /// Its /proc/PID/mem, writable.
+    pub(crate) mem: File,
+}
+
+impl Targets<'_> {
     /// Puts a chunk in place.
     pub(crate) fn apply(&self, image: &Image, chunk: &Chunk) -> Result<()> {
-        if chunk.objref == self.mm {
-            return self.fill_memory(chunk);
+        if let Some(space) = self.spaces.get(&chunk.objref) {
+            return space.fill_memory(chunk);
         }
         let size = image.inode(chunk.objref).map(|i| i.record.size.next_multiple_of(PAGE));
         let inside = |size: u64| chunk.runs.iter().all(|r| run_end(r) <= size);
@@ -252,10 +257,8 @@ impl Target<'_> {
                 chunk.offset()
             )));
         }
-        if let Some(span) = self.staging.get(&chunk.objref) {
-            let spans: Vec<Span> =
-                spans(&chunk.runs).iter().map(|s| Span { start: span.start + s.start, len: s.len }).collect();
-            return self.write_spans(&spans, chunk.data());
+        if let Some(area) = self.areas.get(&chunk.objref) {
+            return fill_area(area, chunk);
         }
         let made = self.inodes.get(&chunk.objref);
         let fd = made.map(|made| &made.fd).ok_or_else(|| Error::bad_image("pages of an unknown object"))?;
@@ -263,7 +266,22 @@ impl Target<'_> {
         let pipe = image.inode(chunk.objref).is_some_and(|i| i.record.kind == inode_kind::PIPE);
         fill_file(fd, chunk, last, pipe)
     }
+}
 
+/// Writes the contents of shared memory.
+fn fill_area(area: &SharedArea, chunk: &Chunk) -> Result<()> {
+    let mut rest = chunk.data();
+    for run in chunk.runs.iter().filter(|r| r.flags & run_flags::ZERO == 0) {
+        let (data, later) = rest
+            .split_at_checked(run.nr_pages as usize * PAGE_SIZE)
+            .ok_or_else(|| Error::bad_image("a chunk is shorter than its runs"))?;
+        area.write(run.start, data)?;
+        rest = later;
+    }
+    Ok(())
+}
+
+impl Target<'_> {
     /// The runs of a chunk cut at area borders.
     fn pieces(&self, chunk: &Chunk) -> Result<Vec<(Span, u32, bool)>> {
         let mut pieces = Vec::with_capacity(chunk.runs.len());

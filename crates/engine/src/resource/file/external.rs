@@ -12,7 +12,7 @@ use crate::{
     objects::Objects,
 };
 use ckpt_image::{
-    Image, Objref, model,
+    Image, Object, Objref, model,
     record::{FileDesc, file_kind},
 };
 use rustix::{
@@ -101,51 +101,79 @@ pub(crate) fn is_external(file: &model::File) -> bool {
         .contains(&file.record.kind)
 }
 
-/// The descriptors that take the place of external ones, by the task's descriptor number.
+/// What takes the place of external descriptors.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    /// Descriptors of ours.
+    sources: Vec<OwnedFd>,
+    /// Which of them, by descriptor table and number in it.
+    places: BTreeMap<(Objref, i32), usize>,
+}
+
+impl Inherited {
+    /// What takes the place of descriptor `fd` of a table.
+    pub(crate) fn get(&self, table: Objref, fd: i32) -> Option<&OwnedFd> {
+        self.places.get(&(table, fd)).and_then(|source| self.sources.get(*source))
+    }
+}
+
+/// An external descriptor: its table, itself, its file.
+type External<'a> = (Objref, &'a FileDesc, &'a model::File);
+
+/// Finds what takes the place of all external descriptors of an image.
 pub(crate) fn inherit(
     image: &Image,
-    table: &model::FileTable,
     given: &[(i32, OwnedFd)],
     park: &dyn Fn(OwnedFd) -> Result<OwnedFd>,
-) -> Result<BTreeMap<i32, OwnedFd>> {
-    let external: Vec<(&FileDesc, &model::File)> = table
-        .descs
-        .iter()
-        .filter_map(|d| Some((d, image.file(d.file)?)))
-        .filter(|(_, f)| is_external(f))
+) -> Result<Inherited> {
+    let tables = image.objects.iter().filter_map(|(objref, object)| match object {
+        Object::Files(table) => Some((*objref, table)),
+        _ => None,
+    });
+    let external: Vec<External<'_>> = tables
+        .flat_map(|(objref, table)| table.descs.iter().map(move |desc| (objref, desc)))
+        .filter_map(|(objref, desc)| Some((objref, desc, image.file(desc.file)?)))
+        .filter(|(.., file)| is_external(file))
         .collect();
-    if let Some((fd, _)) = given.iter().find(|(fd, _)| !external.iter().any(|(d, _)| d.fd == *fd)) {
+    if let Some((fd, _)) = given.iter().find(|(fd, _)| !external.iter().any(|(_, d, _)| d.fd == *fd)) {
         let what = format!("--inherit-fd {fd}: the image has no external descriptor {fd}");
         return Err(Error::failed(what).advice("`ckptinfo IMAGE` lists them"));
     }
-    let mut sources: BTreeMap<i32, OwnedFd> = BTreeMap::new();
-    let mut by_object: BTreeMap<Objref, i32> = BTreeMap::new();
-    let keep = |fd: std::os::fd::BorrowedFd<'_>, number: i32| {
-        let copy = dup(fd).map_err(|e| Error::os(format!("our own descriptor {number}"), e))?;
-        park(copy)
-    };
-    for (desc, _) in &external {
+    let mut inherited = Inherited { sources: Vec::new(), places: BTreeMap::new() };
+    let mut by_number: BTreeMap<i32, usize> = BTreeMap::new();
+    let mut by_object: BTreeMap<Objref, usize> = BTreeMap::new();
+    for (table, desc, _) in &external {
         let own = match (given.iter().find(|(fd, _)| *fd == desc.fd), desc.fd) {
-            (Some((_, fd)), _) => keep(fd.as_fd(), desc.fd)?,
-            (None, 0) => keep(rustix::stdio::stdin(), 0)?,
-            (None, 1) => keep(rustix::stdio::stdout(), 1)?,
-            (None, 2) => keep(rustix::stdio::stderr(), 2)?,
+            (Some((_, fd)), _) => fd.as_fd(),
+            (None, 0) => rustix::stdio::stdin(),
+            (None, 1) => rustix::stdio::stdout(),
+            (None, 2) => rustix::stdio::stderr(),
             _ => continue,
         };
-        sources.insert(desc.fd, own);
-        by_object.entry(desc.file).or_insert(desc.fd);
+        let source = match by_number.get(&desc.fd) {
+            Some(source) => *source,
+            None => {
+                let copy =
+                    dup(own).map_err(|e| Error::os(format!("our own descriptor for {}", desc.fd), e))?;
+                inherited.sources.push(park(copy)?);
+                inherited.sources.len() - 1
+            }
+        };
+        by_number.insert(desc.fd, source);
+        by_object.entry(desc.file).or_insert(source);
+        inherited.places.insert((*table, desc.fd), source);
     }
-    for (desc, file) in &external {
-        if sources.contains_key(&desc.fd) {
+    for (table, desc, file) in &external {
+        let place = (*table, desc.fd);
+        if inherited.places.contains_key(&place) {
             continue;
         }
-        let Some(twin) = by_object.get(&desc.file).and_then(|fd| sources.get(fd)) else {
+        let Some(twin) = by_object.get(&desc.file) else {
             let what = format!("{} was connected to the outside", crate::task::show(&file.path));
             let advice = format!("give what takes its place with --inherit-fd {}=FD", desc.fd);
             return Err(Error::failed(what).object(format!("fd {}", desc.fd)).advice(advice));
         };
-        let copy = keep(twin.as_fd(), desc.fd)?;
-        sources.insert(desc.fd, copy);
+        inherited.places.insert(place, *twin);
     }
-    Ok(sources)
+    Ok(inherited)
 }

@@ -1,0 +1,274 @@
+//! Restoring one process: the programs that its puppet runs, in the order in which `restart.rs`
+//! asks for them.
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    puppets::taken_pid,
+    resource::{call, cred, fs, layout, limits, mm, signal, thread, timers},
+    restart::Opened,
+    task::show,
+};
+use ckpt_image::{
+    Image, Objref, model,
+    record::{Regs, vma_kind},
+};
+use ckpt_kernel::{
+    Errno, memory,
+    program::{Arg, Program},
+    puppet::{Puppet, clone_args},
+};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, AsRawFd},
+};
+
+const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM;
+const SYS_CLOSE_RANGE: i64 = 436;
+
+/// A living process of an image and all it refers to.
+pub(crate) struct Parts<'a> {
+    /// Its place in the image.
+    pub(crate) index: usize,
+    pub(crate) process: &'a model::Process,
+    pub(crate) mm: &'a model::Mm,
+    pub(crate) table: &'a model::FileTable,
+    pub(crate) fs: &'a model::Fs,
+    pub(crate) sighand: &'a model::Sighand,
+    pub(crate) signal: &'a model::Signal,
+    /// Nobody before it shares its address space.
+    pub(crate) makes_mm: bool,
+    /// Nobody before it shares its descriptor table.
+    pub(crate) makes_files: bool,
+    /// Nobody before it shares its directories.
+    pub(crate) makes_fs: bool,
+}
+
+/// Address space, directories and descriptors: what is not made by another process.
+pub(crate) fn memory(
+    puppet: &mut Puppet,
+    image: &Image,
+    parts: &Parts<'_>,
+    opened: &Opened,
+    staging: &layout::Staging,
+) -> Result<()> {
+    let mut program = Program::new();
+    if parts.makes_mm {
+        address_space(&mut program, image, parts, opened, staging)?;
+    }
+    if let Some(directories) = opened.directories.get(&parts.process.task.fs).filter(|_| parts.makes_fs) {
+        fs::restore(&mut program, parts.fs, directories);
+    }
+    if parts.makes_files {
+        descriptors(&mut program, parts, opened)?;
+    }
+    puppet.run(0, &program)?;
+    if parts.makes_mm { check_vdso(puppet.pid(), image, parts) } else { Ok(()) }
+}
+
+fn address_space(
+    program: &mut Program,
+    image: &Image,
+    parts: &Parts<'_>,
+    opened: &Opened,
+    staging: &layout::Staging,
+) -> Result<()> {
+    layout::vdso(program, parts.mm);
+    let number = |objref: Objref| {
+        let fd = opened
+            .files
+            .get(&objref)
+            .ok_or_else(|| Error::bad_image(format!("file {objref} cannot be mapped")))?;
+        Ok(fd.as_raw_fd())
+    };
+    layout::map(program, parts.mm, staging, &number)?;
+    // The kernel does not exchange an exe that is still mapped: ours, when the program's is the same.
+    let own = rustix::fs::stat("/proc/self/exe").map(|s| (s.st_dev, s.st_ino)).ok();
+    let same = |f: &model::File| own == Some((f.record.dev, f.record.ino));
+    let keep = image.file(parts.mm.record.exe).is_none_or(same);
+    let exe = if keep { -1 } else { number(parts.mm.record.exe)? };
+    mm::restore(program, parts.mm, exe);
+    Ok(())
+}
+
+/// Puts every descriptor in its place and closes all others.
+fn descriptors(program: &mut Program, parts: &Parts<'_>, opened: &Opened) -> Result<()> {
+    let mut next = 0;
+    let close = |program: &mut Program, from: i32, to: u32| {
+        if i64::from(from) <= i64::from(to) {
+            let args = [from.into(), to.into(), 0u64.into()];
+            program.call("close_range", from as u64, SYS_CLOSE_RANGE, args);
+        }
+    };
+    for desc in &parts.table.descs {
+        let source = opened
+            .inherited
+            .get(parts.process.task.files, desc.fd)
+            .or_else(|| opened.files.get(&desc.file))
+            .ok_or_else(|| Error::bad_image(format!("fd {} has no file", desc.fd)))?;
+        let cloexec = if desc.flags & 1 != 0 { libc::O_CLOEXEC } else { 0 };
+        let args = [source.as_fd().as_raw_fd().into(), desc.fd.into(), cloexec.into()];
+        program.call("dup3", desc.fd as u64, libc::SYS_dup3, args);
+    }
+    for desc in &parts.table.descs {
+        if desc.fd > next {
+            close(program, next, desc.fd as u32 - 1);
+        }
+        next = desc.fd.saturating_add(1);
+    }
+    close(program, next, u32::MAX);
+    Ok(())
+}
+
+/// Proves that vdso and vvar are where they were and what they were.
+fn check_vdso(pid: i32, image: &Image, parts: &Parts<'_>) -> Result<()> {
+    let Some(vdso) = parts.mm.vmas.iter().map(|v| v.record).find(|r| r.kind == vma_kind::VDSO) else {
+        return Ok(());
+    };
+    const MOST: u64 = 1 << 20;
+    let mut bytes = vec![0; (vdso.end - vdso.start).min(MOST) as usize];
+    let there = memory::read(pid, vdso.start, &mut bytes).is_ok();
+    if there && twox_hash::XxHash3_64::oneshot(&bytes) == image.arch.vdso_sum {
+        return Ok(());
+    }
+    let [release, ..] = &image.uts;
+    Err(Error::bad_image("this kernel's vdso is not the one the program was linked to at run time")
+        .advice(format!("restart it on the kernel it was checkpointed on ({})", show(release))))
+}
+
+/// Makes the other threads, with their ids.
+pub(crate) fn threads(puppet: &mut Puppet, parts: &Parts<'_>, new_pids: bool) -> Result<()> {
+    for thread in parts.process.threads.iter().skip(1) {
+        let mut program = Program::new();
+        let tid = thread.record.tid;
+        let args = clone_args(CLONE_THREAD_FLAGS, 0, (!new_pids).then_some(tid));
+        program.call("clone3 of a thread", tid as u64, libc::SYS_clone3, args);
+        let outcomes = puppet.run(0, &program).map_err(|e| taken_pid(tid, e))?;
+        puppet.adopt(outcomes.first().map_or(0, |o| o.result as i32))?;
+    }
+    if new_pids { rename_tids(puppet, parts) } else { Ok(()) }
+}
+
+/// The C library keeps a thread's id where the kernel clears it at its end; with new ids that word
+/// follows.
+fn rename_tids(puppet: &Puppet, parts: &Parts<'_>) -> Result<()> {
+    for (index, thread) in parts.process.threads.iter().enumerate() {
+        let at = thread.record.clear_child_tid;
+        let mut word = [0; 4];
+        if at != 0
+            && memory::read(puppet.pid(), at, &mut word).is_ok()
+            && i32::from_le_bytes(word) == thread.record.tid
+        {
+            memory::write(puppet.pid(), at, &puppet.tid(index).to_le_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// What is done to an address space once its contents are in place.
+pub(crate) fn finish(puppet: &mut Puppet, parts: &Parts<'_>, staging: &layout::Staging) -> Result<()> {
+    let mut program = Program::new();
+    layout::finish(&mut program, parts.mm, staging);
+    puppet.run(0, &program)?;
+    Ok(())
+}
+
+/// Gives one that is about to end what can be seen of a zombie: name and owner.
+pub(crate) fn zombie(puppet: &mut Puppet, image: &Image, process: &model::Process) -> Result<()> {
+    let Some(leader) = process.threads.first() else { return Ok(()) };
+    let mut program = Program::new();
+    let mut comm = leader.comm.clone();
+    comm.push(0);
+    program.call("prctl(PR_SET_NAME)", 0, libc::SYS_prctl, [libc::PR_SET_NAME.into(), Arg::In(comm)]);
+    if let Some(creds) = image.cred(leader.record.cred) {
+        cred::restore(&mut program, &cred::own()?, creds, leader);
+    }
+    puppet.run(0, &program)?;
+    Ok(())
+}
+
+/// Every thread restores itself; the leader last, with what they share. `pids` says which id each
+/// task of the image has now.
+pub(crate) fn tasks(
+    puppet: &mut Puppet,
+    image: &Image,
+    parts: &Parts<'_>,
+    pids: &BTreeMap<i32, i32>,
+) -> Result<()> {
+    let own = cred::own()?;
+    let pid = puppet.pid();
+    for (index, thread) in parts.process.threads.iter().enumerate().rev() {
+        let creds =
+            image.cred(thread.record.cred).ok_or_else(|| Error::bad_image("a thread without credentials"))?;
+        let mut program = Program::new();
+        thread::restore(&mut program, thread);
+        if index == 0 {
+            shared(puppet, &mut program, parts, pids)?;
+        }
+        signal::restore_pending(&mut program, pid, puppet.tid(index), false, &thread.pending);
+        if index == 0 {
+            limits::restore(&mut program, &parts.signal.record);
+        }
+        cred::restore(&mut program, &own, creds, thread);
+        if index == 0 {
+            mm::restore_after_cred(&mut program, parts.mm);
+        }
+        thread::restore_after_cred(&mut program, thread);
+        puppet.run(index, &program)?;
+    }
+    Ok(())
+}
+
+/// What the leader restores for all threads.
+fn shared(
+    puppet: &mut Puppet,
+    program: &mut Program,
+    parts: &Parts<'_>,
+    pids: &BTreeMap<i32, i32>,
+) -> Result<()> {
+    signal::restore(program, parts.sighand);
+    let tid = |tid: i32| pids.get(&tid).copied().unwrap_or(tid);
+    if !parts.signal.timers.is_empty() {
+        let mut attempt = Program::new();
+        timers::restore_posix(&mut attempt, &parts.signal.timers, tid);
+        match puppet.run(0, &attempt) {
+            Err(e) if e.errno() == Some(Errno::INVAL) => {
+                timers::restore_posix_by_counting(program, &parts.signal.timers, tid);
+            }
+            other => other.map(|_| ())?,
+        }
+    }
+    timers::restore_itimers(program, &parts.signal.record);
+    let pid = puppet.pid();
+    signal::restore_pending(program, pid, pid, true, &parts.signal.pending);
+    Ok(())
+}
+
+/// Calls in progress: the registers each thread is to be let go with.
+pub(crate) fn calls(puppet: &mut Puppet, parts: &Parts<'_>) -> Result<Vec<Regs>> {
+    let threads = parts.process.threads.iter().enumerate();
+    threads.map(|(index, t)| call::restore(puppet, index, &t.record.regs, &t.record.restart)).collect()
+}
+
+/// What only stopped threads can be given: register state and masks.
+pub(crate) fn registers(puppet: &mut Puppet, parts: &Parts<'_>, going: Vec<Regs>) -> Result<()> {
+    for (index, (thread, mut regs)) in parts.process.threads.iter().zip(going).enumerate() {
+        let puppet = puppet.thread(index)?;
+        // Trap and resume flags would stop it at once.
+        regs.eflags &= !0x1_0100;
+        let mut area = thread.xstate.clone();
+        area.resize(puppet.xstate()?.len(), 0);
+        puppet.set_xstate(&area).map_err(|e| {
+            let error = Error::from(e);
+            Error { kind: ErrorKind::BadImage, ..error }
+                .advice("the image's processor state does not fit this machine")
+        })?;
+        puppet.set_sigmask(thread.record.sigmask)?;
+        puppet.set_regs(&regs).map_err(|e| Error { kind: ErrorKind::BadImage, ..Error::from(e) })?;
+    }
+    Ok(())
+}
