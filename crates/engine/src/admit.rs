@@ -42,8 +42,12 @@ impl Admission {
             let error = Error::unsupported("it is a kernel thread");
             return Err(error.advice("only user processes can be checkpointed"));
         }
-        if [TaskState::Zombie, TaskState::Dead].contains(&stat.state) && stat.num_threads <= 1 {
-            return Err(Error::unsupported("it has ended and waits for its parent"));
+        if [TaskState::Zombie, TaskState::Dead].contains(&stat.state) {
+            return Err(Error::unsupported(if stat.num_threads <= 1 {
+                "it has ended and waits for its parent"
+            } else {
+                "its main thread has ended while others live (pthread_exit), which cannot be carried yet"
+            }));
         }
         let status = process.status()?;
         if status.tracer_pid != 0 {

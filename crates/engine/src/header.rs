@@ -83,4 +83,3 @@ pub(crate) fn arch(pid: i32, mm: &model::Mm, processes: &[model::Process]) -> Re
         xfeatures_used: threads().map(in_use).fold(0, |all, one| all | one),
     })
 }
-

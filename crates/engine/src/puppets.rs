@@ -19,9 +19,7 @@ use ckpt_kernel::{
     program::{Arg, Program},
     puppet::{Fork, Puppet},
 };
-use rustix::process::{
-    Pid, Signal, WaitOptions, getpid, pidfd_send_signal, set_child_subreaper, waitpid,
-};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, pidfd_send_signal, set_child_subreaper, waitpid};
 use std::{
     collections::BTreeMap,
     os::fd::OwnedFd,
@@ -107,7 +105,7 @@ impl Puppets {
     }
 
     /// Takes a pending signal out of a puppet's queue.
-    fn forget_signal(&mut self, index: TaskIndex, signal: i32) -> Result<()> {
+    pub(crate) fn forget_signal(&mut self, index: TaskIndex, signal: i32) -> Result<()> {
         let mut program = Program::new();
         let set = Arg::In((1u64 << (signal - 1)).to_le_bytes().to_vec());
         let args = [set, 0u64.into(), Arg::In(vec![0; 16]), 8u64.into()];
@@ -198,7 +196,8 @@ impl Maker<'_, '_> {
 
     /// Pid and exit signal of a task of the plan.
     fn wanted(&self, task: TaskIndex) -> (Option<i32>, i32) {
-        match (self.stage.processes.get(task), self.ghosts.get(task.wrapping_sub(self.stage.processes.len()))) {
+        match (self.stage.processes.get(task), self.ghosts.get(task.wrapping_sub(self.stage.processes.len())))
+        {
             (Some(process), _) => (Some(process.task.pid), process.task.exit_signal),
             (None, Some(ghost)) => (ghost.pid, ghost.exit_signal),
             (None, None) => (None, 0),
@@ -273,7 +272,8 @@ impl Maker<'_, '_> {
                 share |= flag;
             } else if let Some(owner) = self.owners.insert(objref, task).filter(|_| objref != 0) {
                 let other = self.stage.processes.get(owner).map(label).unwrap_or_default();
-                let what = format!("it shares memory, files or directories with {other}, which is not its maker");
+                let what =
+                    format!("it shares memory, files or directories with {other}, which is not its maker");
                 return Err(Error::unsupported(what).task(label(process)));
             }
         }

@@ -11,6 +11,7 @@
 //! | threads | all threads exist before any of them restores itself |
 //! | zombies | end; what their parents are sent is taken away again |
 //! | restore | each thread by a program of its own, the leader also what they share |
+//! | stop | those that were stopped, their parents not noticing |
 //! | registers | calls in progress, then the slot, then registers and masks |
 //! | release | go |
 
@@ -71,7 +72,11 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
         id: image.header.id,
         pid,
         pidfd,
-        comm: image.processes.first().and_then(|p| p.threads.first()).map_or_else(Vec::new, |t| t.comm.clone()),
+        comm: image
+            .processes
+            .first()
+            .and_then(|p| p.threads.first())
+            .map_or_else(Vec::new, |t| t.comm.clone()),
         processes: image.processes.len(),
         threads: parts.iter().map(|p| p.process.threads.len()).sum(),
         page_bytes,
@@ -313,21 +318,55 @@ fn build<'a>(
         limits::restore_oom(puppet.pid(), p.signal, observer);
         mm::restore_coredump_filter(puppet.pid(), p.mm)
     })?;
-    let mut going = BTreeMap::new();
-    each(&mut |p, puppet| {
-        going.insert(p.index, restore::calls(puppet, p)?);
-        Ok(())
-    })?;
-    // Whoever shares an address space is done with the slot when the last of them is.
-    each(&mut |p, puppet| if p.makes_mm { Ok(puppet.close_slot()?) } else { Ok(()) })?;
-    each(&mut |p, puppet| {
-        restore::registers(puppet, p, going.remove(&p.index).unwrap_or_default())?;
+    // A stopped child's parent is told, by a signal it has had once: that must be taken from its
+    // queue while it can still run a program.
+    let (stopped, running): (Vec<&Parts<'_>>, Vec<_>) =
+        parts.iter().partition(|p| p.process.task.state == task_state::STOPPED && !shares_mm(parts, p));
+    for p in stopped.into_iter().rev() {
+        stop(puppets, parts, p).task(|| label(p.process))?;
+    }
+    let mut going = Vec::with_capacity(running.len());
+    for p in &running {
+        let calls = puppets.get(p.index).and_then(|puppet| restore::calls(puppet, p));
+        going.push(calls.task(|| label(p.process))?);
+    }
+    // Whoever shares an address space is done with the slot only now.
+    for p in running.iter().filter(|p| p.makes_mm) {
+        puppets.get(p.index)?.close_slot().task(|| label(p.process))?;
+    }
+    for (p, going) in running.into_iter().zip(going) {
+        let puppet = puppets.get(p.index)?;
+        restore::registers(puppet, p, going).task(|| label(p.process))?;
+        restore::masks(puppet, p)?;
         if p.process.task.state == task_state::STOPPED {
             query::kill(puppet.pid(), libc::SIGSTOP)?;
         }
-        Ok(())
-    })?;
+    }
     Ok(page_bytes)
+}
+
+/// Whether another process has the same address space.
+fn shares_mm(parts: &[Parts<'_>], p: &Parts<'_>) -> bool {
+    parts.iter().any(|other| other.index != p.index && other.process.task.mm == p.process.task.mm)
+}
+
+/// Finishes a process that was stopped by a job-control signal, and stops it.
+fn stop(puppets: &mut Puppets, parts: &[Parts<'_>], p: &Parts<'_>) -> Result<()> {
+    let puppet = puppets.get(p.index)?;
+    let going = restore::calls(puppet, p)?;
+    puppet.close_slot()?;
+    restore::registers(puppet, p, going)?;
+    puppet.stop()?;
+    restore::masks(puppet, p)?;
+    let task = &p.process.task;
+    let Some(parent) = parts.iter().find(|parent| parent.process.task.pid == task.ppid) else {
+        return Ok(());
+    };
+    // One that was pending before is still the only one.
+    if signal::mask_of(&parent.signal.pending) & 1 << (libc::SIGCHLD - 1) == 0 {
+        puppets.forget_signal(parent.index, libc::SIGCHLD)?;
+    }
+    Ok(())
 }
 
 /// Where the pages of an address space go.

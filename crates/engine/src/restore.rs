@@ -254,7 +254,7 @@ pub(crate) fn calls(puppet: &mut Puppet, parts: &Parts<'_>) -> Result<Vec<Regs>>
     threads.map(|(index, t)| call::restore(puppet, index, &t.record.regs, &t.record.restart)).collect()
 }
 
-/// What only stopped threads can be given: register state and masks.
+/// What only stopped threads can be given: register state.
 pub(crate) fn registers(puppet: &mut Puppet, parts: &Parts<'_>, going: Vec<Regs>) -> Result<()> {
     for (index, (thread, mut regs)) in parts.process.threads.iter().zip(going).enumerate() {
         let puppet = puppet.thread(index)?;
@@ -267,8 +267,15 @@ pub(crate) fn registers(puppet: &mut Puppet, parts: &Parts<'_>, going: Vec<Regs>
             Error { kind: ErrorKind::BadImage, ..error }
                 .advice("the image's processor state does not fit this machine")
         })?;
-        puppet.set_sigmask(thread.record.sigmask)?;
         puppet.set_regs(&regs).map_err(|e| Error { kind: ErrorKind::BadImage, ..Error::from(e) })?;
+    }
+    Ok(())
+}
+
+/// The last of all: which signals each thread blocks.
+pub(crate) fn masks(puppet: &mut Puppet, parts: &Parts<'_>) -> Result<()> {
+    for (index, thread) in parts.process.threads.iter().enumerate() {
+        puppet.thread(index)?.set_sigmask(thread.record.sigmask)?;
     }
     Ok(())
 }

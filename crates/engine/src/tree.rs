@@ -102,10 +102,8 @@ fn hold(process: Process, admission: &Admission) -> Result<Option<FrozenProcess>
     if has_ended(&process) {
         return Ok(process.stat().is_ok().then_some(FrozenProcess { process, threads: Vec::new(), stopped }));
     }
-    let held = admission
-        .admit(&process)
-        .and_then(|()| freeze(&process, Purpose::Image))
-        .task(|| process.label());
+    let held =
+        admission.admit(&process).and_then(|()| freeze(&process, Purpose::Image)).task(|| process.label());
     match held {
         Ok(threads) => Ok(Some(FrozenProcess { process, threads, stopped })),
         // It ended while it was being stopped.

@@ -148,6 +148,7 @@ fn check_process(process: &Process, refs: &mut Refs<'_>) -> Check {
     rule(task.nr_threads as usize == process.threads.len(), "TASK counts another number of threads")?;
     if task.state == task_state::ZOMBIE {
         rule(process.threads.len() <= 1, "a zombie has threads")?;
+        rule(is_end(task.exit_code), "a zombie has not ended")?;
         refs.optional::<record::Mm>(task.mm)?;
         refs.optional::<record::FileTable>(task.files)?;
         refs.optional::<record::Fs>(task.fs)?;
@@ -163,6 +164,19 @@ fn check_process(process: &Process, refs: &mut Refs<'_>) -> Check {
     }
     let leader = process.threads.first().map_or(task.pid, |leader| leader.record.tid);
     rule(leader == task.pid, "its first thread is not the leader")
+}
+
+/// Whether a wait status says that a process exited, or was killed by a signal that kills.
+fn is_end(status: i32) -> bool {
+    /// SIGCHLD to SIGTTOU, SIGURG and SIGWINCH are ignored, or stop or continue a process.
+    const OTHERS: [i32; 8] = [17, 18, 19, 20, 21, 22, 23, 28];
+    let signal = status & 0x7f;
+    let dumped = status & 0x80 != 0;
+    if signal == 0 {
+        status & !0xff00 == 0
+    } else {
+        status & !0xff == 0 && signal <= 64 && !OTHERS.contains(&signal) && (!dumped || signal < 32)
+    }
 }
 
 fn check_thread(thread: &Thread, zombie: bool, refs: &mut Refs<'_>) -> Check {

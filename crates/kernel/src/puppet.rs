@@ -351,6 +351,15 @@ impl Puppet {
         }
     }
 
+    /// Stops the process as SIGSTOP does; its parent is sent what it is sent then. Registers must
+    /// be set, signals still blocked.
+    pub fn stop(&mut self) -> Result<()> {
+        rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::STOP)
+            .named("pidfd_send_signal")?;
+        // The first to go on takes the signal and begins the stop, which holds the others.
+        self.threads.iter_mut().try_for_each(|(thread, _)| thread.join_stop())
+    }
+
     /// Lets the process live. It is the caller's child from now on.
     pub fn release(mut self) -> Result<(i32, OwnedFd)> {
         for (thread, _) in std::mem::take(&mut self.threads) {

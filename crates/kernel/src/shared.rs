@@ -39,9 +39,9 @@ impl SharedArea {
     /// resident here stays small.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         const PAGE: usize = 4096;
-        let at = usize::try_from(offset).ok().filter(|at| {
-            at.checked_add(data.len()).is_some_and(|end| end <= self.0.len) && at % PAGE == 0
-        });
+        let at = usize::try_from(offset)
+            .ok()
+            .filter(|at| at.checked_add(data.len()).is_some_and(|end| end <= self.0.len) && at % PAGE == 0);
         let at = at.ok_or(Error::TooBig { need: data.len(), have: self.0.len })?;
         let place = (self.0.start as usize + at) as *mut u8;
         // SAFETY: the range was just found to be inside the mapping, which is ours as long as

@@ -299,10 +299,32 @@ impl Stopped {
         Err(Error::Unexpected { tid, rip: 0, status: 0 })
     }
 
+    /// Lets the thread take part in a stop of its process (SIGSTOP, pending or under way) without
+    /// running an instruction. It stays ours.
+    pub fn join_stop(&mut self) -> Result<()> {
+        let tid = self.tid();
+        let mut deliver = 0;
+        for _ in 0..64 {
+            let status = self.go_with(libc::PTRACE_CONT, "ptrace(PTRACE_CONT)", deliver)?;
+            let signal = libc::WSTOPSIG(status);
+            match status >> 16 {
+                libc::PTRACE_EVENT_STOP if signal == libc::SIGSTOP => return Ok(()),
+                0 if signal == libc::SIGSTOP => deliver = libc::SIGSTOP,
+                _ => deliver = 0,
+            }
+        }
+        Err(Error::Unexpected { tid, rip: 0, status: 0 })
+    }
+
     /// Resumes and waits, without a time limit, for the next stop.
     fn go(&mut self, request: libc::c_uint, call: &'static str) -> Result<i32> {
+        self.go_with(request, call, 0)
+    }
+
+    /// As `go`, delivering `signal`.
+    fn go_with(&mut self, request: libc::c_uint, call: &'static str, signal: i32) -> Result<i32> {
         let tid = self.tid();
-        ptraced(tid, call, sys::ptrace(request, tid, 0, 0))?;
+        ptraced(tid, call, sys::ptrace(request, tid, 0, signal as u64))?;
         loop {
             match wait(tid, true)? {
                 Some(Event::Stop(status)) => return Ok(status),
@@ -319,11 +341,7 @@ impl Stopped {
     pub fn end_by(mut self, signal: i32) -> Result<()> {
         let tid = self.tid();
         self.attached = false;
-        ptraced(
-            tid,
-            "ptrace(PTRACE_CONT)",
-            sys::ptrace(libc::PTRACE_CONT, tid, 0, signal as u64),
-        )?;
+        ptraced(tid, "ptrace(PTRACE_CONT)", sys::ptrace(libc::PTRACE_CONT, tid, 0, signal as u64))?;
         self.wait_end();
         Ok(())
     }
