@@ -13,8 +13,6 @@ use rustix::{
 };
 use std::{
     ffi::OsStr,
-    fs::File,
-    io::Read,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -44,10 +42,18 @@ impl ProcDir {
 
     /// The whole contents of the file `name`.
     pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>> {
-        let mut text = Vec::with_capacity(4096);
-        let mut file = File::from(self.open(name, OFlags::RDONLY)?);
-        file.read_to_end(&mut text).doing(|| format!("read {name}"))?;
-        Ok(text)
+        const PIECE: usize = 16 << 10;
+        let file = self.open(name, OFlags::RDONLY)?;
+        let mut text = Vec::with_capacity(PIECE);
+        // Their sizes are not known before: no use asking, as read_to_end would.
+        loop {
+            text.reserve(PIECE / 4);
+            match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut text)) {
+                Ok(0) => return Ok(text),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(Error::os(format!("read {name}"), error)),
+            }
+        }
     }
 
     /// The file `name`, through one of the parsers of `ckpt_proc`.
