@@ -27,6 +27,8 @@ pub fn boundaries(image: &[u8]) -> Result<Vec<usize>> {
 
 /// Type of the record that says what the processor must offer.
 pub const HEADER_ARCH: u32 = 2;
+/// Where its CPUID words begin.
+pub const CPU_WORDS: usize = 48;
 const PAD: u32 = 9;
 const SUM: u32 = 10;
 const PGARR: u32 = 403;

@@ -15,7 +15,7 @@
 use crate::{
     error::{Context, Doing, Error, ErrorKind, Result},
     freeze::{FrozenThread, Purpose, freeze, thaw},
-    guard,
+    guard, machine,
     objects::Objects,
     options::{After, CheckpointOptions, CheckpointReport, Observer, Output},
     output::{Destination, failure, same_file},
@@ -431,12 +431,12 @@ fn arch(process: &Process, mm: &model::Mm, threads: &[model::Thread]) -> Result<
     }
     let vvar_len: u64 = size(vma_kind::VVAR);
     Ok(record::HeaderArch {
-        xfeatures: query::xfeatures(),
         xsave_size: threads.iter().map(|t| t.xstate.len()).max().unwrap_or(0) as u32,
         vvar_len: vvar_len as u32,
         vdso_sum: twox_hash::XxHash3_64::oneshot(&vdso),
         vdso_len,
         xfeatures_used: threads.iter().map(in_use).fold(0, |all, one| all | one),
+        ..machine::processor()
     })
 }
 

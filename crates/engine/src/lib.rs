@@ -9,6 +9,7 @@ mod checkpoint;
 mod error;
 mod freeze;
 mod guard;
+mod machine;
 mod objects;
 mod options;
 mod output;

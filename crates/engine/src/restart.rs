@@ -14,6 +14,7 @@
 
 use crate::{
     error::{Context, Doing, Error, ErrorKind, Result},
+    machine,
     options::{Input, Observer, RestartOptions, RestartReport},
     resource::{
         call, cred,
@@ -81,7 +82,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let mut reader = source::open(input)?;
     let image = reader.metadata()?;
     let parts = parts(&image, options.new_pids)?;
-    check_machine(&image)?;
+    machine::check_processor(&image, options.force_cpu)?;
     if !options.force_files {
         check_mapped_files(&image, &parts)?;
     }
@@ -127,17 +128,6 @@ fn parts(image: &Image, new_pids: bool) -> Result<Parts<'_>> {
         sighand: image.sighand(task.sighand).ok_or_else(missing)?,
         signal: image.signal(task.signal).ok_or_else(missing)?,
     })
-}
-
-/// Refuses an image whose register state this processor cannot hold.
-fn check_machine(image: &Image) -> Result<()> {
-    let missing = image.arch.xfeatures_used & !query::xfeatures();
-    if missing != 0 {
-        let what =
-            format!("the image uses CPU state (xsave components {missing:#x}) that this machine's CPU lacks");
-        return Err(Error::bad_image(what).advice("restart it on a processor with the same features"));
-    }
-    Ok(())
 }
 
 /// Refuses an image whose program or libraries have changed: privately mapped pages that were not

@@ -115,7 +115,7 @@ wire! {
 }
 
 wire! {
-    /// What the processor must offer for the saved register state to be loaded.
+    /// What the processor must offer for the saved register state to be loaded, and for the program to run.
     2 "HEADER_ARCH" [] struct HeaderArch {
         /// XCR0: xsave components the kernel had enabled.
         pub xfeatures: u64,
@@ -129,6 +129,9 @@ wire! {
         pub vdso_len: u64,
         /// Union of the xsave components actually in use (XSTATE_BV) by the saved threads.
         pub xfeatures_used: u64,
+        /// CPUID words by which a program may have chosen its code; all zero: unknown. Leaf 1 ecx, edx;
+        /// 7.0 ebx, ecx, edx; 7.1 eax, edx; 0xd.1 eax; 0x80000001 ecx, edx; 0x80000008 ebx; 0x1e.1 eax.
+        pub cpu: [u32; 12],
     }
 }
 

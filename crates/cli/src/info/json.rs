@@ -51,6 +51,7 @@ fn header(image: &Image, head: &Header) -> Value {
         "boottime_ns": head.clocks.last(),
         "boot_id": uuid(&head.boot_id),
         "uts": {"release": name(release), "version": name(version), "machine": name(machine)},
+        "cpu_features": image.arch.features(),
         "xsave": {
             "enabled": hex(image.arch.xfeatures),
             "in_use": hex(image.arch.xfeatures_used),

@@ -324,6 +324,7 @@ pub fn sample() -> Image {
             vdso_sum: 9,
             vdso_len: 8192,
             xfeatures_used: 3,
+            cpu: [1; 12],
         },
         tree: Tree { nr_tasks: 3, nr_threads: 3, root: 100, pad: 0 },
         ..Image::default()

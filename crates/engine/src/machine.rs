@@ -1,0 +1,34 @@
+//! What of the machine an image depends on.
+//!
+//! *Saved*: the xsave components enabled and in use, and the CPUID words by which a program may have
+//! chosen its code. *Refused* at restart: a processor that lacks components in use, or (`--force-cpu`)
+//! a feature that was there. A processor with more is welcome: the program goes on without it.
+
+use crate::error::{Error, Result};
+use ckpt_image::{Image, record::HeaderArch};
+use ckpt_kernel::query;
+
+/// What the processor offers; the rest of the record is the program's.
+pub(crate) fn processor() -> HeaderArch {
+    HeaderArch { xfeatures: query::xfeatures(), cpu: query::cpuid_words(), ..HeaderArch::default() }
+}
+
+/// Refuses an image whose register state this processor cannot hold, or that may use instructions
+/// it does not have.
+pub(crate) fn check_processor(image: &Image, force: bool) -> Result<()> {
+    let here = processor();
+    let missing = image.arch.xfeatures_used & !here.xfeatures;
+    if missing != 0 {
+        let what =
+            format!("the image uses CPU state (xsave components {missing:#x}) that this machine's CPU lacks");
+        return Err(Error::bad_image(what).advice("restart it on a processor with the same features"));
+    }
+    let lacking = image.arch.lacking(&here);
+    if force || lacking.is_empty() {
+        return Ok(());
+    }
+    let what = "the program may use features of the CPU that this machine's lacks";
+    Err(Error::bad_image(what)
+        .why(lacking.join(", "))
+        .advice("restart it on a CPU that has them, or go on with --force-cpu"))
+}
