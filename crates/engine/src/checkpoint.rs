@@ -386,13 +386,7 @@ fn header() -> Result<record::Header> {
         let t = rustix::time::clock_gettime(id);
         t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
     };
-    let boot_id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let mut boot = [0; 16];
-    let hex: Vec<u8> = boot_id.iter().filter_map(|b| (*b as char).to_digit(16)).map(|d| d as u8).collect();
-    for (byte, pair) in boot.iter_mut().zip(hex.chunks_exact(2)) {
-        *byte = pair.iter().fold(0, |byte, digit| byte << 4 | digit);
-    }
-    Ok(record::Header {
+    let mut header = record::Header {
         magic: record::HEADER_MAGIC,
         rev: record::REV,
         arch: record::ARCH_X86_64,
@@ -406,8 +400,11 @@ fn header() -> Result<record::Header> {
         id,
         parent: [0; 16],
         clocks: [clock(rustix::time::ClockId::Monotonic), clock(rustix::time::ClockId::Boottime)],
-        boot_id: boot,
-    })
+        boot_id: machine::boot_id(),
+        ..record::Header::default()
+    };
+    header.set_nodename(uname.nodename().to_bytes());
+    Ok(header)
 }
 
 fn uts() -> [Vec<u8>; 3] {

@@ -1,7 +1,7 @@
 //! What of the machine an image depends on.
 //!
 //! *Saved*: the xsave components enabled and in use, and the CPUID words by which a program may have
-//! chosen its code. *Refused* at restart: a processor that lacks components in use, or (`--force-cpu`)
+//! chosen its code; node name, clocks and boot id, to be shown. *Refused* at restart: a processor that lacks components in use, or (`--force-cpu`)
 //! a feature that was there. A processor with more is welcome: the program goes on without it.
 
 use crate::error::{Error, Result};
@@ -31,4 +31,15 @@ pub(crate) fn check_processor(image: &Image, force: bool) -> Result<()> {
     Err(Error::bad_image(what)
         .why(lacking.join(", "))
         .advice("restart it on a CPU that has them, or go on with --force-cpu"))
+}
+
+/// Which boot of the machine this is: its boot_id as 16 bytes, zero when it cannot be told.
+pub(crate) fn boot_id() -> [u8; 16] {
+    let text = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: Vec<u8> = text.iter().filter_map(|b| (*b as char).to_digit(16)).map(|d| d as u8).collect();
+    let mut id = [0; 16];
+    for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = pair.iter().fold(0, |byte, digit| byte << 4 | digit);
+    }
+    id
 }

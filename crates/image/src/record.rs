@@ -111,6 +111,22 @@ wire! {
         pub clocks: [u64; 2],
         /// `/proc/sys/kernel/random/boot_id` as 16 bytes.
         pub boot_id: [u8; 16],
+        /// uts node name of the machine, zeros behind it; see [`Header::nodename`].
+        pub node: [[u8; 16]; 4],
+    }
+}
+
+impl Header {
+    /// The node name of the machine the image was taken on, empty when it is unknown.
+    pub fn nodename(&self) -> &[u8] {
+        let name = self.node.as_flattened();
+        name.split(|b| *b == 0).next().unwrap_or(name)
+    }
+
+    /// Sets the node name; no kernel has one of more than 64 bytes.
+    pub fn set_nodename(&mut self, name: &[u8]) {
+        self.node = Default::default();
+        self.node.as_flattened_mut().iter_mut().zip(name).for_each(|(to, from)| *to = *from);
     }
 }
 

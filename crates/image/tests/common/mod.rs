@@ -315,6 +315,7 @@ pub fn sample() -> Image {
             parent: [0; 16],
             clocks: [1, 2],
             boot_id: [7; 16],
+            node: [*b"golden-node-0001", [0; 16], [0; 16], [0; 16]],
         },
         uts: [b"6.12.1".to_vec(), b"#1 SMP".to_vec(), b"x86_64".to_vec()],
         arch: HeaderArch {
