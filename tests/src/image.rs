@@ -6,6 +6,9 @@ use twox_hash::XxHash3_64;
 /// The offset of `arch` in every image of every revision.
 pub const ARCH_OFFSET: usize = 20;
 
+/// Where the boot id begins.
+pub const BOOT_ID: usize = 104;
+
 /// The offsets at which records begin, and the end.
 ///
 /// # Errors

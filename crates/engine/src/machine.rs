@@ -3,8 +3,12 @@
 //! *Saved*: the xsave components enabled and in use, and the CPUID words by which a program may have
 //! chosen its code; node name, clocks and boot id, to be shown. *Refused* at restart: a processor that lacks components in use, or (`--force-cpu`)
 //! a feature that was there. A processor with more is welcome: the program goes on without it.
+//! *Lost*, with a warning: that clocks since boot go on after a reboot or on another machine.
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    options::Observer,
+};
 use ckpt_image::{Image, record::HeaderArch};
 use ckpt_kernel::query;
 
@@ -42,4 +46,20 @@ pub(crate) fn boot_id() -> [u8; 16] {
         *byte = pair.iter().fold(0, |byte, digit| byte << 4 | digit);
     }
     id
+}
+
+/// Warns when this is another boot than that of the image: by how much its times are off.
+pub(crate) fn warn_of_reboot(image: &Image, observer: &mut dyn Observer) {
+    let (then, now) = (image.header.boot_id, boot_id());
+    if then == now || [then, now].contains(&[0; 16]) {
+        return;
+    }
+    let [then, _] = image.header.clocks;
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec.max(0) as u64;
+    let off = now.abs_diff(then / 1_000_000_000);
+    let way = if then / 1_000_000_000 > now { "late" } else { "early" };
+    observer.warn(&format!(
+        "the machine was rebooted since the checkpoint, or is another one: absolute CLOCK_MONOTONIC deadlines \
+         of the program (TIMER_ABSTIME) come {off} s too {way}"
+    ));
 }

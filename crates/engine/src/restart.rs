@@ -83,6 +83,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let image = reader.metadata()?;
     let parts = parts(&image, options.new_pids)?;
     machine::check_processor(&image, options.force_cpu)?;
+    machine::warn_of_reboot(&image, observer);
     if !options.force_files {
         check_mapped_files(&image, &parts)?;
     }
