@@ -61,7 +61,7 @@ pub fn checkpoint(
     let guardian = guard::post(&process).task(|| process.label())?;
     let stopped = process.stat()?.state == ckpt_proc::stat::TaskState::Stopped;
     let frozen_at = Instant::now();
-    let threads = freeze(&process, Purpose::Image).task(|| process.label())?;
+    let threads = freeze(&process, Purpose::Image, observer).task(|| process.label())?;
     let mut capture = capture(&process, threads, stopped).task(|| process.label())?;
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&process, &capture, writer, &destination, observer).task(|| process.label())?;
