@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use ckpt_tests::context::Context;
-use ckpt_tests::image::{ARCH_OFFSET, HEADER_ARCH, boundaries, record_of_type, reseal};
+use ckpt_tests::image::{ARCH_OFFSET, BOOT_ID, CPU_WORDS, HEADER_ARCH, boundaries, record_of_type, reseal};
 use ckpt_tests::sys::random_below;
 use ckpt_tests::target::{Target, own_children};
 
@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("bit_flips", bit_flips),
     ("wrong_architecture", wrong_architecture),
     ("missing_cpu_features", missing_cpu_features),
+    ("another_boot", another_boot),
     ("hostile", hostile),
     ("pid_taken", pid_taken),
     ("restart_twice", restart_twice),
@@ -115,7 +116,7 @@ fn wrong_architecture(ctx: &Context) -> Result<()> {
     refused(ctx, &program, &bytes, &["machine"])
 }
 
-/// An image that uses a register state this machine does not know, with all sums right.
+/// An image that uses a register state or instructions this machine does not know, with all sums right.
 fn missing_cpu_features(ctx: &Context) -> Result<()> {
     let mut program = Program::start(ctx, "exits", &["7"])?;
     let image = program.save_and_kill(ctx)?;
@@ -125,7 +126,36 @@ fn missing_cpu_features(ctx: &Context) -> Result<()> {
         bytes[header + word + 5] |= 1; // bit 40 of xfeatures and of xfeatures_used
     }
     reseal(&mut bytes)?;
-    refused(ctx, &program, &bytes, &["processor"])
+    refused(ctx, &program, &bytes, &["processor"])?;
+    // CPUID leaf 7.1 eax bit 7 and leaf 0x80000001 ecx bit 16: no processor has had both.
+    let mut bytes = std::fs::read(&image)?;
+    bytes[header + CPU_WORDS + 5 * 4] |= 1 << 7;
+    bytes[header + CPU_WORDS + 8 * 4 + 2] |= 1;
+    reseal(&mut bytes)?;
+    let intel = std::fs::read_to_string("/proc/cpuinfo")?.contains("GenuineIntel");
+    let name = if intel { "fma4" } else { "cmpccxadd" };
+    refused(ctx, &program, &bytes, &[name, "--force-cpu"])?;
+    ctx.run("restart", &["-W", "--force-cpu", "-i"]).arg(program.path("damaged")).finish()?.expect_code(0)?;
+    program.adopt()?;
+    program.ends_with(7)
+}
+
+/// An image of another boot is restarted, with one line about its clocks; one of this boot without.
+fn another_boot(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let image = program.save_and_kill(ctx)?;
+    let outcome = program.back_from(ctx, &image)?;
+    ensure(outcome.stderr.is_empty(), format!("of the same boot: {}", outcome.stderr))?;
+    program.target.kill();
+    let mut bytes = std::fs::read(&image)?;
+    bytes[BOOT_ID] ^= 1;
+    reseal(&mut bytes)?;
+    std::fs::write(&image, &bytes)?;
+    let outcome = program.back_from(ctx, &image)?;
+    let line = outcome.stderr.trim_end();
+    ensure(line.starts_with("restart: warning: ") && line.contains("rebooted"), format!("it said: {line}"))?;
+    ensure(!line.contains('\n'), format!("more than a line: {line}"))?;
+    program.ends_with(7)
 }
 
 /// Damage under right sums, as somebody who means it would do: any error or none, but no panic, no hang, nothing left.

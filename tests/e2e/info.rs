@@ -29,7 +29,8 @@ fn shows_an_image(ctx: &Context) -> Result<()> {
         Ok(String::from_utf8(outcome.stdout)?)
     };
     let all = text(&[])?;
-    for word in [pid.as_str(), "spinner", "[heap]", "[stack]", "count"] {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
+    for word in [pid.as_str(), "spinner", "[heap]", "[stack]", "count", &format!("Host     {host}")] {
         ensure(all.contains(word), format!("ckptinfo does not show {word:?}:\n{all}"))?;
     }
     let tree = text(&["-p"])?;

@@ -1,11 +1,12 @@
 //! Time and waiting: the real sleep, exit statuses, forwarded signals, shell pipelines, --stop.
 
+use std::ffi::OsString;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
-use ckpt_tests::fixture::find_program;
+use ckpt_tests::fixture::{compile_c, find_program};
 use ckpt_tests::sys;
 use ckpt_tests::target::{Ended, Start, Target};
 use ckpt_tests::tool::{LIMIT, Run, Running};
@@ -24,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("inherit_fd", inherit_fd),
     ("standard_pipes", standard_pipes),
     ("same_session", same_session),
+    ("timeout_unseen", timeout_unseen),
 ];
 
 /// `sleep 10`, checkpointed at 3 s, restarted 5 s later, ends 7 s after the restart.
@@ -250,4 +252,31 @@ fn same_session(ctx: &Context) -> Result<()> {
     }
     std::fs::write(dir.path().join("go"), "")?;
     ensure(target.wait(LIMIT)? == Ended::Exit(7), "it did not exit with 7")
+}
+
+/// Without the right to see the machine's timers, what remains of a timeout is not known: that is said.
+fn timeout_unseen(ctx: &Context) -> Result<()> {
+    let (open, dir) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    for path in [open.path(), dir.path()] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+    }
+    let (copy, image) = (open.path().join("ckpt"), open.path().join("image"));
+    std::fs::copy(ctx.ckpt.as_ref().context("binary")?, &copy)?;
+    let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let polls = open.path().join("polls");
+    std::fs::copy(compile_c(ctx, &ctx.helpers.join("polls.c"), &[])?, &polls)?;
+    let mut argv: Vec<OsString> = nobody.iter().map(OsString::from).collect();
+    argv.push(polls.into());
+    let mut program = Program::start_argv(&argv, dir, None)?;
+    let caps = "+checkpoint_restore,+sys_ptrace";
+    let mut checkpoint = Command::new(nobody[0]);
+    checkpoint.args(&nobody[1..]).args(["--inh-caps", caps, "--ambient-caps", caps]).arg(copy);
+    checkpoint.args(["checkpoint", "-o"]).arg(&image).arg(program.pid());
+    std::thread::sleep(Duration::from_millis(100));
+    let outcome = Run::new(checkpoint).finish()?;
+    outcome.expect_code(0)?;
+    let line = outcome.stderr.trim_end();
+    let words = format!("thread {}: what remains of its timeout", program.pid());
+    ensure(line.contains(&words) && !line.contains('\n'), format!("it said: {line}"))?;
+    program.unharmed()
 }

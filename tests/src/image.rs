@@ -6,6 +6,9 @@ use twox_hash::XxHash3_64;
 /// The offset of `arch` in every image of every revision.
 pub const ARCH_OFFSET: usize = 20;
 
+/// Where the boot id begins.
+pub const BOOT_ID: usize = 104;
+
 /// The offsets at which records begin, and the end.
 ///
 /// # Errors
@@ -27,6 +30,8 @@ pub fn boundaries(image: &[u8]) -> Result<Vec<usize>> {
 
 /// Type of the record that says what the processor must offer.
 pub const HEADER_ARCH: u32 = 2;
+/// Where its CPUID words begin.
+pub const CPU_WORDS: usize = 48;
 const PAD: u32 = 9;
 const SUM: u32 = 10;
 const PGARR: u32 = 403;

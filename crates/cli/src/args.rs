@@ -146,6 +146,9 @@ pub(crate) struct RestartArgs {
     /// Go on although files changed since the checkpoint
     #[arg(long)]
     pub(crate) force_files: bool,
+    /// Go on although this CPU lacks features that the program may use
+    #[arg(long)]
+    pub(crate) force_cpu: bool,
     /// The program's descriptor TASKFD, whose other end was outside, becomes our MYFD (default: the same number)
     #[arg(long, value_name = "TASKFD[=MYFD]", value_parser = inherit)]
     pub(crate) inherit_fd: Vec<(i32, i32)>,

@@ -34,7 +34,12 @@ pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
     let input = input(&args)?;
     log::start(&args.log)?;
     let mut passing = if args.no_wait { None } else { Some(Passing::new()?) };
-    let options = RestartOptions { new_pids: args.new_pids, force_files: args.force_files, inherit };
+    let options = RestartOptions {
+        new_pids: args.new_pids,
+        force_files: args.force_files,
+        force_cpu: args.force_cpu,
+        inherit,
+    };
     let report = {
         let cancel = Cancel::new()?;
         let mut progress = Progress::new(console, cancel.flag());

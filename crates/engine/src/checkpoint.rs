@@ -48,7 +48,7 @@ pub fn checkpoint(
     survey(&admission, root.pid, &destination).task(label)?;
     let guardian = guard::post().task(label)?;
     let frozen_at = Instant::now();
-    let frozen = tree::freeze_tree(root.pid, &admission).task(label)?;
+    let frozen = tree::freeze_tree(root.pid, &admission, observer).task(label)?;
     guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
     let mut capture = capture(frozen).task(label)?;
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));

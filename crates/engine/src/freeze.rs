@@ -2,6 +2,7 @@
 
 use crate::{
     error::{Context, Error, Result},
+    options::Observer,
     resource::call,
     task::Process,
 };
@@ -40,8 +41,13 @@ pub(crate) enum Purpose {
     Visit,
 }
 
-/// Stops every thread of `process`; new ones that appear meanwhile are caught too.
-pub(crate) fn freeze(process: &Process, purpose: Purpose) -> Result<Vec<FrozenThread>> {
+/// Stops every thread of `process`; new ones that appear meanwhile are caught too. `observer` is told
+/// which timeouts are not known exactly.
+pub(crate) fn freeze(
+    process: &Process,
+    purpose: Purpose,
+    observer: &mut dyn Observer,
+) -> Result<Vec<FrozenThread>> {
     let mut frozen: Vec<FrozenThread> = Vec::new();
     loop {
         let tids = process.tids()?;
@@ -51,7 +57,7 @@ pub(crate) fn freeze(process: &Process, purpose: Purpose) -> Result<Vec<FrozenTh
             break;
         }
         for tid in new {
-            match freeze_thread(process, tid, purpose) {
+            match freeze_thread(process, tid, purpose, observer) {
                 Err(error) if error.gone && tid != process.pid => {}
                 Err(error) => return Err(error.error),
                 Ok(thread) => frozen.push(thread),
@@ -85,7 +91,12 @@ impl From<Error> for Failure {
 }
 
 /// Stops one thread where its interrupted call can be told.
-fn freeze_thread(process: &Process, tid: i32, purpose: Purpose) -> Result<FrozenThread, Failure> {
+fn freeze_thread(
+    process: &Process,
+    tid: i32,
+    purpose: Purpose,
+    observer: &mut dyn Observer,
+) -> Result<FrozenThread, Failure> {
     for attempt in 0..ATTEMPTS {
         let before = match purpose {
             Purpose::Image => call::Before::look(process, tid),
@@ -103,8 +114,9 @@ fn freeze_thread(process: &Process, tid: i32, purpose: Purpose) -> Result<Frozen
         if purpose == Purpose::Visit {
             return Ok(FrozenThread { thread, raw, saved, restart: RestartBlock::default(), mask });
         }
-        if let Some(restart) = call::settle(process, &before, &mut saved, attempt < PATIENCE)? {
-            return Ok(FrozenThread { thread, raw, saved, restart, mask });
+        if let Some(settled) = call::settle(process, &before, &mut saved, attempt < PATIENCE)? {
+            settled.warn(tid, observer);
+            return Ok(FrozenThread { thread, raw, saved, restart: settled.restart, mask });
         }
         thread.set_regs(&raw)?;
         thread.detach()?;

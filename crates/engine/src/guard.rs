@@ -5,6 +5,7 @@ use crate::{
     capture::{slot_address, slots_in, texts_in, visitors},
     error::Result,
     freeze::{FrozenThread, Purpose, freeze, thaw},
+    options::Silent,
     task::Process,
 };
 use ckpt_kernel::{
@@ -42,7 +43,7 @@ fn clean(process: &Process) -> Result<bool> {
     if look(process)?.1.is_empty() {
         return Ok(true);
     }
-    let frozen = freeze(process, Purpose::Visit)?;
+    let frozen = freeze(process, Purpose::Visit, &mut Silent)?;
     // Only now does nothing move: a thread on its way home may have mapped the slot meanwhile.
     let (maps, traces) = look(process)?;
     let (texts, spans) = (texts_in(&maps), traces.spans());

@@ -2,13 +2,14 @@
 
 use crate::{
     error::{Doing, Result},
+    machine,
     resource::signal,
 };
 use ckpt_image::{
     model,
     record::{self, vma_kind},
 };
-use ckpt_kernel::{memory, query};
+use ckpt_kernel::memory;
 use std::time::SystemTime;
 
 /// Identity, time and place.
@@ -28,13 +29,7 @@ pub(crate) fn header() -> Result<record::Header> {
         let t = rustix::time::clock_gettime(id);
         t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
     };
-    let boot_id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let mut boot = [0; 16];
-    let hex: Vec<u8> = boot_id.iter().filter_map(|b| (*b as char).to_digit(16)).map(|d| d as u8).collect();
-    for (byte, pair) in boot.iter_mut().zip(hex.chunks_exact(2)) {
-        *byte = pair.iter().fold(0, |byte, digit| byte << 4 | digit);
-    }
-    Ok(record::Header {
+    let mut header = record::Header {
         magic: record::HEADER_MAGIC,
         rev: record::REV,
         arch: record::ARCH_X86_64,
@@ -48,8 +43,11 @@ pub(crate) fn header() -> Result<record::Header> {
         id,
         parent: [0; 16],
         clocks: [clock(rustix::time::ClockId::Monotonic), clock(rustix::time::ClockId::Boottime)],
-        boot_id: boot,
-    })
+        boot_id: machine::boot_id(),
+        ..record::Header::default()
+    };
+    header.set_nodename(uname.nodename().to_bytes());
+    Ok(header)
 }
 
 /// Release, version and machine of the kernel.
@@ -75,11 +73,11 @@ pub(crate) fn arch(pid: i32, mm: &model::Mm, processes: &[model::Process]) -> Re
     }
     let vvar_len: u64 = size(vma_kind::VVAR);
     Ok(record::HeaderArch {
-        xfeatures: query::xfeatures(),
         xsave_size: threads().map(|t| t.xstate.len()).max().unwrap_or(0) as u32,
         vvar_len: vvar_len as u32,
         vdso_sum: twox_hash::XxHash3_64::oneshot(&vdso),
         vdso_len,
         xfeatures_used: threads().map(in_use).fold(0, |all, one| all | one),
+        ..machine::processor()
     })
 }

@@ -12,6 +12,7 @@ mod error;
 mod freeze;
 mod guard;
 mod header;
+mod machine;
 mod objects;
 mod options;
 mod output;

@@ -54,6 +54,8 @@ pub struct RestartOptions {
     pub new_pids: bool,
     /// Go on although a file changed since the checkpoint.
     pub force_files: bool,
+    /// Go on although the processor lacks features that the checkpointed one had.
+    pub force_cpu: bool,
     /// For external descriptors: (task's fd, descriptor of ours that takes its place).
     pub inherit: Vec<(i32, OwnedFd)>,
 }

@@ -17,6 +17,7 @@
 
 use crate::{
     error::{Context, Doing, Error, Result},
+    machine,
     options::{Input, Observer, RestartOptions, RestartReport},
     plan::{Node, plan},
     puppets::{Puppets, Stage, label},
@@ -59,7 +60,8 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let mut reader = source::open(input)?;
     let image = reader.metadata()?;
     let parts = parts(&image)?;
-    check_machine(&image)?;
+    machine::check_processor(&image, options.force_cpu)?;
+    machine::warn_of_reboot(&image, observer);
     if !options.force_files {
         check_mapped_files(&image)?;
     }
@@ -118,17 +120,6 @@ fn spaces(image: &Image) -> impl Iterator<Item = (Objref, &model::Mm)> {
         Object::Mm(mm) => Some((*objref, mm)),
         _ => None,
     })
-}
-
-/// Refuses an image whose register state this processor cannot hold.
-fn check_machine(image: &Image) -> Result<()> {
-    let missing = image.arch.xfeatures_used & !query::xfeatures();
-    if missing != 0 {
-        let what =
-            format!("the image uses CPU state (xsave components {missing:#x}) that this machine's CPU lacks");
-        return Err(Error::bad_image(what).advice("restart it on a processor with the same features"));
-    }
-    Ok(())
 }
 
 /// Refuses an image whose program or libraries have changed: privately mapped pages that were not

@@ -9,6 +9,7 @@ use crate::{
     admit::Admission,
     error::{Context, Error, Result},
     freeze::{FrozenThread, Purpose, freeze},
+    options::Observer,
     task::{Process, show},
 };
 use ckpt_kernel::tracee::Stopped;
@@ -70,8 +71,12 @@ pub(crate) fn members(root: i32) -> Result<Vec<Process>> {
 }
 
 /// Stops the tree below `root`, a parent before its children.
-pub(crate) fn freeze_tree(root: i32, admission: &Admission) -> Result<Vec<FrozenProcess>> {
-    let first = hold(Process::open(root)?, admission)?.filter(|root| !root.is_zombie());
+pub(crate) fn freeze_tree(
+    root: i32,
+    admission: &Admission,
+    observer: &mut dyn Observer,
+) -> Result<Vec<FrozenProcess>> {
+    let first = hold(Process::open(root)?, admission, observer)?.filter(|root| !root.is_zombie());
     let mut tree = vec![first.ok_or_else(|| Error::failed(format!("the process {root} ended")))?];
     let mut known = BTreeSet::from([root]);
     loop {
@@ -81,7 +86,12 @@ pub(crate) fn freeze_tree(root: i32, admission: &Admission) -> Result<Vec<Frozen
                 if !known.insert(pid) {
                     continue;
                 }
-                match Process::open(pid).ok().map(|child| hold(child, admission)).transpose()?.flatten() {
+                match Process::open(pid)
+                    .ok()
+                    .map(|child| hold(child, admission, observer))
+                    .transpose()?
+                    .flatten()
+                {
                     Some(child) => tree.push(child),
                     // Its pid may be given to another child yet.
                     None => drop(known.remove(&pid)),
@@ -96,14 +106,20 @@ pub(crate) fn freeze_tree(root: i32, admission: &Admission) -> Result<Vec<Frozen
 }
 
 /// Stops one process; `None` when it is gone.
-fn hold(process: Process, admission: &Admission) -> Result<Option<FrozenProcess>> {
+fn hold(
+    process: Process,
+    admission: &Admission,
+    observer: &mut dyn Observer,
+) -> Result<Option<FrozenProcess>> {
     let Ok(stat) = process.stat() else { return Ok(None) };
     let stopped = stat.state == TaskState::Stopped;
     if has_ended(&process) {
         return Ok(process.stat().is_ok().then_some(FrozenProcess { process, threads: Vec::new(), stopped }));
     }
-    let held =
-        admission.admit(&process).and_then(|()| freeze(&process, Purpose::Image)).task(|| process.label());
+    let held = admission
+        .admit(&process)
+        .and_then(|()| freeze(&process, Purpose::Image, observer))
+        .task(|| process.label());
     match held {
         Ok(threads) => Ok(Some(FrozenProcess { process, threads, stopped })),
         // It ended while it was being stopped.

@@ -20,6 +20,7 @@ compile_error!("record bodies are copied as they are: only little-endian targets
 mod block;
 mod check;
 mod chunk;
+mod cpu;
 mod decode;
 mod encode;
 mod error;

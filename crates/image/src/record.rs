@@ -111,11 +111,27 @@ wire! {
         pub clocks: [u64; 2],
         /// `/proc/sys/kernel/random/boot_id` as 16 bytes.
         pub boot_id: [u8; 16],
+        /// uts node name of the machine, zeros behind it; see [`Header::nodename`].
+        pub node: [[u8; 16]; 4],
+    }
+}
+
+impl Header {
+    /// The node name of the machine the image was taken on, empty when it is unknown.
+    pub fn nodename(&self) -> &[u8] {
+        let name = self.node.as_flattened();
+        name.split(|b| *b == 0).next().unwrap_or(name)
+    }
+
+    /// Sets the node name; no kernel has one of more than 64 bytes.
+    pub fn set_nodename(&mut self, name: &[u8]) {
+        self.node = Default::default();
+        self.node.as_flattened_mut().iter_mut().zip(name).for_each(|(to, from)| *to = *from);
     }
 }
 
 wire! {
-    /// What the processor must offer for the saved register state to be loaded.
+    /// What the processor must offer for the saved register state to be loaded, and for the program to run.
     2 "HEADER_ARCH" [] struct HeaderArch {
         /// XCR0: xsave components the kernel had enabled.
         pub xfeatures: u64,
@@ -129,6 +145,9 @@ wire! {
         pub vdso_len: u64,
         /// Union of the xsave components actually in use (XSTATE_BV) by the saved threads.
         pub xfeatures_used: u64,
+        /// CPUID words by which a program may have chosen its code; all zero: unknown. Leaf 1 ecx, edx;
+        /// 7.0 ebx, ecx, edx; 7.1 eax, edx; 0xd.1 eax; 0x80000001 ecx, edx; 0x80000008 ebx; 0x1e.1 eax.
+        pub cpu: [u32; 12],
     }
 }
 

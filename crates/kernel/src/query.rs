@@ -4,6 +4,7 @@ use crate::{
     error::{Named, Result},
     sys,
 };
+use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 
 /// What kcmp(2) compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,7 +102,7 @@ pub fn ioprio(tid: i32) -> Result<u32> {
 
 /// XCR0: the xsave components the kernel has enabled, 0 without xsave.
 pub fn xfeatures() -> u64 {
-    if std::arch::x86_64::__cpuid(1).ecx & (1 << 27) == 0 {
+    if __cpuid(1).ecx & (1 << 27) == 0 {
         return 0;
     }
     let (low, high): (u32, u32);
@@ -110,6 +111,30 @@ pub fn xfeatures() -> u64 {
         std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack))
     };
     u64::from(high) << 32 | u64::from(low)
+}
+
+/// The CPUID words of `HeaderArch::cpu`, in its order; a leaf that the processor lacks is zero.
+pub fn cpuid_words() -> [u32; 12] {
+    const NONE: CpuidResult = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
+    // Beyond its last leaf a processor answers with anything; a sub-leaf it does not have is zero.
+    let leaf = |leaf, sub| if leaf <= __cpuid(leaf & 1 << 31).eax { __cpuid_count(leaf, sub) } else { NONE };
+    let (one, seven, seven_1) = (leaf(1, 0), leaf(7, 0), leaf(7, 1));
+    let (xsave, amx) = (leaf(0xd, 1), leaf(0x1e, 1));
+    let (extended, more) = (leaf(0x8000_0001, 0), leaf(0x8000_0008, 0));
+    [
+        one.ecx,
+        one.edx,
+        seven.ebx,
+        seven.ecx,
+        seven.edx,
+        seven_1.eax,
+        seven_1.edx,
+        xsave.eax,
+        extended.ecx,
+        extended.edx,
+        more.ebx,
+        amx.eax,
+    ]
 }
 
 /// Sends `signal` to process `pid` (kill(2)).

@@ -50,7 +50,8 @@ fn header(image: &Image, head: &Header) -> Value {
         "monotonic_ns": head.clocks.first(),
         "boottime_ns": head.clocks.last(),
         "boot_id": uuid(&head.boot_id),
-        "uts": {"release": name(release), "version": name(version), "machine": name(machine)},
+        "uts": {"nodename": name(head.nodename()), "release": name(release), "version": name(version), "machine": name(machine)},
+        "cpu_features": image.arch.features(),
         "xsave": {
             "enabled": hex(image.arch.xfeatures),
             "in_use": hex(image.arch.xfeatures_used),

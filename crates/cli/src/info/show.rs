@@ -90,6 +90,9 @@ fn header(out: &mut String, contents: &Contents) {
     }
     let _ = writeln!(out, "Format   {}, x86-64", head.rev);
     let _ = writeln!(out, "Taken    {}", date(head.time));
+    if !head.nodename().is_empty() {
+        let _ = writeln!(out, "Host     {}", name(head.nodename()));
+    }
     let _ = writeln!(out, "Kernel   {} {} ({})", name(release), name(machine), name(version));
     let _ = writeln!(out, "Boot     {}", uuid(&head.boot_id));
     let _ = writeln!(

@@ -9,11 +9,13 @@
 //!
 //! *Saved*: registers, kind of call, nanoseconds that remained. *Restored*: the puppet issues the
 //! call with the remaining time and is interrupted at once, so that the kernel has a fresh restart
-//! block. *Lost*: the remaining time of the EINTR calls. Linux 3.4 (PTRACE_SEIZE) for the stop;
-//! /proc/timer_list and /proc/TID/stack need root.
+//! block. *Lost*: the remaining time of the EINTR calls; with a warning, the exact time where several
+//! timers vanish at once every time, or may not be seen: then it is the longest that it can be.
+//! Linux 3.4 (PTRACE_SEIZE) for the stop; /proc/timer_list and /proc/TID/stack need root.
 
 use crate::{
     error::{Error, Result},
+    options::Observer,
     task::Process,
 };
 use ckpt_image::record::{Regs, RestartBlock, restart_kind};
@@ -22,6 +24,7 @@ use ckpt_proc::{
     syscall::{Syscall, parse_syscall},
     timer_list::{HrTimer, parse_timer_list},
 };
+use std::time::Duration;
 
 const SYS_CLOCK_NANOSLEEP: i64 = libc::SYS_clock_nanosleep;
 const SYS_EPOLL_PWAIT: i64 = libc::SYS_epoll_pwait;
@@ -62,11 +65,16 @@ const EINTR_CALLS: [i64; 13] = [
     SYS_SENDMSG,
 ];
 
+/// Nanoseconds that do not matter.
+const SHORT: u64 = 10_000_000;
+
 /// What a thread did just before it was interrupted.
 #[derive(Debug, Default)]
 pub(crate) struct Before {
     stack: Vec<u8>,
     timers: Option<Vec<HrTimer>>,
+    /// It waits with a timeout, but we may not see the timers: no use trying again.
+    blind: bool,
 }
 
 impl Before {
@@ -84,7 +92,8 @@ impl Before {
             SYS_FUTEX => (None, a1 & 0x7f == 0 && a3 != 0),
             _ => (None, false),
         };
-        Before { stack: stack.unwrap_or_default(), timers: timed.then(timers).flatten() }
+        let timers = timed.then(timers).flatten();
+        Before { stack: stack.unwrap_or_default(), blind: timed && timers.is_none(), timers }
     }
 
     /// When the timers run out that were there before and are not any more.
@@ -123,6 +132,29 @@ pub(crate) fn hide_eintr(process: &Process, tid: i32, mask: u64, raw: &mut Regs)
     Ok(ours)
 }
 
+/// How an interrupted call is to be issued again.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Settled {
+    /// The call, and what remains of its timeout.
+    pub(crate) restart: RestartBlock,
+    /// By how many nanoseconds less that may be.
+    doubt: u64,
+}
+
+impl Settled {
+    /// Tells if what remains of the timeout of thread `tid` is not known exactly.
+    pub(crate) fn warn(&self, tid: i32, observer: &mut dyn Observer) {
+        if self.doubt > SHORT {
+            let (time, doubt) =
+                (Duration::from_nanos(self.restart.remaining), Duration::from_nanos(self.doubt));
+            observer.warn(&format!(
+                "thread {tid}: what remains of its timeout is only known to {doubt:.1?}; it is taken for {time:.1?}, \
+                 the longest it can be"
+            ));
+        }
+    }
+}
+
 /// Makes `saved` say which call was interrupted and tells what remains of its timeout. `None`
 /// when that cannot be told; then the thread must be let go and stopped again, which a `patient`
 /// caller does.
@@ -131,8 +163,8 @@ pub(crate) fn settle(
     before: &Before,
     saved: &mut Regs,
     patient: bool,
-) -> Result<Option<RestartBlock>> {
-    let none = RestartBlock { kind: restart_kind::NONE, ..RestartBlock::default() };
+) -> Result<Option<Settled>> {
+    let none = Settled::default();
     if about_to_restart(process, saved) {
         return Ok(None);
     }
@@ -149,7 +181,7 @@ pub(crate) fn settle(
     // As the kernel wrote it, or by its timer.
     let sleep = |kind, request, rmtp| match timespec(process, rmtp) {
         u64::MAX => Ok(timed(before, kind, timespec(process, request), patient)),
-        remaining => Ok(Some(RestartBlock { kind, pad: 0, remaining })),
+        remaining => Ok(Some(Settled { restart: RestartBlock { kind, pad: 0, remaining }, doubt: 0 })),
     };
     match saved.orig_rax as i64 {
         SYS_NANOSLEEP => sleep(restart_kind::NANOSLEEP, saved.rdi, saved.rsi),
@@ -205,17 +237,17 @@ fn restarted_call(stack: &[u8], regs: &Regs) -> Option<i64> {
 
 /// What remains by the timer that vanished: surely if only one did. Else, for a timeout so short
 /// that it does not matter or when `patient` is over, the longest that it can be.
-fn timed(before: &Before, kind: u32, requested: u64, patient: bool) -> Option<RestartBlock> {
-    const SHORT: u64 = 10_000_000;
+fn timed(before: &Before, kind: u32, requested: u64, patient: bool) -> Option<Settled> {
     let now = monotonic();
     let left: Vec<u64> =
         before.vanished().iter().map(|t| t.saturating_sub(now)).filter(|r| *r <= requested).collect();
-    let remaining = match left.as_slice() {
-        [only] => *only,
-        _ if patient && requested > SHORT => return None,
-        several => several.iter().copied().max().unwrap_or(requested),
+    let (shortest, remaining) = match left.as_slice() {
+        [only] => (*only, *only),
+        _ if patient && !before.blind && requested > SHORT => return None,
+        [] => (0, requested),
+        several => several.iter().fold((requested, 0), |(low, high), r| (low.min(*r), high.max(*r))),
     };
-    Some(RestartBlock { kind, pad: 0, remaining })
+    Some(Settled { restart: RestartBlock { kind, pad: 0, remaining }, doubt: remaining - shortest })
 }
 
 /// A timespec of the process in nanoseconds; the longest time when it cannot be read.

@@ -315,6 +315,7 @@ pub fn sample() -> Image {
             parent: [0; 16],
             clocks: [1, 2],
             boot_id: [7; 16],
+            node: [*b"golden-node-0001", [0; 16], [0; 16], [0; 16]],
         },
         uts: [b"6.12.1".to_vec(), b"#1 SMP".to_vec(), b"x86_64".to_vec()],
         arch: HeaderArch {
@@ -324,6 +325,7 @@ pub fn sample() -> Image {
             vdso_sum: 9,
             vdso_len: 8192,
             xfeatures_used: 3,
+            cpu: [1; 12],
         },
         tree: Tree { nr_tasks: 3, nr_threads: 3, root: 100, pad: 0 },
         ..Image::default()
