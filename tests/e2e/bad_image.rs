@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result};
 use ckpt_tests::context::Context;
 use ckpt_tests::image::{ARCH_OFFSET, BOOT_ID, CPU_WORDS, HEADER_ARCH, boundaries, record_of_type, reseal};
 use ckpt_tests::sys::random_below;
-use ckpt_tests::target::{Target, own_children};
+use ckpt_tests::target::Target;
 
-use crate::common::{Program, Test, ensure, expect_line};
+use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
 use crate::errors::private_program;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -27,17 +27,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("missing_library", missing_library),
     ("missing_open_file", missing_open_file),
 ];
-
-/// No process runs the helper of this test: its directory is unique, so its working directory tells.
-fn nothing_runs_in(dir: &Path) -> Result<()> {
-    for pid in ckpt_tests::target::all_pids() {
-        let there = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir);
-        if there {
-            anyhow::bail!("process {pid} was created (children now: {:?})", own_children());
-        }
-    }
-    Ok(())
-}
 
 /// The image `bytes` is refused with exit 5.
 fn refused(ctx: &Context, program: &Program, bytes: &[u8], words: &[&str]) -> Result<()> {

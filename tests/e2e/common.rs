@@ -9,8 +9,9 @@ use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys;
-use ckpt_tests::target::{Ended, Start, Target};
+use ckpt_tests::target::{Ended, Start, Target, own_children, reap_strays};
 use ckpt_tests::tool::{LIMIT, Outcome};
+use ckpt_tests::tree;
 use tempfile::TempDir;
 
 /// A named test.
@@ -63,8 +64,11 @@ impl Program {
     /// `checkpoint --kill` into `image` in its directory; reaped when this returns.
     pub(crate) fn save_and_kill(&mut self, ctx: &Context) -> Result<PathBuf> {
         let image = self.path("image");
+        let mut members = self.target.members();
         ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(self.pid()).finish()?.expect_code(0)?;
         let ended = self.target.wait(LIMIT)?;
+        members.retain(|(pid, _)| *pid != self.target.pid());
+        self.target.all_gone(&members)?;
         if ended != Ended::Signal(libc::SIGKILL) {
             bail!("checkpoint --kill: it ended with {ended:?}");
         }
@@ -81,18 +85,19 @@ impl Program {
 
     /// Takes over the process that now has its pid.
     pub(crate) fn adopt(&mut self) -> Result<()> {
-        self.target = Target::adopt(self.target.pid())?;
-        self.target.leads_session();
-        self.target.must_live()
+        self.target.come_back()
     }
 
-    /// It lives, and nobody traces it.
+    /// It and its descendants live, and nobody traces them.
     pub(crate) fn unharmed(&mut self) -> Result<()> {
         self.target.must_live()?;
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.target.pid()))?;
-        if !status.contains("TracerPid:\t0\n") || status.contains("State:\tT") || status.contains("State:\tt")
-        {
-            bail!("the target is traced or stopped: {status}");
+        for pid in tree::family(self.target.pid()) {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+            if !status.contains("TracerPid:\t0\n")
+                || ["T", "t", "Z"].iter().any(|s| status.contains(&format!("State:\t{s}")))
+            {
+                bail!("process {pid} is traced or stopped: {status}");
+            }
         }
         Ok(())
     }
@@ -113,25 +118,24 @@ impl Program {
     }
 }
 
-impl Drop for Program {
-    /// Also what a restart brought back against a test's expectation: it works in the same directory.
-    fn drop(&mut self) {
-        self.target.kill();
-        for pid in ckpt_tests::target::all_pids() {
-            let here = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == self.dir.path());
-            if here && let Ok(mut left) = Target::adopt(pid) {
-                left.kill();
-            }
-        }
-    }
-}
-
 /// The names in a directory, sorted.
 pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>> {
     let mut names: Vec<String> =
         std::fs::read_dir(dir)?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     Ok(names)
+}
+
+/// No process works in this directory, which is unique to a test.
+pub(crate) fn nothing_runs_in(dir: &Path) -> Result<()> {
+    reap_strays();
+    for pid in ckpt_tests::target::all_pids() {
+        let there = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
+        if there {
+            bail!("process {pid} was created (children now: {:?})", own_children());
+        }
+    }
+    Ok(())
 }
 
 /// One error line with one of several exit codes, holding all of `words`.

@@ -6,6 +6,7 @@ mod common;
 mod errors;
 mod info;
 mod sweep;
+mod tree;
 mod waiting;
 
 use std::path::Path;
@@ -48,6 +49,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("errors", errors::TESTS),
     ("info", info::TESTS),
     ("sweep", sweep::TESTS),
+    ("tree", tree::TESTS),
     ("waiting", waiting::TESTS),
 ];
 

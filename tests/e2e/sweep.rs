@@ -4,20 +4,22 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use ckpt_tests::compare::differences;
 use ckpt_tests::context::Context;
 use ckpt_tests::sys::{self, random_below};
-use ckpt_tests::target::Target;
+use ckpt_tests::target::{Target, own_children, reap_strays};
 use ckpt_tests::tool::Running;
-use ckpt_tests::view::{View, raw_maps};
+use ckpt_tests::tree::{Tree, family};
+use ckpt_tests::view::{View, living_threads, raw_maps};
 
 use crate::common::{Program, Test, ensure};
 
 pub(crate) const TESTS: &[Test] = &[
-    ("checkpoint_killed_single", |ctx| checkpoint_killed(ctx, "1")),
-    ("checkpoint_killed_threads", |ctx| checkpoint_killed(ctx, "5")),
-    ("restart_killed_single", |ctx| restart_killed(ctx, "1")),
-    ("restart_killed_threads", |ctx| restart_killed(ctx, "5")),
+    ("checkpoint_killed_single", |ctx| checkpoint_killed(ctx, &["1"])),
+    ("checkpoint_killed_threads", |ctx| checkpoint_killed(ctx, &["5"])),
+    ("checkpoint_killed_tree", |ctx| checkpoint_killed(ctx, &["8", "fork"])),
+    ("restart_killed_single", |ctx| restart_killed(ctx, &["1"])),
+    ("restart_killed_threads", |ctx| restart_killed(ctx, &["5"])),
+    ("restart_killed_tree", |ctx| restart_killed(ctx, &["8", "fork"])),
 ];
 
 /// The spinner's shared lines: count, twin, wrong.
@@ -61,11 +63,21 @@ fn kill_within(mut run: Running, span: Duration) -> Result<bool> {
     Ok(run.kill())
 }
 
-fn checkpoint_killed(ctx: &Context, threads: &str) -> Result<()> {
-    let mut program = Program::start(ctx, "spinner", &[threads])?;
-    let (pid, threads) = (program.target.pid(), threads.parse()?);
+/// The plain maps of a whole tree: the kernel may not even have merged two areas.
+fn tree_maps(tree: &Tree) -> Result<String> {
+    tree.pids().into_iter().map(raw_maps).collect()
+}
+
+fn tree_vdsos(tree: &Tree) -> Result<Vec<Vec<u8>>> {
+    tree.pids().into_iter().map(vdso).collect()
+}
+
+fn checkpoint_killed(ctx: &Context, args: &[&str]) -> Result<()> {
+    let mut program = Program::start(ctx, "spinner", args)?;
+    let (pid, threads) = (program.target.pid(), args[0].parse()?);
     counting(&mut program.target, program.dir.path(), threads)?;
-    let (view, maps, code) = (View::of(pid)?, raw_maps(pid)?, vdso(pid)?);
+    let view = Tree::of(pid)?;
+    let (maps, code) = (tree_maps(&view)?, tree_vdsos(&view)?);
     let (mut hits, mut code_left) = (0, 0);
     let image = program.path("image");
     let whole = ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?;
@@ -76,17 +88,14 @@ fn checkpoint_killed(ctx: &Context, threads: &str) -> Result<()> {
         hits += u32::from(kill_within(run, whole.wall * 5 / 4 / (1 << (round % 3)))?);
         let context = || format!("kill {round}");
         counting(&mut program.target, program.dir.path(), threads).with_context(context)?;
-        let check = || {
-            let now = View::of(pid)?;
-            let found = differences(&view, &now);
-            Ok((found.is_empty() && raw_maps(pid)? == maps).then_some(()))
-        };
+        let differ = || Ok::<_, anyhow::Error>(view.differences(&Tree::of(pid)?, false, View::clone));
+        let check = || Ok((differ()?.is_empty() && tree_maps(&view)? == maps).then_some(()));
         if sys::poll("the target to look as before", Duration::from_secs(2), check).is_err() {
             let left: Vec<String> =
-                raw_maps(pid)?.lines().filter(|l| !maps.contains(*l)).map(str::to_owned).collect();
-            bail!("kill {round} left: {:?}; mappings: {left:?}", differences(&view, &View::of(pid)?));
+                tree_maps(&view)?.lines().filter(|l| !maps.contains(*l)).map(str::to_owned).collect();
+            bail!("kill {round} left: {:?}; mappings: {left:?}", differ()?);
         }
-        code_left += u32::from(vdso(pid)? != code);
+        code_left += u32::from(tree_vdsos(&view)? != code);
         if image.exists() {
             ctx.run("info", &["--verify"]).arg(&image).finish()?.expect_code(0).with_context(context)?;
         }
@@ -101,16 +110,25 @@ fn checkpoint_killed(ctx: &Context, threads: &str) -> Result<()> {
     )?;
     let _ = std::fs::remove_file(&image);
     ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;
-    ensure(vdso(pid)? == code, "the next visit did not clean the vdso")?;
+    ensure(tree_vdsos(&view)? == code, "the next visit did not clean the vdso")?;
     std::fs::remove_file(&image)?;
     let image = program.save_and_kill(ctx)?;
     program.back_from(ctx, &image).context("a full checkpoint and restart after the kills")?;
     counting(&mut program.target, program.dir.path(), threads)
 }
 
-fn restart_killed(ctx: &Context, threads: &str) -> Result<()> {
-    let mut program = Program::start(ctx, "spinner", &[threads])?;
-    let (pid, threads) = (program.target.pid(), threads.parse()?);
+/// How many of `pids` are processes that a dead `restart` left to us.
+fn stayed(pids: &[i32]) -> usize {
+    let ours = own_children();
+    pids.iter().filter(|pid| ours.iter().any(|(child, _)| child == *pid)).count()
+}
+
+fn restart_killed(ctx: &Context, args: &[&str]) -> Result<()> {
+    let mut program = Program::start(ctx, "spinner", args)?;
+    let (pid, threads) = (program.target.pid(), args[0].parse()?);
+    counting(&mut program.target, program.dir.path(), threads)?;
+    let tasks = |pid| -> usize { family(pid).into_iter().map(|pid| living_threads(pid).len()).sum() };
+    let pids = family(pid);
     let image = program.save_and_kill(ctx)?;
     let whole = program.back_from(ctx, &image)?;
     program.target.kill();
@@ -125,23 +143,20 @@ fn restart_killed(ctx: &Context, threads: &str) -> Result<()> {
         hits += u32::from(kill_within(run, whole.wall * 5 / 4 / (1 << (round % 4)))?);
         // Gone, or (killed after it had let the program go) wholly there.
         let verdict = sys::poll("restart's tasks to be gone or running", Duration::from_secs(3), || {
-            let Ok(mut target) = Target::adopt(pid) else { return Ok(Some(false)) };
-            if target.ended().is_err() {
-                return Ok(Some(false)); // somebody else was given the pid
-            }
-            if target.ended()?.is_some() {
-                return Ok(Some(false));
+            reap_strays();
+            let Ok(mut target) = Target::adopt(pid) else {
+                return Ok((stayed(&pids) == 0).then_some(false)); // and nobody without it
+            };
+            if target.ended().is_err() || target.ended()?.is_some() {
+                target.release(); // somebody else was given the pid, or it has ended
+                return Ok((stayed(&pids) == 0).then_some(false));
             }
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let count = status
-                .lines()
-                .find_map(|l| l.strip_prefix("Threads:\t"))
-                .and_then(|t| t.parse::<usize>().ok());
-            let whole = status.contains("TracerPid:\t0\n") && count == Some(threads);
+            let whole = status.contains("TracerPid:\t0\n") && tasks(pid) == threads;
             if whole && counting(&mut target, program.dir.path(), threads).is_ok() {
-                return Ok(Some(true)); // dropping the target kills it
+                return Ok(Some(true)); // dropping the target kills it, and its family
             }
-            std::mem::forget(target);
+            target.release();
             Ok(None)
         });
         finished += u32::from(verdict.with_context(|| format!("kill {round}"))?);

@@ -43,7 +43,7 @@ fn sleep_ten(ctx: &Context) -> Result<()> {
     std::thread::sleep(Duration::from_secs(5));
     ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?.expect_code(0)?;
     let back = Instant::now();
-    target = Target::adopt(pid)?;
+    target.come_back()?;
     let ended = target.wait(Duration::from_secs(20))?;
     let took = back.elapsed();
     ensure(ended == Ended::Exit(0), format!("sleep ended with {ended:?}"))?;
@@ -246,7 +246,7 @@ fn same_session(ctx: &Context) -> Result<()> {
     ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string()).finish()?.expect_code(0)?;
     target.wait(LIMIT)?;
     ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?.expect_code(0)?;
-    target = Target::adopt(pid)?;
+    target.come_back()?;
     if ids(pid) != before {
         bail!("group and session were {before:?}, are {:?}", ids(pid));
     }

@@ -1,4 +1,4 @@
-// spinner N: N threads count for ever in a shared file `count` (one cache line each): the count, a twin that must
+// spinner N [fork]: N threads, or processes in a tree, count for ever in a shared file `count` (one cache line each): the count, a twin that must
 // always be count * K + id, and a word that is set for good once the two disagree or a signal mask changes.
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -13,6 +13,7 @@
 #define K 0x9e3779b97f4a7c15ULL
 struct line { volatile uint64_t count, twin, wrong, pad[5]; };
 static struct line *lines;
+static int processes;
 static void *spin(void *arg) {
     uint64_t id = (uint64_t)arg, a = 0, b = id;
     struct line *l = &lines[id];
@@ -23,7 +24,7 @@ static void *spin(void *arg) {
         l->count = a; l->twin = b;
         if (d > 1e15) d = 1.5;
         if (!(d >= 1.5)) l->wrong = 2;
-        if ((a & 0x3fff) == 0 && (id & 1)) { // odd threads also sleep, and must not see EINTR
+        if ((a & 0x3fff) == 0 && (processes || (id & 1))) { // odd threads also sleep, and must not see EINTR
             struct timespec t = {0, 200000};
             if (nanosleep(&t, NULL) != 0) l->wrong = 3;
         }
@@ -35,6 +36,10 @@ static void *spin(void *arg) {
     }
     return NULL;
 }
+static void family(long id, long n) { // its children are 2 id + 1 and 2 id + 2
+    for (long next = 2 * id + 1; next <= 2 * id + 2 && next < n; next++) if (fork() == 0) family(next, n);
+    if (id > 0) spin((void *)id);
+}
 int main(int argc, char **argv) {
     int n = argc > 1 ? atoi(argv[1]) : 1, fd = open("count", O_RDWR | O_CREAT, 0644);
     pthread_t t;
@@ -43,7 +48,9 @@ int main(int argc, char **argv) {
     if (fd < 0 || ftruncate(fd, 4096) != 0) return 2;
     lines = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (lines == MAP_FAILED) return 2;
-    for (long i = 1; i < n; i++) if (pthread_create(&t, NULL, spin, (void *)i)) return 2;
+    processes = argc > 2;
+    if (processes) family(0, n);
+    for (long i = 1; !processes && i < n; i++) if (pthread_create(&t, NULL, spin, (void *)i)) return 2;
     if (write(1, "ready 1\n", 8) != 8) return 2;
     spin((void *)0);
 }

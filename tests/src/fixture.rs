@@ -131,9 +131,9 @@ fn python() -> Result<&'static OsString> {
 pub fn compile_c(ctx: &Context, source: &Path, cflags: &[String]) -> Result<PathBuf> {
     let stem = source.file_stem().unwrap().to_string_lossy();
     let output = ctx.cache.join(&*stem);
-    let header = ctx.fixtures.join("fixture.h");
+    let headers = ["fixture.h", "tree.h"].map(|name| ctx.fixtures.join(name));
     let _one_at_a_time = ctx.compiling.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if newer(&output, &[source, &header]) {
+    if newer(&output, &[source, &headers[0], &headers[1]]) {
         return Ok(output);
     }
     let build = tempfile::tempdir_in(&ctx.cache)?;

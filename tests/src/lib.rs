@@ -5,6 +5,7 @@
 
 pub mod compare;
 pub mod context;
+pub mod diagnose;
 pub mod directives;
 pub mod fixture;
 pub mod image;
@@ -12,4 +13,5 @@ pub mod runner;
 pub mod sys;
 pub mod target;
 pub mod tool;
+pub mod tree;
 pub mod view;

@@ -14,14 +14,13 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use regex_lite::Regex;
 use tempfile::TempDir;
 
-use crate::compare::differences;
 use crate::context::Context;
 use crate::directives::Mode;
 use crate::fixture::Fixture;
 use crate::sys;
 use crate::target::{Ended, Start, Target};
 use crate::tool::{LIMIT, Outcome};
-use crate::view::View;
+use crate::tree::Tree;
 
 /// What is done to a fixture.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -154,6 +153,8 @@ impl<'a> Attempt<'a> {
             Mode::Step => self.run_steps(),
             Mode::Free => self.run_free(),
         };
+        let result =
+            result.and_then(|verdict| self.target.all_gone(&[]).context("after its end").map(|()| verdict));
         result.map_err(|e| {
             let said = std::fs::read_to_string(self.dir.path().join("err")).unwrap_or_default();
             let out = self.tail();
@@ -193,7 +194,8 @@ impl<'a> Attempt<'a> {
     fn next_line(&mut self) -> Result<String> {
         let path = self.dir.path().join("out");
         let (target, seen) = (&mut self.target, &mut self.seen);
-        sys::poll("the target's next line", self.fixture.directives.deadline, || {
+        let pid = target.pid();
+        sys::poll_task("the target's next line", self.fixture.directives.deadline, pid, || {
             let ended = target.ended()?;
             let out = std::fs::read(&path)?;
             if let Some(len) = out[*seen..].iter().position(|b| *b == b'\n') {
@@ -297,11 +299,12 @@ impl<'a> Attempt<'a> {
         let before = if self.fixture.directives.mode == Mode::Step {
             settled(pid, self.seen)?
         } else {
-            View::of(pid)?
+            Tree::of(pid)?
         };
         let image = self.images.path().join("image.ckpt");
         let start = Instant::now();
         let kill = self.variant != Variant::Running;
+        let mut members = self.target.members();
         let (outcome, bytes) = self.checkpoint(kill, &image)?;
         if let Some(pattern) = &self.fixture.directives.may_refuse
             && outcome.status.code() == Some(3)
@@ -317,6 +320,9 @@ impl<'a> Attempt<'a> {
             if ended != Ended::Signal(libc::SIGKILL) {
                 bail!("checkpoint --kill: the target ended with {ended:?}");
             }
+            // What came after this look has nobody left to be hidden behind: it is found by its directory or session.
+            members.retain(|(pid, _)| *pid != self.target.pid());
+            self.target.all_gone(&members).context("after checkpoint --kill")?;
             let gone = Instant::now();
             std::thread::sleep(self.fixture.directives.downtime);
             self.down.0 += gone.elapsed();
@@ -333,10 +339,10 @@ impl<'a> Attempt<'a> {
 
     /// It looks as before, at once or within a second: a thread that has just been let go may still be on its way
     /// back into the call it waits in, and a timer may tick while we look.
-    fn looks_like(&mut self, before: &View, only: &[String]) -> Result<()> {
+    fn looks_like(&mut self, before: &Tree, only: &[String]) -> Result<()> {
         let start = Instant::now();
         loop {
-            let after = View::of(self.target.pid())?;
+            let after = Tree::of(self.target.pid())?;
             match self.compare(before, &after, only) {
                 Err(_) if start.elapsed() < Duration::from_secs(1) => {
                     std::thread::sleep(Duration::from_millis(10))
@@ -346,13 +352,11 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    fn compare(&self, before: &View, after: &View, only: &[String]) -> Result<()> {
+    fn compare(&self, before: &Tree, after: &Tree, only: &[String]) -> Result<()> {
         let directives = &self.fixture.directives;
         let only = if only.is_empty() { &directives.compare } else { only };
-        let found = differences(
-            &before.restricted(only, &directives.ignore),
-            &after.restricted(only, &directives.ignore),
-        );
+        let free = directives.mode == Mode::Free;
+        let found = before.differences(after, free, |view| view.restricted(only, &directives.ignore));
         if found.is_empty() {
             return Ok(());
         }
@@ -396,10 +400,7 @@ impl<'a> Attempt<'a> {
         if printed != self.target.pid().to_string() {
             bail!("restart -W printed {printed:?}, the pid is {}", self.target.pid());
         }
-        self.target = Target::adopt(self.target.pid()).context("after restart -W")?;
-        self.target.leads_session();
-        self.target.must_live().context("after restart -W")?;
-        Ok(())
+        self.target.come_back().context("after restart -W")
     }
 
     /// Nothing but the image (or nothing at all) lies where images are written.
@@ -423,7 +424,7 @@ impl<'a> Attempt<'a> {
         &mut self,
         outcome: &Outcome,
         pattern: &Regex,
-        before: &View,
+        before: &Tree,
         image: &Path,
     ) -> Result<()> {
         let line = outcome.expect_error("checkpoint", 3)?;
@@ -439,14 +440,14 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// The view of a target that has said "ready", once it looks the same twice and its stdout stands at `written`: what it
+/// The view of a target's tree that has said "ready", once it looks the same twice and its stdout stands at `written`: what it
 /// writes is seen a moment before the descriptor's offset moves.
-fn settled(pid: i32, written: usize) -> Result<View> {
-    let (mut last, at) = (View::of(pid)?, format!("/out pos: {written} "));
-    sys::poll("the target to settle", Duration::from_secs(5), || {
-        let now = View::of(pid)?;
-        let same =
-            now == last && now.0.get("fd.1").is_none_or(|fd| !fd.contains("/out pos:") || fd.contains(&at));
+fn settled(pid: i32, written: usize) -> Result<Tree> {
+    let (mut last, at) = (Tree::of(pid)?, format!("/out pos: {written} "));
+    sys::poll("the target to settle", Duration::from_secs(10), || {
+        let now = Tree::of(pid)?;
+        let stdout = now.root().0.get("fd.1");
+        let same = now == last && stdout.is_none_or(|fd| !fd.contains("/out pos:") || fd.contains(&at));
         last = now.clone();
         Ok(same.then_some(now))
     })

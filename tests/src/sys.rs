@@ -8,18 +8,42 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::diagnose::diagnose;
+
 /// Polls `ready` every few milliseconds until it gives a value or `limit` has passed.
 ///
 /// # Errors
 /// What `ready` fails with, or that `what` did not happen in time.
-pub fn poll<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn poll<T>(what: &str, limit: Duration, ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    poll_saying(what, limit, String::new, ready)
+}
+
+/// The same, for something process `pid` does: when it does not, the error tells what it is doing instead.
+///
+/// # Errors
+/// As [`poll`].
+pub fn poll_task<T>(
+    what: &str,
+    limit: Duration,
+    pid: i32,
+    ready: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    poll_saying(what, limit, || format!(":{}", diagnose(pid)), ready)
+}
+
+fn poll_saying<T>(
+    what: &str,
+    limit: Duration,
+    instead: impl FnOnce() -> String,
+    mut ready: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(value) = ready()? {
             return Ok(value);
         }
         if start.elapsed() > limit {
-            bail!("waited {limit:?} for {what}");
+            bail!("waited {limit:?} for {what}{}", instead());
         }
         std::thread::sleep(Duration::from_millis(3));
     }
@@ -82,6 +106,23 @@ pub fn scheduler(tid: i32) -> String {
         (policy, param.sched_priority)
     };
     format!("policy {policy:#x} priority {priority}")
+}
+
+/// What two tasks may have in common, by the numbers of kcmp(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kcmp {
+    File = 0,
+    Vm = 1,
+    Files = 2,
+    Fs = 3,
+    Sighand = 4,
+}
+
+/// Whether two tasks share something; for [`Kcmp::File`], whether two descriptors are one open file.
+#[must_use]
+pub fn same(what: Kcmp, a: i32, b: i32, fd_a: u32, fd_b: u32) -> bool {
+    // SAFETY: plain numbers only.
+    unsafe { libc::syscall(libc::SYS_kcmp, a, b, what as i32, u64::from(fd_a), u64::from(fd_b)) == 0 }
 }
 
 /// A random number below `bound`, good enough for choosing moments and bits.

@@ -4,13 +4,16 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions};
 
+use crate::diagnose::diagnose;
 use crate::sys;
+use crate::tree::{self, Member};
 
 /// How a process ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,12 +23,22 @@ pub enum Ended {
 }
 
 /// A running target, with its pidfd. The harness is its parent, or became it as the subreaper.
+///
+/// To it belong its descendants, and whatever else works in its directory or is in the session it leads.
 pub struct Target {
     pid: i32,
     pidfd: OwnedFd,
     ended: Option<Ended>,
-    /// Kill what is left of its session on drop (it was started as a session leader).
+    home: Option<PathBuf>,
     session: bool,
+    spared: bool,
+}
+
+/// The pids of all targets (as often as they are held): their owners wait for them.
+static TARGETS: Mutex<Vec<i32>> = Mutex::new(Vec::new());
+
+fn targets() -> MutexGuard<'static, Vec<i32>> {
+    TARGETS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a target is started with.
@@ -54,10 +67,11 @@ impl Target {
         let stdout = append("out")?;
         command.stdout(start.stdout.map_or_else(|| Stdio::from(stdout), Stdio::from)).stderr(append("err")?);
         sys::prepare(&mut command, start.own_session, Vec::new());
-        let child = command.spawn().with_context(|| format!("cannot start {:?}", start.argv[0]))?;
-        let mut target = Target::adopt(i32::try_from(child.id())?)?;
-        target.session = start.own_session;
-        Ok(target)
+        let child = spawn(&mut command).with_context(|| format!("cannot start {:?}", start.argv[0]))?;
+        let pid = i32::try_from(child.id())?;
+        let home = Some(start.dir.to_owned());
+        let pidfd = pidfd(pid)?;
+        Ok(Target { pid, pidfd, ended: None, home, session: start.own_session, spared: false })
     }
 
     /// Takes over a process that is, or has just become, a child of the harness.
@@ -65,10 +79,19 @@ impl Target {
     /// # Errors
     /// There is no such process.
     pub fn adopt(pid: i32) -> Result<Target> {
-        let rpid = Pid::from_raw(pid).context("pid 0")?;
-        let pidfd = rustix::process::pidfd_open(rpid, PidfdFlags::empty())
-            .with_context(|| format!("no process {pid}"))?;
-        Ok(Target { pid, pidfd, ended: None, session: false })
+        let pidfd = pidfd(pid)?;
+        targets().push(pid);
+        Ok(Target { pid, pidfd, ended: None, home: None, session: false, spared: false })
+    }
+
+    /// Takes over the process that has its pid now, after a restart.
+    ///
+    /// # Errors
+    /// There is none, or it is not a child of the harness.
+    pub fn come_back(&mut self) -> Result<()> {
+        self.pidfd = pidfd(self.pid)?;
+        self.ended = None;
+        self.must_live()
     }
 
     #[must_use]
@@ -76,9 +99,9 @@ impl Target {
         self.pid
     }
 
-    /// Also kill, on drop, every process of the session this target leads.
-    pub fn leads_session(&mut self) {
-        self.session = true;
+    /// Lets go of it without killing anything.
+    pub fn release(mut self) {
+        self.spared = true;
     }
 
     /// Reaps it if it has ended.
@@ -103,7 +126,7 @@ impl Target {
     /// It did not end within `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<Ended> {
         let what = format!("process {} to end", self.pid);
-        sys::poll(&what, limit, || self.ended())
+        sys::poll_task(&what, limit, self.pid, || self.ended())
     }
 
     /// # Errors
@@ -122,25 +145,110 @@ impl Target {
         Ok(rustix::process::pidfd_send_signal(&self.pidfd, signal)?)
     }
 
-    /// Kills it and reaps it.
+    /// It and its descendants.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        tree::members(self.pid)
+    }
+
+    /// Waits until nothing is left of `members` and nothing else that belongs to it, reaping what comes to us.
+    ///
+    /// # Errors
+    /// Something stays.
+    pub fn all_gone(&self, members: &[Member]) -> Result<()> {
+        let still = |(pid, start): &&Member| field_of_stat(*pid, 22) == Some(*start);
+        let gone = sys::poll("the tree to be gone", Duration::from_secs(5), || {
+            reap_strays();
+            Ok((!members.iter().any(|m| still(&m)) && self.belongings().is_empty()).then_some(()))
+        });
+        gone.with_context(|| {
+            let mut left: Vec<i32> = members.iter().filter(still).map(|(pid, _)| *pid).collect();
+            left.extend(self.belongings());
+            left.sort_unstable();
+            left.dedup();
+            let told: Vec<String> = left.iter().take(5).map(|pid| diagnose(*pid)).collect();
+            format!("left behind: {left:?}{}", told.concat())
+        })
+    }
+
+    /// What belongs to it and lives, but for itself; once it has ended, also what was brought back under its pid.
+    fn belongings(&self) -> Vec<i32> {
+        let below = if self.ended.is_none() { tree::family(self.pid) } else { Vec::new() };
+        let owned = |pid: &i32| below.contains(pid) || self.owns(*pid);
+        let other = |pid: &i32| *pid != self.pid || self.ended.is_some();
+        all_pids().into_iter().filter(|pid| other(pid) && owned(pid) && !tree::ended(*pid)).collect()
+    }
+
+    fn owns(&self, pid: i32) -> bool {
+        let works_here = |home: &PathBuf| {
+            std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(home))
+        };
+        (self.session && field_of_stat(pid, 6) == Some(i64::from(self.pid)))
+            || self.home.as_ref().is_some_and(works_here)
+    }
+
+    /// Kills and reaps it and all that belongs to it.
     pub fn kill(&mut self) {
-        if !matches!(self.ended(), Ok(Some(_))) {
-            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-            let _ = self.wait(Duration::from_secs(10));
-        }
+        let _ = sys::poll("the tree to be gone", Duration::from_secs(10), || {
+            let mut pids = self.belongings();
+            match self.ended() {
+                Ok(Some(_)) => {}
+                Ok(None) => pids.push(self.pid),
+                // Not our child: it may be a stranger that was given the pid.
+                Err(_) if self.owns(self.pid) && !tree::ended(self.pid) => pids.push(self.pid),
+                Err(_) => {}
+            }
+            for pid in &pids {
+                if let Ok(pidfd) = pidfd(*pid) {
+                    let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+                }
+            }
+            reap_strays();
+            Ok(pids.is_empty().then_some(()))
+        });
     }
 }
 
 impl Drop for Target {
     fn drop(&mut self) {
-        self.kill();
-        if self.session {
-            for pid in session_members(self.pid) {
-                if let Ok(mut left) = Target::adopt(pid) {
-                    left.kill();
-                }
-            }
+        if !self.spared {
+            self.kill();
         }
+        forget(self.pid);
+    }
+}
+
+fn pidfd(pid: i32) -> Result<OwnedFd> {
+    let rpid = Pid::from_raw(pid).context("pid 0")?;
+    rustix::process::pidfd_open(rpid, PidfdFlags::empty()).with_context(|| format!("no process {pid}"))
+}
+
+/// Reaps what came to us as the subreaper: the kernel gives it to our first thread, and what tests start themselves, in
+/// other threads or known as targets, they wait for.
+pub fn reap_strays() {
+    let known = targets();
+    let me = std::process::id();
+    let adopted = std::fs::read_to_string(format!("/proc/self/task/{me}/children")).unwrap_or_default();
+    for pid in adopted.split_whitespace().filter_map(|p| p.parse().ok()) {
+        if !known.contains(&pid) && tree::ended(pid) {
+            let _ = rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+/// Starts a child that its starter will wait for: it is registered before anyone can take it for a stray.
+pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let mut known = targets();
+    let child = command.spawn()?;
+    known.push(child.id() as i32);
+    Ok(child)
+}
+
+/// Its starter has waited for it.
+pub(crate) fn forget(pid: i32) {
+    let mut known = targets();
+    if let Some(at) = known.iter().position(|known| *known == pid) {
+        known.swap_remove(at);
     }
 }
 
@@ -154,13 +262,6 @@ fn environment(dir: &Path) -> Vec<(&'static str, PathBuf)> {
     ]
 }
 
-fn session_members(session: i32) -> Vec<i32> {
-    all_pids()
-        .into_iter()
-        .filter(|pid| field_of_stat(*pid, 6) == Some(i64::from(session)) && *pid != session)
-        .collect()
-}
-
 /// Every pid in /proc.
 #[must_use]
 pub fn all_pids() -> Vec<i32> {
@@ -168,10 +269,10 @@ pub fn all_pids() -> Vec<i32> {
     dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Field `n` (counted from 1 as in proc(5)) of /proc/PID/stat.
+/// Field `n` (counted from 1 as in proc(5)) of /proc/PID/stat; 0 is the harness.
 #[must_use]
 pub fn field_of_stat(pid: i32, n: usize) -> Option<i64> {
-    let raw = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let raw = std::fs::read(format!("{}/stat", tree::proc_dir(pid))).ok()?;
     let text = String::from_utf8_lossy(&raw);
     text[text.rfind(')')? + 2..].split_whitespace().nth(n.checked_sub(3)?)?.parse().ok()
 }
@@ -181,10 +282,7 @@ pub fn field_of_stat(pid: i32, n: usize) -> Option<i64> {
 pub fn left_behind() -> Vec<(i32, String)> {
     let all_gone = || {
         for (pid, _) in own_children() {
-            if let Ok(mut child) = Target::adopt(pid) {
-                let _ = child.ended();
-                std::mem::forget(child); // not to kill it: that it runs is the finding
-            }
+            let _ = rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::NOHANG);
         }
         Ok(own_children().is_empty().then_some(()))
     };
@@ -195,10 +293,9 @@ pub fn left_behind() -> Vec<(i32, String)> {
 /// The processes that are children of the harness right now.
 #[must_use]
 pub fn own_children() -> Vec<(i32, String)> {
-    let me = i64::from(std::process::id());
     let name =
         |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
-    all_pids().into_iter().filter(|p| field_of_stat(*p, 4) == Some(me)).map(|p| (p, name(p))).collect()
+    tree::children(0).into_iter().map(|pid| (pid, name(pid))).collect()
 }
 
 /// Opens a file for appending, as a shell's `>>` does.

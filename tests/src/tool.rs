@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::context::Context;
 use crate::sys;
+use crate::target;
 
 /// No run of the tool may take longer.
 pub const LIMIT: Duration = Duration::from_secs(15);
@@ -102,7 +103,8 @@ impl Run {
         });
         self.command.stdout(self.stdout.map_or_else(Stdio::piped, Stdio::from)).stderr(Stdio::piped());
         sys::prepare(&mut self.command, false, self.pass);
-        let mut child = self.command.spawn().with_context(|| format!("cannot start {}", self.label))?;
+        let mut child =
+            target::spawn(&mut self.command).with_context(|| format!("cannot start {}", self.label))?;
         drop(self.command); // and with it our copies of the descriptors passed
         if let (Some(bytes), Some(mut stdin)) = (feed, child.stdin.take()) {
             std::thread::spawn(move || {
@@ -162,7 +164,8 @@ impl Running {
     /// It does not end within `limit`, or somebody else keeps its output open.
     pub fn finish(mut self, limit: Duration) -> Result<Outcome> {
         let what = format!("{} to end", self.label);
-        let status = sys::poll(&what, limit, || Ok(self.child.try_wait()?))?;
+        let pid = self.pid();
+        let status = sys::poll_task(&what, limit, pid, || Ok(self.child.try_wait()?))?;
         self.reaped = true;
         let wall = self.start.elapsed();
         let take = |from: &Receiver<Vec<u8>>, name: &str| {
@@ -180,6 +183,7 @@ impl Drop for Running {
         if !self.reaped {
             self.kill();
         }
+        target::forget(self.pid());
     }
 }
 

@@ -1,7 +1,6 @@
 //! The outside view of a process: what /proc and a few calls show, normalised so that equal states look equal.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -66,6 +65,9 @@ const THREAD_STATUS: &[&str] = &[
     "Cpus_allowed",
     "TracerPid",
 ];
+/// What is left of a process that nobody has waited for.
+const ZOMBIE_STATUS: &[&str] = &["Name", "Tgid", "Pid", "PPid", "TracerPid", "Uid", "Gid", "NSpgid", "NSsid"];
+const ZOMBIE_STAT: &[(usize, &str)] = &[(5, "pgrp"), (6, "session"), (38, "exit_signal"), (52, "exit_code")];
 /// Fields of stat by their number in proc(5).
 const STAT: &[(usize, &str)] = &[
     (5, "pgrp"),
@@ -113,9 +115,47 @@ const STATIC: &[&str] = &[
 ];
 
 /// ENOENT or ESRCH: what /proc says of something that has just ended.
-fn vanished(error: &std::io::Error) -> bool {
+fn vanished(error: &anyhow::Error) -> bool {
     const ESRCH: i32 = 3;
-    error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(ESRCH)
+    let io = error.root_cause().downcast_ref::<std::io::Error>();
+    io.is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(ESRCH))
+}
+
+/// Inodes without a lasting number (pipes, sockets, shared memory), numbered in the order they are met: the numbers
+/// are new after a restart, which descriptors and mappings share one is not.
+#[derive(Default)]
+pub struct Inodes(Vec<String>);
+
+impl Inodes {
+    fn number(&mut self, inode: &str) -> usize {
+        self.0.iter().position(|seen| seen == inode).unwrap_or_else(|| {
+            self.0.push(inode.to_owned());
+            self.0.len() - 1
+        })
+    }
+}
+
+/// The threads of a process that have not ended, in order.
+#[must_use]
+pub fn living_threads(pid: i32) -> Vec<i32> {
+    let Ok(dir) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let mut tids: Vec<i32> = dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    tids.retain(|tid| !["zombie", "gone"].contains(&state_of(&format!("/proc/{pid}/task/{tid}"))));
+    tids.sort_unstable();
+    tids
+}
+
+/// A task's state: running and the kinds of sleep are all "live".
+fn state_of(dir: &str) -> &'static str {
+    let raw = fs::read(format!("{dir}/stat")).unwrap_or_default();
+    let after = raw.iter().rposition(|b| *b == b')').and_then(|at| raw.get(at + 2));
+    match after {
+        None => "gone",
+        Some(b'Z' | b'X') => "zombie",
+        Some(b'T') => "stopped",
+        Some(b't') => "traced",
+        Some(_) => "live",
+    }
 }
 
 impl View {
@@ -124,33 +164,46 @@ impl View {
     /// # Errors
     /// It is gone.
     pub fn of(pid: i32) -> Result<View> {
+        View::within(pid, &mut Inodes::default())
+    }
+
+    /// Looks at a process whose shared inodes have been met elsewhere, too.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn within(pid: i32, inodes: &mut Inodes) -> Result<View> {
         // A thread or descriptor may go between the listing and the look at it: then it is looked again.
         for _ in 0..20 {
-            match View::look(pid) {
-                Err(e) if e.root_cause().downcast_ref::<std::io::Error>().is_some_and(vanished) => {
+            match View::look(pid, inodes) {
+                Err(e) if vanished(&e) && Path::new(&format!("/proc/{pid}")).exists() => {
                     std::thread::sleep(std::time::Duration::from_millis(5));
                 }
                 other => return other,
             }
         }
-        View::look(pid)
+        View::look(pid, inodes)
     }
 
-    fn look(pid: i32) -> Result<View> {
+    fn look(pid: i32, inodes: &mut Inodes) -> Result<View> {
         let mut view = View::default();
-        let proc = format!("/proc/{pid}");
-        for name in [
-            "cmdline",
-            "environ",
-            "limits",
-            "comm",
-            "personality",
-            "oom_score_adj",
-            "coredump_filter",
-            "timers",
-        ] {
+        let whole = format!("/proc/{pid}");
+        let living = living_threads(pid);
+        view.put("state", state_of(&whole).to_owned());
+        let Some(first) = living.first() else {
+            view.pick_status("status", &format!("{whole}/status"), ZOMBIE_STATUS)?;
+            view.pick_stat("stat", &format!("{whole}/stat"), ZOMBIE_STAT)?;
+            return Ok(view);
+        };
+        // A leader that has ended while other threads live shows nothing; they do.
+        let leader = *first == pid;
+        let proc = if leader { whole.clone() } else { format!("{whole}/task/{first}") };
+        for name in ["cmdline", "environ", "limits", "comm", "personality", "oom_score_adj"] {
             let raw = fs::read(format!("{proc}/{name}")).with_context(|| format!("{proc}/{name}"))?;
             view.put(name, raw.escape_ascii().to_string().replace("\\n", "\n"));
+        }
+        for name in ["coredump_filter", "timers"] {
+            let raw = fs::read(format!("{whole}/{name}")).with_context(|| format!("{whole}/{name}"))?;
+            view.put(name, String::from_utf8_lossy(&raw).into_owned());
         }
         let auxv = fs::read(format!("{proc}/auxv"))?;
         view.put("auxv", auxv.chunks(16).map(|c| format!("{}\n", c.escape_ascii())).collect());
@@ -164,15 +217,19 @@ impl View {
         view.put("owner", format!("{} {}", owner.uid(), owner.gid()));
         view.pick_status("status", &format!("{proc}/status"), STATUS)?;
         view.pick_stat("stat", &format!("{proc}/stat"), STAT)?;
-        view.put("maps", maps(&fs::read(format!("{proc}/smaps"))?));
-        view.descriptors(&proc)?;
-        for entry in fs::read_dir(format!("{proc}/task"))? {
-            view.thread(&proc, &entry?.file_name().to_string_lossy())?;
+        view.put("maps", maps_within(&fs::read(format!("{proc}/smaps"))?, inodes));
+        view.descriptors(&proc, inodes)?;
+        for tid in &living {
+            view.thread(&whole, &tid.to_string())?;
+        }
+        if !leader {
+            view.pick_status(&format!("thread.{pid}"), &format!("{whole}/status"), &["Name"])?;
+            view.pick_stat(&format!("thread.{pid}"), &format!("{whole}/stat"), &[(52, "exit_code")])?;
         }
         Ok(view)
     }
 
-    fn put(&mut self, name: &str, value: String) {
+    pub(crate) fn put(&mut self, name: &str, value: String) {
         self.0.insert(name.to_owned(), value);
     }
 
@@ -200,6 +257,11 @@ impl View {
 
     fn thread(&mut self, proc: &str, tid: &str) -> Result<()> {
         let (group, dir, number) = (format!("thread.{tid}"), format!("{proc}/task/{tid}"), tid.parse()?);
+        self.put(&format!("{group}.state"), state_of(&dir).to_owned());
+        let children = fs::read_to_string(format!("{dir}/children")).unwrap_or_default();
+        if !children.is_empty() {
+            self.put(&format!("{group}.children"), children); // in the order in which wait finds them
+        }
         self.pick_status(&group, &format!("{dir}/status"), THREAD_STATUS)?;
         self.pick_stat(
             &group,
@@ -215,37 +277,33 @@ impl View {
         Ok(())
     }
 
-    fn descriptors(&mut self, proc: &str) -> Result<()> {
+    fn descriptors(&mut self, proc: &str, inodes: &mut Inodes) -> Result<()> {
         let mut numbers: Vec<u32> = Vec::new();
         for entry in fs::read_dir(format!("{proc}/fd"))? {
             numbers.push(entry?.file_name().to_string_lossy().parse()?);
         }
         numbers.sort_unstable();
-        let mut seen: Vec<OsString> = Vec::new();
         for fd in numbers {
             // A program that runs may close one while we look.
             let (link, info) =
                 (fs::read_link(format!("{proc}/fd/{fd}")), fs::read_to_string(format!("{proc}/fdinfo/{fd}")));
             let (Ok(link), Ok(info)) = (link, info) else { continue };
-            let mut name = link.into_os_string();
-            // Inode numbers of pipes and sockets are new after a restart; which descriptors share one is not.
-            for kind in ["pipe:[", "socket:["] {
-                if name.as_bytes().starts_with(kind.as_bytes()) {
-                    let first = seen.iter().position(|s| *s == name).unwrap_or(seen.len());
-                    if first == seen.len() {
-                        seen.push(name.clone());
-                    }
-                    name = format!("{kind}{first}]").into();
-                }
+            let mut name = link.as_os_str().as_bytes().escape_ascii().to_string();
+            if let Some(kind) = ["pipe:[", "socket:["].iter().find(|kind| name.starts_with(**kind)) {
+                name = format!("{kind}{}]", inodes.number(&name));
             }
             let info: Vec<&str> =
                 info.lines().filter(|l| l.starts_with("pos:") || l.starts_with("flags:")).collect();
-            self.put(
-                &format!("fd.{fd}"),
-                format!("{} {}", name.as_bytes().escape_ascii(), info.join(" ").replace('\t', " ")),
-            );
+            self.put(&format!("fd.{fd}"), format!("{name} {}", info.join(" ").replace('\t', " ")));
         }
         Ok(())
+    }
+
+    /// Its descriptors, each with what it refers to.
+    pub fn descriptor_names(&self) -> Vec<(u32, String)> {
+        let number = |name: &str| name.strip_prefix("fd.")?.parse().ok();
+        let target = |value: &str| value.split(" pos:").next().unwrap_or_default().to_owned();
+        self.0.iter().filter_map(|(name, value)| Some((number(name)?, target(value)))).collect()
     }
 
     /// Keeps the groups or names in `only` (`static` stands for what never changes in a free run; empty: all) and
@@ -269,6 +327,10 @@ impl View {
 /// nothing are joined, since the kernel may or may not have merged them.
 #[must_use]
 pub fn maps(smaps: &[u8]) -> String {
+    maps_within(smaps, &mut Inodes::default())
+}
+
+fn maps_within(smaps: &[u8], inodes: &mut Inodes) -> String {
     let text = String::from_utf8_lossy(smaps);
     let mut joined: Vec<Mapping> = Vec::new();
     let mut open: Option<Mapping> = None;
@@ -282,7 +344,7 @@ pub fn maps(smaps: &[u8]) -> String {
                 Some(last) if last.continues_as(&mapping) => last.end = mapping.end,
                 _ => joined.push(mapping),
             }
-        } else if let Some(mapping) = Mapping::parse(line) {
+        } else if let Some(mapping) = Mapping::parse(line, inodes) {
             open = Some(mapping);
         }
     }
@@ -294,14 +356,14 @@ struct Mapping {
     end: u64,
     protection: String,
     offset: u64,
-    /// Device and inode; empty for what has no lasting inode.
+    /// Device and inode, or the number of an inode that does not last; empty for anonymous memory.
     file: String,
     name: String,
     flags: String,
 }
 
 impl Mapping {
-    fn parse(line: &str) -> Option<Mapping> {
+    fn parse(line: &str, inodes: &mut Inodes) -> Option<Mapping> {
         let mut words = line.splitn(6, ' ');
         let (start, end) = words.next()?.split_once('-')?;
         let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
@@ -311,8 +373,11 @@ impl Mapping {
             (words.next()?, format!("{} {}", words.next()?, words.next().unwrap_or("")));
         let (inode, name) = inode_and_name.split_once(' ')?;
         let name = name.trim().to_owned();
-        let lasting = inode != "0" && !name.ends_with("(deleted)");
-        let file = if lasting { format!("{device} {inode}") } else { String::new() };
+        let file = match inode {
+            "0" => String::new(),
+            _ if name.ends_with("(deleted)") => format!("#{}", inodes.number(&format!("{device} {inode}"))),
+            _ => format!("{device} {inode}"),
+        };
         Some(Mapping { start, end, protection, offset, file, name, flags: String::new() })
     }
 

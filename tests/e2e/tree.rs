@@ -1,0 +1,180 @@
+//! Process trees: errors that name the right member, nothing left of half a tree, tasks being born meanwhile.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use ckpt_tests::context::Context;
+use ckpt_tests::fixture::{compile_c, find_program};
+use ckpt_tests::sys;
+use ckpt_tests::tool::LIMIT;
+use ckpt_tests::tree::{Tree, children, ended, family};
+
+use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("refusal_names_the_member", refusal_names_the_member),
+    ("child_pid_taken", child_pid_taken),
+    ("child_file_missing", child_file_missing),
+    ("inherit_fd_of_a_child", inherit_fd_of_a_child),
+    ("stop_and_continue", stop_and_continue),
+    ("forks_meanwhile", forks_meanwhile),
+];
+
+/// A `kin` helper and the pid of its child, as text.
+fn kin(ctx: &Context, kind: &str) -> Result<(Program, String)> {
+    let program = Program::start(ctx, "kin", &[kind])?;
+    let child = child_of(&program)?;
+    Ok((program, child))
+}
+
+fn child_of(program: &Program) -> Result<String> {
+    sys::poll("the child's pid", Duration::from_secs(5), || {
+        Ok(std::fs::read_to_string(program.path("child")).ok())
+    })
+}
+
+/// `restart -W` fails with exit 1 and a line with all of `words`, and nothing is left.
+fn fails(ctx: &Context, program: &Program, image: &Path, words: &[&str]) -> Result<()> {
+    let outcome = ctx.run("restart", &["-W", "-i"]).arg(image).finish()?;
+    expect_line(&outcome, "restart", &[1], words)?;
+    ensure(outcome.stdout.is_empty(), "restart printed a pid")?;
+    nothing_runs_in(program.dir.path())
+}
+
+/// A child that is traced by somebody else: the error names the child and the tracer, and both live on.
+fn refusal_names_the_member(ctx: &Context) -> Result<()> {
+    let (mut program, child) = kin(ctx, "plain")?;
+    let mut tracer = Program::start(ctx, "ptracer", &[&child])?;
+    let before = Tree::of(program.target.pid())?;
+    let outcome =
+        ctx.run("checkpoint", &["--kill", "-o"]).arg(program.path("image")).arg(program.pid()).finish()?;
+    expect_line(&outcome, "checkpoint", &[1, 3, 4], &[&child, "kin-child", &tracer.pid(), "trac"])?;
+    ensure(!program.path("image").exists(), "a refused checkpoint left an image")?;
+    tracer.target.must_live()?;
+    let found = before.differences(&Tree::of(program.target.pid())?, false, Clone::clone);
+    ensure(found.is_empty(), format!("the tree was touched: {found:?}"))?;
+    tracer.target.kill();
+    program.unharmed()?;
+    program.ends_with(7)
+}
+
+/// Another process has the child's pid: the error says which pid and who has it; afterwards the image still works.
+fn child_pid_taken(ctx: &Context) -> Result<()> {
+    let (mut program, child) = kin(ctx, "plain")?;
+    let image = program.save_and_kill(ctx)?;
+    let mut squatter = Program::start(ctx, "squatter", &[&child]).context("the child's pid is not free")?;
+    fails(ctx, &program, &image, &[&child, "squatter"])?;
+    squatter.unharmed()?;
+    squatter.target.kill();
+    program.back_from(ctx, &image).context("the image still works")?;
+    ensure(children(program.target.pid()) == [child.parse::<i32>()?], "the child is not back")?;
+    program.ends_with(7)
+}
+
+/// A file that only the child has open is gone: named, and the parent is not left behind.
+fn child_file_missing(ctx: &Context) -> Result<()> {
+    let (mut program, _) = kin(ctx, "file")?;
+    let image = program.save_and_kill(ctx)?;
+    let (here, away) = (program.path("precious"), program.path("moved"));
+    std::fs::rename(&here, &away)?;
+    fails(ctx, &program, &image, &["/precious"])?;
+    std::fs::rename(&away, &here)?;
+    program.back_from(ctx, &image).context("the image still works")?;
+    program.ends_with(7)
+}
+
+/// A pipe from outside that only a child has: the restart without --inherit-fd names it, with it the child goes on.
+fn inherit_fd_of_a_child(ctx: &Context) -> Result<()> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let binary = compile_c(ctx, &ctx.helpers.join("kin.c"), &["-pthread".to_owned()])?;
+    let shell = find_program("sh").context("sh")?.into_os_string();
+    let argv = [shell, "-c".into(), "exec \"$0\" outside 7<&0 </dev/null".into(), binary.into_os_string()];
+    let mut program = Program::start_argv(&argv, tempfile::tempdir()?, Some(read.try_clone()?))?;
+    child_of(&program)?;
+    let image = program.save_and_kill(ctx)?;
+    let outcome = ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?;
+    expect_line(&outcome, "restart", &[1, 2, 3], &["fd 7", "--inherit-fd"])?;
+    nothing_runs_in(program.dir.path())?;
+    let run = ctx.run("restart", &["-W", "--inherit-fd", "7", "-i"]).arg(&image);
+    run.pass(read.try_clone()?, 7).finish()?.expect_code(0)?;
+    program.adopt()?;
+    rustix::io::write(&write, b"to the child\n")?;
+    sys::poll("the child to repeat what it was told", Duration::from_secs(5), || {
+        Ok(std::fs::read_to_string(program.path("out"))?.contains("to the child\n").then_some(()))
+    })?;
+    program.ends_with(7)
+}
+
+/// --stop leaves every member stopped; SIGCONT to each lets all go on.
+fn stop_and_continue(ctx: &Context) -> Result<()> {
+    let (mut program, child) = kin(ctx, "plain")?;
+    let image = program.path("image");
+    ctx.run("checkpoint", &["--stop", "-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;
+    for pid in [&program.pid(), &child] {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let stopped = status.contains("State:\tT (stopped)") && status.contains("TracerPid:\t0\n");
+        ensure(stopped, format!("{pid} is not stopped: {status}"))?;
+    }
+    for pid in family(program.target.pid()) {
+        let pid = rustix::process::Pid::from_raw(pid).context("pid")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
+    }
+    program.ends_with(7)
+}
+
+const WALKERS: usize = 60;
+
+/// Hops counted by a `bomb`.
+fn hops(program: &Program) -> Result<u64> {
+    let raw = std::fs::read(program.path("count"))?;
+    Ok(u64::from_ne_bytes(raw[..8].try_into().context("count")?))
+}
+
+/// Every walker lives, and hops on.
+fn walking(program: &mut Program) -> Result<()> {
+    let (pid, before) = (program.target.pid(), hops(program)?);
+    let start = Instant::now();
+    sys::poll("all walkers to walk on", Duration::from_secs(5), || {
+        program.target.must_live()?;
+        let living = family(pid).into_iter().filter(|p| *p != pid && !ended(*p)).count();
+        // One that has just forked lives for a moment beside its child.
+        let all = living >= WALKERS && start.elapsed() > Duration::from_millis(20);
+        Ok((all && hops(program)? > before + WALKERS as u64).then_some(()))
+    })?;
+    for pid in family(pid) {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        ensure(!status.contains("State:\tT") && !status.contains("State:\tt"), format!("stopped: {status}"))?;
+    }
+    Ok(())
+}
+
+/// Processes that fork and end all the time, thousands a second: a checkpoint gets hold of all or fails cleanly, and they
+/// go on; with --kill none escapes, and the restarted ones go on.
+fn forks_meanwhile(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "bomb", &[&WALKERS.to_string(), "15", "12000"])?;
+    walking(&mut program)?;
+    let (image, mut done) = (program.path("image"), 0);
+    for round in 0..4 {
+        let outcome = ctx.run("checkpoint", &["-f", "-o"]).arg(&image).arg(program.pid()).finish()?;
+        if outcome.status.success() {
+            done += 1;
+        } else {
+            expect_line(&outcome, "checkpoint", &[1, 3], &[]).with_context(|| format!("round {round}"))?;
+            println!("    round {round}: {}", outcome.stderr.trim());
+        }
+        walking(&mut program).with_context(|| format!("after checkpoint {round}: {}", outcome.stderr))?;
+    }
+    println!("    {done} of 4 checkpoints got hold of all, after {} forks", hops(&program)?);
+    std::fs::remove_file(&image).or_else(|e| if done == 0 { Ok(()) } else { Err(e) })?;
+    let outcome = ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(program.pid()).finish()?;
+    if !outcome.status.success() {
+        walking(&mut program).context("after a checkpoint --kill that failed")?;
+        bail!("a tree that forks could not be checkpointed: {}", outcome.stderr.trim());
+    }
+    program.target.wait(LIMIT)?;
+    program.target.all_gone(&[]).context("after checkpoint --kill")?;
+    program.back_from(ctx, &image)?;
+    walking(&mut program).context("after the restart")?;
+    program.ends_with(7)
+}
