@@ -1,0 +1,385 @@
+//! The order of the steps.
+//!
+//! What happens to a task are *events*: it is forked, it founds a group it will leave, it settles
+//! (in its final session and group), it exits. Events wait for others; those that wait for none are
+//! turned into steps, the latest first, so that a branch of the tree is finished before the next is
+//! begun and ghosts are short-lived. Two preferences save calls of setpgid(2): a child that is to be
+//! in its parent's group waits for the parent to settle, unless nothing else can be done; one that
+//! is not does not wait.
+
+use super::{
+    Ghost, Group, Plan, Step, TaskIndex,
+    births::{Births, SIGCHLD, SIGNAL, refused},
+    family::{COORDINATOR, Family, PerSeat, Seat},
+};
+use crate::error::Result;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// What happens to a task.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Fork(Seat),
+    /// Becomes the leader of a group, though it is to be in another.
+    Found(Seat),
+    Settle(Seat),
+    Exit(Seat),
+}
+
+/// When a maker forks: relative to its settling.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum When {
+    Before,
+    #[default]
+    Any,
+    RatherAfter,
+    After,
+}
+
+/// How a task is made.
+#[derive(Clone, Copy, Default)]
+struct Make {
+    maker: Seat,
+    sibling: bool,
+    when: When,
+}
+
+/// How a task settles.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Settled {
+    #[default]
+    AsBorn,
+    InSession,
+    InGroup(i32),
+}
+
+/// The tasks of the plan, ghosts among them, and what waits for what.
+struct Draft<'a> {
+    family: &'a Family,
+    ghosts: Vec<Ghost>,
+    /// Ghosts by their pid.
+    leaders: BTreeMap<i32, Seat>,
+    makes: PerSeat<Option<Make>>,
+    settled: PerSeat<Settled>,
+    /// Of a ghost: who adopts what it made.
+    adopter: PerSeat<Option<Seat>>,
+    waits: BTreeMap<Event, usize>,
+    next: BTreeMap<Event, Vec<Event>>,
+}
+
+/// Puts the making of `family` in order.
+pub(super) fn arrange(family: &Family, births: &Births) -> Result<Plan> {
+    let mut draft = Draft {
+        family,
+        ghosts: Vec::new(),
+        leaders: BTreeMap::new(),
+        makes: PerSeat::default(),
+        settled: PerSeat::default(),
+        adopter: PerSeat::default(),
+        waits: BTreeMap::new(),
+        next: BTreeMap::new(),
+    };
+    draft.founders(births);
+    draft.adoptions(births)?;
+    draft.children(births);
+    draft.settle_nodes();
+    draft.groups();
+    Run::new(&draft).steps().map(|steps| Plan { ghosts: draft.ghosts, steps })
+}
+
+impl Draft<'_> {
+    /// Ghosts for dead session leaders.
+    fn founders(&mut self, births: &Births) {
+        for (sid, founder) in &births.founders {
+            let make = Make { maker: founder.parent, ..Make::default() };
+            let ghost = self.ghost(Some(*sid), founder.exit_signal, make);
+            self.settled.set(ghost, Settled::InSession);
+        }
+    }
+
+    /// Processes that the leader of their session makes, as siblings or by a ghost.
+    fn adoptions(&mut self, births: &Births) -> Result<()> {
+        for ((parent, sid), children) in &births.adopted {
+            let Some(maker) = self.leader(*sid) else { continue };
+            let (maker_parent, signal) = self.relation(maker);
+            let is_sibling =
+                |seat: &Seat| *parent == maker_parent && self.family.kin(*seat).exit_signal == signal;
+            let (siblings, orphans): (Vec<Seat>, Vec<Seat>) = children.iter().partition(|s| is_sibling(s));
+            if let Some(loud) = orphans.iter().find(|s| self.family.kin(**s).exit_signal != SIGCHLD) {
+                return Err(refused(self.family, *loud, SIGNAL));
+            }
+            for seat in siblings {
+                self.make(seat, Make { maker, sibling: true, when: When::After });
+            }
+            if !orphans.is_empty() {
+                let ghost = self.ghost(None, 0, Make { maker, sibling: false, when: When::After });
+                self.adopter.set(ghost, Some(*parent));
+                for seat in orphans {
+                    self.make(seat, Make { maker: ghost, ..Make::default() });
+                    self.wait(Event::Settle(seat), Event::Exit(ghost));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Processes that their parents fork.
+    fn children(&mut self, births: &Births) {
+        for (seat, kin) in self.family.nodes() {
+            if self.makes.get(seat).is_some() {
+                continue;
+            }
+            let parent = self.family.kin(kin.parent);
+            let when = match births.born.get(seat) {
+                Some(sid) if parent.leads && sid == parent.sid => When::After,
+                Some(_) if parent.leads => When::Before,
+                _ if !kin.leads && kin.pgid == parent.pgid => When::RatherAfter,
+                _ => When::Any,
+            };
+            self.make(seat, Make { maker: kin.parent, sibling: false, when });
+        }
+    }
+
+    fn settle_nodes(&mut self) {
+        for (seat, kin) in self.family.nodes() {
+            self.settled.set(seat, if kin.leads { Settled::InSession } else { Settled::InGroup(kin.pgid) });
+            self.wait(Event::Settle(seat), Event::Fork(seat));
+        }
+    }
+
+    /// Lets members wait for their group. A leader that is dead, or in another group by now, is
+    /// represented by a ghost until all members are in.
+    fn groups(&mut self) {
+        let outside = self.family.kin(COORDINATOR).pgid;
+        let mut groups: BTreeMap<i32, Vec<Seat>> = BTreeMap::new();
+        for (seat, kin) in self.family.nodes().filter(|(_, kin)| kin.pgid != outside) {
+            groups.entry(kin.pgid).or_default().push(seat);
+        }
+        for (pgid, members) in groups {
+            let Some(sid) = members.first().map(|seat| self.family.kin(*seat).sid) else { continue };
+            let (ready, ghost) = match self.leader_of(pgid) {
+                Some(leader) if leader >= self.family.len => (Event::Settle(leader), Some(leader)),
+                Some(leader) if self.family.kin(leader).pgid == pgid => (Event::Settle(leader), None),
+                Some(leader) => self.deputy(leader),
+                None => self.group_ghost(pgid, sid),
+            };
+            for seat in members {
+                if ready != Event::Settle(seat) {
+                    self.wait(Event::Settle(seat), ready);
+                }
+                if let Some(ghost) = ghost {
+                    self.wait(Event::Exit(ghost), Event::Settle(seat));
+                }
+            }
+        }
+    }
+
+    /// A ghost that stays in the group `leader` founds and leaves.
+    fn deputy(&mut self, leader: Seat) -> (Event, Option<Seat>) {
+        let ghost = self.ghost(None, 0, Make { maker: leader, sibling: false, when: When::Before });
+        self.wait(Event::Found(leader), Event::Fork(leader));
+        self.wait(Event::Fork(ghost), Event::Found(leader));
+        (Event::Fork(ghost), Some(ghost))
+    }
+
+    /// A ghost that leads a group of session `sid`.
+    fn group_ghost(&mut self, pgid: i32, sid: i32) -> (Event, Option<Seat>) {
+        let maker = self.leader(sid).unwrap_or(COORDINATOR);
+        let ghost = self.ghost(Some(pgid), 0, Make { maker, sibling: false, when: When::After });
+        self.settled.set(ghost, Settled::InGroup(pgid));
+        (Event::Settle(ghost), Some(ghost))
+    }
+
+    fn ghost(&mut self, pid: Option<i32>, exit_signal: i32, make: Make) -> Seat {
+        let seat = self.family.len + self.ghosts.len();
+        self.ghosts.push(Ghost { pid, exit_signal });
+        if let Some(pid) = pid {
+            self.leaders.insert(pid, seat);
+        }
+        self.make(seat, make);
+        self.wait(Event::Settle(seat), Event::Fork(seat));
+        self.wait(Event::Exit(seat), Event::Settle(seat));
+        seat
+    }
+
+    fn make(&mut self, seat: Seat, make: Make) {
+        self.makes.set(seat, Some(make));
+        self.waits.entry(Event::Fork(seat)).or_default();
+        let maker = make.maker;
+        if maker == COORDINATOR {
+            return;
+        }
+        self.wait(Event::Fork(seat), Event::Fork(maker));
+        match make.when {
+            When::Before => self.wait(Event::Settle(maker), Event::Fork(seat)),
+            When::After => self.wait(Event::Fork(seat), Event::Settle(maker)),
+            When::Any | When::RatherAfter => {}
+        }
+        if maker >= self.family.len {
+            // A ghost outlives what it makes and reaps the ghosts among its children.
+            let is_ghost_child = seat >= self.family.len;
+            let last = if is_ghost_child { Event::Exit(seat) } else { Event::Fork(seat) };
+            self.wait(Event::Exit(maker), last);
+        }
+    }
+
+    fn wait(&mut self, event: Event, first: Event) {
+        self.waits.entry(first).or_default();
+        *self.waits.entry(event).or_default() += 1;
+        self.next.entry(first).or_default().push(event);
+    }
+
+    /// The leader of a session, the coordinator for the outside one.
+    fn leader(&self, sid: i32) -> Option<Seat> {
+        self.family.leader(sid).or_else(|| self.leaders.get(&sid).copied())
+    }
+
+    /// The task a group is named after.
+    fn leader_of(&self, pgid: i32) -> Option<Seat> {
+        self.family.node(pgid).or_else(|| self.leaders.get(&pgid).copied())
+    }
+
+    /// Parent and exit signal of a session's leader.
+    fn relation(&self, leader: Seat) -> (Seat, i32) {
+        match leader.checked_sub(self.family.len).and_then(|ghost| self.ghosts.get(ghost)) {
+            None => (self.family.kin(leader).parent, self.family.kin(leader).exit_signal),
+            Some(ghost) => (self.makes.get(leader).map_or(COORDINATOR, |make| make.maker), ghost.exit_signal),
+        }
+    }
+}
+
+/// The events of a draft as they happen.
+struct Run<'a> {
+    draft: &'a Draft<'a>,
+    waits: BTreeMap<Event, usize>,
+    ready: Vec<Event>,
+    /// Forks that could happen but had better wait for their makers, and the same by maker.
+    reluctant: VecDeque<Event>,
+    held: BTreeMap<Seat, Vec<Event>>,
+    done: BTreeSet<Event>,
+    /// The group each task is in.
+    groups: PerSeat<i32>,
+    steps: Vec<Step>,
+}
+
+impl<'a> Run<'a> {
+    fn new(draft: &'a Draft<'a>) -> Self {
+        let waits = draft.waits.clone();
+        let mut groups = PerSeat::default();
+        groups.set(COORDINATOR, draft.family.kin(COORDINATOR).pgid);
+        let ready = waits.iter().filter(|(_, waits)| **waits == 0).map(|(event, _)| *event).rev().collect();
+        Run {
+            draft,
+            waits,
+            ready,
+            reluctant: VecDeque::new(),
+            held: BTreeMap::new(),
+            done: BTreeSet::new(),
+            groups,
+            steps: Vec::new(),
+        }
+    }
+
+    fn steps(mut self) -> Result<Vec<Step>> {
+        while let Some(event) = self.ready.pop().or_else(|| self.reluctant.pop_front()) {
+            if self.done.insert(event) {
+                self.happen(event);
+                self.release(event);
+            }
+        }
+        if self.done.len() == self.waits.len() {
+            return Ok(self.steps);
+        }
+        let unmade = self.draft.family.nodes().find(|(seat, _)| !self.done.contains(&Event::Fork(*seat)));
+        let seat = unmade.map_or(COORDINATOR, |(seat, _)| seat);
+        Err(refused(self.draft.family, seat, "what makes it would have to be made by it"))
+    }
+
+    fn release(&mut self, event: Event) {
+        let mut freed = Vec::new();
+        for then in self.draft.next.get(&event).into_iter().flatten() {
+            let Some(waits) = self.waits.get_mut(then) else { continue };
+            *waits = waits.saturating_sub(1);
+            if *waits > 0 {
+                continue;
+            }
+            match self.reluctant_maker(*then) {
+                Some(maker) => {
+                    self.reluctant.push_back(*then);
+                    self.held.entry(maker).or_default().push(*then);
+                }
+                None => freed.push(*then),
+            }
+        }
+        if let Event::Settle(seat) = event {
+            freed.extend(self.held.remove(&seat).into_iter().flatten());
+        }
+        self.ready.extend(freed.into_iter().rev());
+    }
+
+    /// The maker that had better settle before this fork.
+    fn reluctant_maker(&self, event: Event) -> Option<Seat> {
+        let Event::Fork(seat) = event else { return None };
+        let make = self.draft.makes.get(seat).filter(|make| make.when == When::RatherAfter)?;
+        (!self.done.contains(&Event::Settle(make.maker))).then_some(make.maker)
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Fork(seat) => self.fork(seat),
+            Event::Found(seat) => self.join(seat, self.draft.family.kin(seat).pid),
+            Event::Settle(seat) => match self.draft.settled.get(seat) {
+                Settled::AsBorn => {}
+                Settled::InGroup(pgid) => self.join(seat, pgid),
+                Settled::InSession => {
+                    self.groups.set(seat, self.pid(seat));
+                    self.steps.push(Step::Setsid(task(seat)));
+                }
+            },
+            Event::Exit(ghost) => self.exit(ghost),
+        }
+    }
+
+    fn fork(&mut self, seat: Seat) {
+        let make = self.draft.makes.get(seat).unwrap_or_default();
+        self.groups.set(seat, self.groups.get(make.maker));
+        let maker = make.maker.checked_sub(1);
+        self.steps.push(Step::Fork { maker, task: task(seat), sibling: make.sibling });
+    }
+
+    fn join(&mut self, seat: Seat, pgid: i32) {
+        if self.groups.get(seat) == pgid {
+            return;
+        }
+        self.groups.set(seat, pgid);
+        let group = match self.draft.leader_of(pgid) {
+            None => Group::Restarter,
+            Some(leader) if leader == seat => Group::Own,
+            Some(leader) => Group::Of(task(leader)),
+        };
+        self.steps.push(Step::Setpgid(task(seat), group));
+    }
+
+    fn exit(&mut self, ghost: Seat) {
+        let parent = self.draft.makes.get(ghost).unwrap_or_default().maker.checked_sub(1);
+        let exit = Step::Exit { ghost: task(ghost), parent };
+        match self.draft.adopter.get(ghost).map(task) {
+            None => self.steps.push(exit),
+            Some(adopter) => {
+                let (on, off) = (Step::Subreaper(adopter, true), Step::Subreaper(adopter, false));
+                self.steps.extend([on, exit, off]);
+            }
+        }
+    }
+
+    fn pid(&self, seat: Seat) -> i32 {
+        match seat.checked_sub(self.draft.family.len).and_then(|ghost| self.draft.ghosts.get(ghost)) {
+            None => self.draft.family.kin(seat).pid,
+            Some(ghost) => ghost.pid.unwrap_or_default(),
+        }
+    }
+}
+
+/// The index of a seat that is not the coordinator's.
+fn task(seat: Seat) -> TaskIndex {
+    seat.saturating_sub(1)
+}
