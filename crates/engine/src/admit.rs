@@ -50,7 +50,8 @@ impl Admission {
             }));
         }
         let status = process.status()?;
-        if status.tracer_pid != 0 {
+        let ours = u32::try_from(status.tracer_pid).is_ok_and(|pid| pid == std::process::id());
+        if status.tracer_pid != 0 && !ours {
             let tracer = Process::open(status.tracer_pid)
                 .map_or_else(|_| format!("pid {}", status.tracer_pid), |t| t.label());
             return Err(Error::permission(format!("it is traced by {tracer}"))

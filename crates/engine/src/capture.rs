@@ -20,7 +20,7 @@ use ckpt_image::{
 };
 use ckpt_kernel::{
     memory::Span,
-    program::{Outcome, Program},
+    program::{Arg, Outcome, Program},
     query::Kcmp,
     visit::{Traces, Visit, Visitor, park_signal},
 };
@@ -28,6 +28,7 @@ use ckpt_proc::{
     maps::{Mapping, parse_maps},
     status::{Status, parse_status},
 };
+use std::collections::BTreeMap;
 
 /// A frozen tree and everything of it but page contents.
 pub(crate) struct Capture {
@@ -53,6 +54,7 @@ struct Answers {
     process: Vec<Outcome>,
     timers: Vec<ckpt_proc::timers::Timer>,
     threads: Vec<Vec<Outcome>>,
+    stopped: Vec<Outcome>,
 }
 
 /// What has been collected so far.
@@ -62,6 +64,8 @@ struct Collector {
     processes: Vec<model::Process>,
     objects: Objects,
     memory: Vec<(usize, pages::Plan)>,
+    /// Of stopped children: the wait status their parent has yet to see, by pid.
+    unseen: BTreeMap<i32, i32>,
 }
 
 /// Collects everything of a frozen tree.
@@ -69,9 +73,15 @@ pub(crate) fn capture(tree: Vec<FrozenProcess>) -> Result<Capture> {
     let mut all = Collector::default();
     all.objects.members = tree.iter().map(|member| member.process.pid).collect();
     let header = header::header()?;
+    let mut stopped: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    for member in tree.iter().filter(|member| member.stopped) {
+        stopped.entry(member.process.stat()?.ppid).or_default().push(member.process.pid);
+    }
     for member in tree {
         let label = member.process.label();
-        if member.is_zombie() { all.zombie(member) } else { all.process(member) }.task(|| label)?;
+        let children = stopped.remove(&member.process.pid).unwrap_or_default();
+        if member.is_zombie() { all.zombie(member) } else { all.process(member, &children) }
+            .task(|| label)?;
     }
     let tables = all.processes.iter().map(|p| p.task.files);
     file::pipe::adopt(all.held.iter().map(|(process, _)| process).zip(tables), &mut all.objects)?;
@@ -106,16 +116,20 @@ impl Collector {
             comm: process.stat()?.comm,
             ..model::Thread::default()
         };
-        let task = record::Task { nr_threads: 1, ..task(&process, task_state::ZOMBIE)? };
+        let parent_tid = member.parent_tid;
+        let task = record::Task { nr_threads: 1, parent_tid, ..task(&process, task_state::ZOMBIE)? };
         self.processes.push(model::Process { task, threads: vec![leader] });
         self.held.push((process, Vec::new()));
         Ok(())
     }
 
-    /// Visits the threads of a process, then collects everything.
-    fn process(&mut self, member: FrozenProcess) -> Result<()> {
-        let FrozenProcess { process, threads: frozen, stopped } = member;
-        let (frozen, answers) = visit(&process, frozen)?;
+    /// Visits the threads of a process, then collects everything. `children` are those that are
+    /// stopped.
+    fn process(&mut self, member: FrozenProcess, children: &[i32]) -> Result<()> {
+        let FrozenProcess { process, threads: frozen, stopped, parent_tid } = member;
+        let (frozen, answers) = visit(&process, frozen, children)?;
+        let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
+        self.unseen.extend(unseen);
         let threads = threads(&process, &frozen, &answers.threads, &mut self.objects)?;
         let mut answered = answers.process.as_slice().split_at(signal::SIGNALS as usize);
         let sighand = signal::checkpoint(answered.0)?;
@@ -142,6 +156,8 @@ impl Collector {
             sighand: objects.task(Kcmp::Sighand, pid, |_| Ok(Object::Sighand(sighand)))?.0,
             signal: objects.add(Object::Signal(model::Signal { record: shared, pending, timers })),
             nr_threads: threads.len() as u32,
+            exit_code: self.unseen.get(&pid).copied().unwrap_or(0),
+            parent_tid,
             ..task(&process, if stopped { task_state::STOPPED } else { task_state::RUNNING })?
         };
         self.processes.push(model::Process { task, threads });
@@ -167,7 +183,11 @@ fn task(process: &Process, state: u32) -> Result<record::Task> {
 }
 
 /// Asks the tasks what only they know.
-fn visit(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<FrozenThread>, Answers)> {
+fn visit(
+    process: &Process,
+    frozen: Vec<FrozenThread>,
+    stopped: &[i32],
+) -> Result<(Vec<FrozenThread>, Answers)> {
     let maps = process.proc.parse("maps", parse_maps)?;
     let timers = process.proc.parse("timers", ckpt_proc::timers::parse_timers)?;
     let mut questions = Program::new();
@@ -182,6 +202,7 @@ fn visit(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<FrozenThre
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
     let answers = visit.run(0, &questions)?;
+    let stopped = visit.run(0, &stop_questions(stopped))?;
     let mut thread_answers = Vec::with_capacity(visit.len());
     for index in 0..visit.len() {
         thread_answers.push(visit.run(index, &thread::questions())?);
@@ -192,7 +213,27 @@ fn visit(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<FrozenThre
         .zip(kept)
         .map(|(thread, (raw, saved, restart, mask))| FrozenThread { thread, raw, saved, restart, mask })
         .collect();
-    Ok((frozen, Answers { process: answers, timers, threads: thread_answers }))
+    Ok((frozen, Answers { process: answers, timers, threads: thread_answers, stopped }))
+}
+
+/// Asks a parent what it has yet to be told about its stopped `children`.
+fn stop_questions(children: &[i32]) -> Program {
+    let mut questions = Program::new();
+    for pid in children {
+        let options = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+        let info = Arg::Out(size_of::<model::Siginfo>());
+        let args = [libc::P_PID.into(), (*pid).into(), info, options.into(), 0u64.into()];
+        questions.try_call("waitid", libc::SYS_waitid, args);
+    }
+    questions
+}
+
+/// The wait status in an answer to [`stop_questions`].
+fn unseen(answer: &Outcome) -> Option<i32> {
+    const SI_PID: usize = 16;
+    const SI_STATUS: usize = 24;
+    let (pid, signal) = (answer.word(SI_PID) as u32, answer.word(SI_STATUS) as u32);
+    (answer.ok() && pid != 0).then_some((signal as i32 & 0xff) << 8 | 0x7f)
 }
 
 fn park_signal_of(status: &Status, mask: u64) -> Result<i32> {

@@ -9,7 +9,16 @@ use crate::{
 use ckpt_image::record::{Regs, RestartBlock};
 use ckpt_kernel::{
     Errno,
-    tracee::{Running, Stopped},
+    tracee::{Running, Seize, Stopped},
+};
+use ckpt_proc::{
+    stat::TaskState,
+    status::parse_status,
+    syscall::{Syscall, parse_syscall},
+};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
 };
 
 /// A thread that stands still.
@@ -48,17 +57,18 @@ pub(crate) fn freeze(
     purpose: Purpose,
     observer: &mut dyn Observer,
 ) -> Result<Vec<FrozenThread>> {
+    await_vfork(process)?;
     let mut frozen: Vec<FrozenThread> = Vec::new();
+    let mut known = BTreeSet::new();
     loop {
-        let tids = process.tids()?;
-        let new: Vec<i32> =
-            tids.into_iter().filter(|tid| !frozen.iter().any(|f| f.thread.tid() == *tid)).collect();
+        let new: Vec<i32> = process.tids()?.into_iter().filter(|tid| known.insert(*tid)).collect();
         if new.is_empty() {
             break;
         }
         for tid in new {
             match freeze_thread(process, tid, purpose, observer) {
-                Err(error) if error.gone && tid != process.pid => {}
+                // Its id may be given to another thread yet.
+                Err(error) if error.gone && tid != process.pid => drop(known.remove(&tid)),
                 Err(error) => return Err(error.error),
                 Ok(thread) => frozen.push(thread),
             }
@@ -102,8 +112,14 @@ fn freeze_thread(
             Purpose::Image => call::Before::look(process, tid),
             Purpose::Visit => call::Before::default(),
         };
-        let running = Running::seize(tid, false).map_err(|cause| seize_failure(process, tid, cause))?;
-        let mut thread = running.interrupt()?;
+        let mut thread = match Running::seize(tid, Seize::Catch) {
+            Ok(running) => running.interrupt()?,
+            Err(cause) if is_ours(process, tid) => {
+                tracing::trace!("thread {tid} was caught at its birth: {cause}");
+                Running::born(tid).wait_stop()?
+            }
+            Err(cause) => return Err(seize_failure(process, tid, cause)),
+        };
         let mut raw = thread.regs()?;
         let mask = thread.sigmask()?;
         leave_rseq(process, &mut thread, &mut raw)?;
@@ -120,7 +136,7 @@ fn freeze_thread(
         }
         thread.set_regs(&raw)?;
         thread.detach()?;
-        std::thread::sleep(std::time::Duration::from_micros(200));
+        std::thread::sleep(Duration::from_micros(200));
     }
     let what = format!("thread {tid}: its interrupted system call could not be identified");
     Err(Error::failed(what).task(process.label()).advice("try again").into())
@@ -148,6 +164,34 @@ fn leave_rseq(process: &Process, thread: &mut Stopped, raw: &mut Regs) -> Result
         raw.rip = abort;
         raw.orig_rax = u64::MAX;
         thread.set_regs(raw)?;
+    }
+    Ok(())
+}
+
+/// Whether we trace the thread already: it was made by one that we had just attached to.
+fn is_ours(process: &Process, tid: i32) -> bool {
+    let status = process.proc.parse(&format!("task/{tid}/status"), parse_status);
+    status.is_ok_and(|s| u32::try_from(s.tracer_pid).is_ok_and(|pid| pid == std::process::id()))
+}
+
+/// A parent suspended in vfork(2) cannot be stopped; it goes on soon, or not for long.
+fn await_vfork(process: &Process) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const CALLS: [i64; 3] = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
+    let begun = Instant::now();
+    let suspended = || -> Result<bool> {
+        if process.stat()?.state != TaskState::DiskSleep {
+            return Ok(false);
+        }
+        let call = process.proc.parse("syscall", parse_syscall)?;
+        Ok(matches!(call, Syscall::Inside { nr, .. } if CALLS.contains(&nr)))
+    };
+    while suspended().unwrap_or(false) {
+        if begun.elapsed() > PATIENCE {
+            let what = "it is suspended until its vfork child ends or executes a program";
+            return Err(Error::unsupported(what).advice("try again when it has"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }

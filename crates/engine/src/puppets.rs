@@ -9,6 +9,7 @@ use crate::{
     options::Observer,
     plan::{Ghost, Group, Plan, Step, TaskIndex},
     resource::layout,
+    restore,
     source::ImageReader,
     task::show,
 };
@@ -21,7 +22,7 @@ use ckpt_kernel::{
 };
 use rustix::process::{Pid, Signal, WaitOptions, getpid, pidfd_send_signal, set_child_subreaper, waitpid};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::OwnedFd,
     time::{Duration, Instant},
 };
@@ -70,7 +71,9 @@ impl Puppets {
         let list = std::iter::repeat_with(|| None).take(count).collect();
         let mut puppets = Puppets { list, made: Vec::new(), reaping };
         let ghosts = &plan.ghosts;
-        let mut maker = Maker { stage, ghosts, owners: BTreeMap::new(), reader, patient: false, observer };
+        let spare = Box::new(spare_pids(stage.processes));
+        let owners = BTreeMap::new();
+        let mut maker = Maker { stage, ghosts, owners, reader, spare, patient: false, observer };
         for step in &plan.steps {
             maker.take(step, &mut puppets)?;
         }
@@ -102,6 +105,16 @@ impl Puppets {
             Some(parent) if exit_signal > 0 => self.forget_signal(parent, exit_signal),
             _ => Ok(()),
         }
+    }
+
+    /// Lets a parent take note that a child of it has stopped.
+    pub(crate) fn see_stop(&mut self, parent: TaskIndex, child: TaskIndex) -> Result<()> {
+        let mut program = Program::new();
+        let options = libc::WSTOPPED | libc::WNOHANG;
+        let args = [libc::P_PID.into(), self.pid(child).into(), 0u64.into(), options.into(), 0u64.into()];
+        program.call("waitid", 0, libc::SYS_waitid, args);
+        self.get(parent)?.run(0, &program)?;
+        Ok(())
     }
 
     /// Takes a pending signal out of a puppet's queue.
@@ -154,6 +167,8 @@ struct Maker<'a, 'r> {
     /// Which process was the first to have a shared object.
     owners: BTreeMap<Objref, TaskIndex>,
     reader: &'r mut ImageReader,
+    /// Pids for placeholders that need no certain one.
+    spare: Box<dyn Iterator<Item = i32> + 'r>,
     /// Whoever has a pid we want may be the original, which is about to be killed.
     patient: bool,
     observer: &'r dyn Observer,
@@ -216,6 +231,7 @@ impl Maker<'_, '_> {
         puppets: &mut Puppets,
     ) -> Result<()> {
         let (pid, exit_signal) = self.wanted(task);
+        let pid = pid.or_else(|| self.spare.next());
         let set_tid = pid.filter(|_| !self.stage.new_pids);
         let share = self.share(maker, task)?;
         let puppet = match maker {
@@ -223,10 +239,11 @@ impl Maker<'_, '_> {
                 let Stage { slot, park, .. } = *self.stage;
                 self.when_free(set_tid, || Puppet::spawn(set_tid, slot.start, slot.len, park))
             }
-            Some(maker) => {
-                let maker = puppets.get(maker)?;
+            Some(index) => {
+                let maker = puppets.get(index)?;
+                let thread = self.thread(maker, index, task, sibling)?;
                 let fork = Fork { set_tid, exit_signal, sibling, share };
-                self.when_free(set_tid, || maker.fork(&fork))
+                self.when_free(set_tid, || maker.fork(thread, &fork))
             }
         };
         let puppet = puppet.task(|| self.label(task))?;
@@ -235,6 +252,17 @@ impl Maker<'_, '_> {
             *place = Some(puppet);
         }
         if maker.is_none() { self.strip(puppets.get(task)?) } else { Ok(()) }
+    }
+
+    /// The number of the thread of `maker` whose child `task` was; it is made if need be.
+    fn thread(&self, maker: &mut Puppet, index: TaskIndex, task: TaskIndex, sibling: bool) -> Result<usize> {
+        let processes = self.stage.processes;
+        let (Some(parent), Some(child)) = (processes.get(index), processes.get(task)) else { return Ok(0) };
+        let is_parent = !sibling && child.task.ppid == parent.task.pid;
+        let thread = parent.threads.iter().position(|t| t.record.tid == child.task.parent_tid);
+        let Some(thread) = thread.filter(|thread| is_parent && *thread > 0) else { return Ok(0) };
+        restore::threads(maker, parent, self.stage.new_pids)?;
+        Ok(thread)
     }
 
     /// How messages name a task of the plan.
@@ -307,6 +335,19 @@ impl Maker<'_, '_> {
             std::thread::sleep(PAUSE);
         }
     }
+}
+
+/// Pids that nobody has and that an image does not need, the highest first: the kernel, which
+/// counts up, will not give them to others soon.
+fn spare_pids(processes: &[model::Process]) -> impl Iterator<Item = i32> + use<> {
+    const DEFAULT: i32 = 32768;
+    let max = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
+    let max = max.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT);
+    let tids = processes.iter().flat_map(|p| &p.threads).map(|t| t.record.tid);
+    let others = processes.iter().flat_map(|p| [p.task.pid, p.task.pgid, p.task.sid]);
+    let needed: BTreeSet<i32> = tids.chain(others).collect();
+    let free = |pid: &i32| !std::path::Path::new(&format!("/proc/{pid}")).exists();
+    (2..max).rev().filter(move |pid| !needed.contains(pid)).filter(free)
 }
 
 /// Runs one call in puppet `index`.

@@ -6,7 +6,8 @@
 //! | check | another machine, changed files: refused before anything is made |
 //! | open | files and directories, by the coordinator, whose view of paths is the caller's |
 //! | make | all processes, with their pids, parents, sessions and groups; from here on an error kills them |
-//! | memory | areas, exe link, working directory, descriptors: one program for each process |
+//! | memory | areas, exe link, working directory: one program for each process |
+//! | descriptors | when nobody who shares the table needs ours any more |
 //! | fill | page contents, read and verified beside; rseq needs its area in place |
 //! | threads | all threads exist before any of them restores itself |
 //! | zombies | end; what their parents are sent is taken away again |
@@ -184,7 +185,7 @@ fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
             _ => continue,
         };
         let read = made.read.map(&park).transpose()?;
-        inodes.insert(*objref, Made { fd: park(made.fd)?, read });
+        inodes.insert(*objref, Made { fd: park(made.fd)?, read, ..made });
     }
     let context = OpenContext { image, options, inodes: &inodes };
     let files = file::open_all(&context, &park)?;
@@ -289,12 +290,18 @@ fn build<'a>(
         }
         Ok(())
     })?;
+    each(&mut |p, puppets| {
+        if p.makes_files { restore::descriptors(puppets.get(p.index)?, p, opened) } else { Ok(()) }
+    })?;
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
     let page_bytes = fill(&mut reader, image, &targets, observer)?;
     drop(targets);
     each(&mut |p, puppets| {
         let puppet = puppets.get(p.index)?;
-        restore::threads(puppet, p, options.new_pids)?;
+        restore::threads(puppet, p.process, options.new_pids)?;
+        if options.new_pids {
+            restore::rename_tids(puppet, p)?;
+        }
         if p.makes_mm { restore::finish(puppet, p, &staging) } else { Ok(()) }
     })?;
     zombies(puppets, image)?;
@@ -353,6 +360,9 @@ fn stop(puppets: &mut Puppets, parts: &[Parts<'_>], p: &Parts<'_>) -> Result<()>
     let Some(parent) = parts.iter().find(|parent| parent.process.task.pid == task.ppid) else {
         return Ok(());
     };
+    if task.exit_code == 0 {
+        puppets.see_stop(parent.index, p.index)?;
+    }
     // One that was pending before is still the only one.
     if signal::mask_of(&parent.signal.pending) & 1 << (libc::SIGCHLD - 1) == 0 {
         puppets.forget_signal(parent.index, libc::SIGCHLD)?;

@@ -48,7 +48,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) makes_fs: bool,
 }
 
-/// Address space, directories and descriptors: what is not made by another process.
+/// Address space and directories, unless another process makes them.
 pub(crate) fn memory(
     puppet: &mut Puppet,
     image: &Image,
@@ -62,9 +62,6 @@ pub(crate) fn memory(
     }
     if let Some(directories) = opened.directories.get(&parts.process.task.fs).filter(|_| parts.makes_fs) {
         fs::restore(&mut program, parts.fs, directories);
-    }
-    if parts.makes_files {
-        descriptors(&mut program, parts, opened)?;
     }
     puppet.run(0, &program)?;
     if parts.makes_mm { check_vdso(puppet.pid(), image, parts) } else { Ok(()) }
@@ -95,8 +92,10 @@ fn address_space(
     Ok(())
 }
 
-/// Puts every descriptor in its place and closes all others.
-fn descriptors(program: &mut Program, parts: &Parts<'_>, opened: &Opened) -> Result<()> {
+/// Puts every descriptor in its place and closes all others. Nobody who shares the table needs ours
+/// any more.
+pub(crate) fn descriptors(puppet: &mut Puppet, parts: &Parts<'_>, opened: &Opened) -> Result<()> {
+    let mut program = Program::new();
     let mut next = 0;
     let close = |program: &mut Program, from: i32, to: u32| {
         if i64::from(from) <= i64::from(to) {
@@ -116,11 +115,12 @@ fn descriptors(program: &mut Program, parts: &Parts<'_>, opened: &Opened) -> Res
     }
     for desc in &parts.table.descs {
         if desc.fd > next {
-            close(program, next, desc.fd as u32 - 1);
+            close(&mut program, next, desc.fd as u32 - 1);
         }
         next = desc.fd.saturating_add(1);
     }
-    close(program, next, u32::MAX);
+    close(&mut program, next, u32::MAX);
+    puppet.run(0, &program)?;
     Ok(())
 }
 
@@ -140,9 +140,9 @@ fn check_vdso(pid: i32, image: &Image, parts: &Parts<'_>) -> Result<()> {
         .advice(format!("restart it on the kernel it was checkpointed on ({})", show(release))))
 }
 
-/// Makes the other threads, with their ids.
-pub(crate) fn threads(puppet: &mut Puppet, parts: &Parts<'_>, new_pids: bool) -> Result<()> {
-    for thread in parts.process.threads.iter().skip(1) {
+/// Makes the threads that are not there yet, with their ids.
+pub(crate) fn threads(puppet: &mut Puppet, process: &model::Process, new_pids: bool) -> Result<()> {
+    for thread in process.threads.iter().skip(puppet.threads()) {
         let mut program = Program::new();
         let tid = thread.record.tid;
         let args = clone_args(CLONE_THREAD_FLAGS, 0, (!new_pids).then_some(tid));
@@ -150,12 +150,12 @@ pub(crate) fn threads(puppet: &mut Puppet, parts: &Parts<'_>, new_pids: bool) ->
         let outcomes = puppet.run(0, &program).map_err(|e| taken_pid(tid, e))?;
         puppet.adopt(outcomes.first().map_or(0, |o| o.result as i32))?;
     }
-    if new_pids { rename_tids(puppet, parts) } else { Ok(()) }
+    Ok(())
 }
 
 /// The C library keeps a thread's id where the kernel clears it at its end; with new ids that word
 /// follows.
-fn rename_tids(puppet: &Puppet, parts: &Parts<'_>) -> Result<()> {
+pub(crate) fn rename_tids(puppet: &Puppet, parts: &Parts<'_>) -> Result<()> {
     for (index, thread) in parts.process.threads.iter().enumerate() {
         let at = thread.record.clear_child_tid;
         let mut word = [0; 4];

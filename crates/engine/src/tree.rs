@@ -25,6 +25,8 @@ pub(crate) struct FrozenProcess {
     pub(crate) threads: Vec<FrozenThread>,
     /// A job-control signal had stopped it before we came.
     pub(crate) stopped: bool,
+    /// The thread of its parent whose child it is.
+    pub(crate) parent_tid: i32,
 }
 
 impl FrozenProcess {
@@ -34,8 +36,8 @@ impl FrozenProcess {
     }
 }
 
-/// The children of all threads of a process.
-fn children(process: &Process) -> Result<Vec<i32>> {
+/// The children of a process, each with the thread it is a child of.
+fn children(process: &Process) -> Result<Vec<(i32, i32)>> {
     let mut children = Vec::new();
     for tid in process.tids()? {
         // A thread may have ended since; the leader's file is there as long as the process is.
@@ -45,7 +47,8 @@ fn children(process: &Process) -> Result<Vec<i32>> {
             }
             other => other.unwrap_or_default(),
         };
-        children.extend(text.split(|b| *b == b' ').filter_map(|pid| show(pid).parse::<i32>().ok()));
+        let pids = text.split(|b| *b == b' ').filter_map(|pid| show(pid).parse::<i32>().ok());
+        children.extend(pids.map(|pid| (tid, pid)));
     }
     Ok(children)
 }
@@ -64,7 +67,8 @@ pub(crate) fn members(root: i32) -> Result<Vec<Process>> {
     let mut next = 0;
     while let Some(process) = members.get(next) {
         let children = children(process).unwrap_or_default();
-        members.extend(children.into_iter().filter(|pid| known.insert(*pid)).flat_map(Process::open));
+        let pids = children.into_iter().map(|(_, pid)| pid);
+        members.extend(pids.filter(|pid| known.insert(*pid)).flat_map(Process::open));
         next += 1;
     }
     Ok(members)
@@ -82,7 +86,7 @@ pub(crate) fn freeze_tree(
     loop {
         let (before, mut next) = (tree.len(), 0);
         while let Some(parent) = tree.get(next) {
-            for pid in children(&parent.process)? {
+            for (parent_tid, pid) in children(&parent.process)? {
                 if !known.insert(pid) {
                     continue;
                 }
@@ -92,7 +96,7 @@ pub(crate) fn freeze_tree(
                     .transpose()?
                     .flatten()
                 {
-                    Some(child) => tree.push(child),
+                    Some(child) => tree.push(FrozenProcess { parent_tid, ..child }),
                     // Its pid may be given to another child yet.
                     None => drop(known.remove(&pid)),
                 }
@@ -113,18 +117,19 @@ fn hold(
 ) -> Result<Option<FrozenProcess>> {
     let Ok(stat) = process.stat() else { return Ok(None) };
     let stopped = stat.state == TaskState::Stopped;
+    let held = |process, threads| Ok(Some(FrozenProcess { process, threads, stopped, parent_tid: 0 }));
     if has_ended(&process) {
-        return Ok(process.stat().is_ok().then_some(FrozenProcess { process, threads: Vec::new(), stopped }));
+        return if process.stat().is_ok() { held(process, Vec::new()) } else { Ok(None) };
     }
-    let held = admission
-        .admit(&process)
-        .and_then(|()| freeze(&process, Purpose::Image, observer))
+    // Stopped first: until then it may make children faster than we look at it.
+    let frozen = freeze(&process, Purpose::Image, observer)
+        .and_then(|threads| admission.admit(&process).map(|()| threads))
         .task(|| process.label());
-    match held {
-        Ok(threads) => Ok(Some(FrozenProcess { process, threads, stopped })),
+    match frozen {
+        Ok(threads) => held(process, threads),
         // It ended while it was being stopped.
         Err(_) if process.stat().is_err() => Ok(None),
-        Err(_) if has_ended(&process) => Ok(Some(FrozenProcess { process, threads: Vec::new(), stopped })),
+        Err(_) if has_ended(&process) => held(process, Vec::new()),
         Err(error) => Err(error),
     }
 }

@@ -145,6 +145,7 @@ fn check_process(process: &Process, refs: &mut Refs<'_>) -> Check {
     let task = &process.task;
     rule(task.pid > 0, "its pid is not positive")?;
     rule(task_state::ALL.contains(&task.state), "unknown state")?;
+    rule(task.pad == 0, "padding of TASK is not zero")?;
     rule(task.nr_threads as usize == process.threads.len(), "TASK counts another number of threads")?;
     if task.state == task_state::ZOMBIE {
         rule(process.threads.len() <= 1, "a zombie has threads")?;

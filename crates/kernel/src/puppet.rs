@@ -11,7 +11,7 @@ use crate::{
     memory::Span,
     program::{Arg, Outcome, Program},
     sys,
-    tracee::{Running, Stopped},
+    tracee::{Running, Seize, Stopped},
     visit::{BAY_SIZE, Bay, ERESTART_RESTARTBLOCK, NO_SYSCALL},
 };
 use ckpt_image::record::Regs;
@@ -182,7 +182,7 @@ impl Puppet {
             signal,
             released: false,
         };
-        let leader = Running::seize(pid, true)?.interrupt()?;
+        let leader = Running::seize(pid, Seize::Puppet)?.interrupt()?;
         puppet.base = Regs { orig_rax: NO_SYSCALL, ..leader.regs()? };
         let bay = Bay { address: span.start, size: PUPPET_BAY_SIZE };
         bay.furnish(pid, pid, &puppet.base, !0, signal)?;
@@ -190,16 +190,16 @@ impl Puppet {
         Ok(puppet)
     }
 
-    /// Makes another process.
-    pub fn fork(&mut self, fork: &Fork) -> Result<Puppet> {
+    /// Makes another process, as a child of thread `index`.
+    pub fn fork(&mut self, index: usize, fork: &Fork) -> Result<Puppet> {
         let parent = if fork.sibling { libc::CLONE_PARENT } else { 0 };
         let exit_signal = if fork.sibling { 0 } else { fork.exit_signal };
         let mut program = Program::new();
         let args = clone_args(fork.share | parent, exit_signal, fork.set_tid);
         let object = fork.set_tid.unwrap_or(0) as u64;
         program.call("clone3 of a process", object, libc::SYS_clone3, args);
-        let pid = self.run(0, &program)?.first().map_or(0, |o| o.result as i32);
-        let thread = Running::adopted(pid).wait_stop()?;
+        let pid = self.run(index, &program)?.first().map_or(0, |o| o.result as i32);
+        let thread = Running::born(pid).wait_stop()?;
         let flags = rustix::process::PidfdFlags::empty();
         let raw = rustix::process::Pid::from_raw(pid).ok_or(Error::Gone { tid: pid })?;
         let pidfd = rustix::process::pidfd_open(raw, flags).named("pidfd_open")?;
@@ -265,7 +265,7 @@ impl Puppet {
 
     /// Takes charge of a thread that a program made with [`clone_args`].
     pub fn adopt(&mut self, tid: i32) -> Result<()> {
-        let thread = Running::adopted(tid).wait_stop()?;
+        let thread = Running::born(tid).wait_stop()?;
         let bay = self.small_bay()?;
         bay.furnish(self.pid, tid, &self.base, !0, self.signal)?;
         self.threads.push((thread, bay));

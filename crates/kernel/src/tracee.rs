@@ -19,6 +19,16 @@ use zerocopy::IntoBytes;
 
 /// Options every tracee gets.
 const OPTIONS: libc::c_int = libc::PTRACE_O_TRACESYSGOOD;
+
+/// What a tracee is seized for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seize {
+    /// To be stopped: what it forks until it is, is traced and stopped from birth. (Not vfork
+    /// children: their parent cannot be stopped before they go.)
+    Catch,
+    /// As a puppet, which dies with us.
+    Puppet,
+}
 /// How long a thread may take to stop before we give up.
 const STOP_SECONDS: u64 = 10;
 /// Register set of the xsave area (include/uapi/linux/elf.h).
@@ -44,6 +54,11 @@ pub struct Stopped {
     /// SIGSTOPs taken out of the way while the thread was ours.
     held: Vec<i32>,
     not_send: PhantomData<*const ()>,
+}
+
+/// Whether a ptrace event says that a child has been made.
+fn is_fork(event: i32) -> bool {
+    [libc::PTRACE_EVENT_FORK, libc::PTRACE_EVENT_CLONE].contains(&event)
 }
 
 /// Why a wait returned.
@@ -77,15 +92,20 @@ fn ptraced<T>(tid: i32, call: &'static str, result: Result<T, Errno>) -> Result<
 }
 
 impl Running {
-    /// Attaches to thread `tid` without stopping it. `exit_kill`: it dies with us.
-    pub fn seize(tid: i32, exit_kill: bool) -> Result<Running> {
-        let options = OPTIONS | if exit_kill { libc::PTRACE_O_EXITKILL } else { 0 };
+    /// Attaches to thread `tid` without stopping it.
+    pub fn seize(tid: i32, purpose: Seize) -> Result<Running> {
+        let options = OPTIONS
+            | match purpose {
+                Seize::Catch => libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACECLONE,
+                Seize::Puppet => libc::PTRACE_O_EXITKILL,
+            };
         ptraced(tid, "ptrace(PTRACE_SEIZE)", sys::ptrace(libc::PTRACE_SEIZE, tid, 0, options as u64))?;
         Ok(Running { tid, not_send: PhantomData })
     }
 
-    /// A thread the kernel attached for us (CLONE_PTRACE).
-    pub(crate) fn adopted(tid: i32) -> Running {
+    /// A thread the kernel attached for us at its birth (CLONE_PTRACE, or a parent seized for
+    /// [`Seize::Catch`]). It stops before its first instruction.
+    pub fn born(tid: i32) -> Running {
         Running { tid, not_send: PhantomData }
     }
 
@@ -114,6 +134,11 @@ impl Running {
         let mut turns = 0u32;
         loop {
             match wait(tid, false)? {
+                // In the middle of a fork, whose result is yet to come: the stop asked for comes after.
+                Some(Event::Stop(status)) if is_fork(status >> 16) => {
+                    let request = libc::PTRACE_CONT;
+                    ptraced(tid, "ptrace(PTRACE_CONT)", sys::ptrace(request, tid, 0, 0))?;
+                }
                 Some(Event::Stop(_)) => {
                     return Ok(Stopped { tid, attached: true, held: Vec::new(), not_send: PhantomData });
                 }

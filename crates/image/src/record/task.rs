@@ -33,7 +33,7 @@ wire! {
         pub state: u32,
         /// Signal sent to the parent at exit.
         pub exit_signal: i32,
-        /// Wait status of a zombie.
+        /// Wait status of a zombie; of a stopped process the one its parent has yet to see, or 0.
         pub exit_code: i32,
         /// Memory, [`Mm`].
         pub mm: i32,
@@ -47,6 +47,10 @@ wire! {
         pub signal: i32,
         /// Foreground process group of the controlling terminal, or 0.
         pub tpgid: i32,
+        /// Thread of the parent whose child it is, or 0: the leader.
+        pub parent_tid: i32,
+        /// Zero.
+        pub pad: u32,
     }
 }
 

@@ -34,6 +34,7 @@ use rustix::{
     process::Resource,
 };
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
 };
@@ -111,6 +112,8 @@ pub(crate) struct Made {
     pub(crate) fd: OwnedFd,
     /// Of a pipe: the read end.
     pub(crate) read: Option<OwnedFd>,
+    /// `fd` itself is somebody's description already.
+    pub(crate) taken: Cell<bool>,
 }
 
 /// What opening a file again may need.

@@ -3,7 +3,7 @@
 //! *Saved*: the contents, as an inode of the image, holes as holes; mode and owner. *Restored*: a
 //! new file under the old name, or a name derived from it when that is taken, unlinked at once; a
 //! description of it with the old flags and offset. *Lost*: inode number, timestamps, extended
-//! attributes.
+//! attributes; O_NOFOLLOW, which has no effect on an open file, of all descriptions but one.
 
 use super::{Descriptor, FileKind, Made, OpenContext, seek};
 use crate::{
@@ -19,7 +19,10 @@ use rustix::{
     fs::{FileType, Gid, Mode, OFlags, Uid},
     io::Errno,
 };
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::{
+    cell::Cell,
+    os::fd::{AsRawFd, OwnedFd},
+};
 
 /// See the module.
 pub(crate) struct Unlinked;
@@ -66,12 +69,26 @@ impl FileKind for Unlinked {
         })?;
         let flags = OFlags::from_bits_retain(file.record.flags)
             & !(OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | TMPFILE);
-        let path = format!("/proc/self/fd/{}", inode.fd.as_raw_fd());
-        let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
-            .doing(|| format!("open the unlinked {}", show(&file.path)))?;
+        let doing = || format!("open the unlinked {}", show(&file.path));
+        let fd = if is_as_made(flags) && !inode.taken.replace(true) {
+            let fd = rustix::io::dup(&inode.fd).doing(doing)?;
+            rustix::fs::fcntl_setfl(&fd, flags).doing(doing)?;
+            fd
+        } else {
+            // O_NOFOLLOW would not let us through /proc, and has no effect afterwards.
+            let path = format!("/proc/self/fd/{}", inode.fd.as_raw_fd());
+            let flags = flags & !OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty()).doing(doing)?
+        };
         seek(&fd, &file.record, &file.path)?;
         Ok(Some(fd))
     }
+}
+
+/// Whether a description of these flags is what [`make`] makes anyway: mkstemp(3)'s. With O_APPEND
+/// it would not take the contents.
+fn is_as_made(flags: OFlags) -> bool {
+    flags & (OFlags::RWMODE | OFlags::NOFOLLOW | OFlags::APPEND) == OFlags::RDWR | OFlags::NOFOLLOW
 }
 
 /// `__O_TMPFILE`, without the O_DIRECTORY that rustix's flag includes.
@@ -92,7 +109,7 @@ pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
     })();
     rustix::fs::unlink(name.as_slice()).doing(|| format!("unlink {path}"))?;
     ready.doing(|| format!("prepare the unlinked {path}"))?;
-    Ok(Made { fd, read: None })
+    Ok(Made { fd, read: None, taken: Cell::default() })
 }
 
 /// Creates a file under the old name or one derived from it.
