@@ -1,14 +1,14 @@
 //! Process trees: errors that name the right member, nothing left of half a tree, tasks being born meanwhile.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::{compile_c, find_program};
 use ckpt_tests::sys;
 use ckpt_tests::tool::LIMIT;
-use ckpt_tests::tree::{Tree, children, ended, family};
+use ckpt_tests::tree::{Tree, children, family};
 
 use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
 
@@ -125,22 +125,19 @@ fn stop_and_continue(ctx: &Context) -> Result<()> {
 
 const WALKERS: usize = 60;
 
-/// Hops counted by a `bomb`.
-fn hops(program: &Program) -> Result<u64> {
+/// The words of a `bomb`: forks, and the steps of each walker.
+fn counts(program: &Program) -> Result<Vec<u64>> {
     let raw = std::fs::read(program.path("count"))?;
-    Ok(u64::from_ne_bytes(raw[..8].try_into().context("count")?))
+    Ok(raw.chunks_exact(8).take(1 + WALKERS).map(|c| u64::from_ne_bytes(c.try_into().expect("8"))).collect())
 }
 
-/// Every walker lives, and hops on.
+/// Every walker walks on.
 fn walking(program: &mut Program) -> Result<()> {
-    let (pid, before) = (program.target.pid(), hops(program)?);
-    let start = Instant::now();
+    let (pid, before) = (program.target.pid(), counts(program)?);
     sys::poll("all walkers to walk on", Duration::from_secs(5), || {
         program.target.must_live()?;
-        let living = family(pid).into_iter().filter(|p| *p != pid && !ended(*p)).count();
-        // One that has just forked lives for a moment beside its child.
-        let all = living >= WALKERS && start.elapsed() > Duration::from_millis(20);
-        Ok((all && hops(program)? > before + WALKERS as u64).then_some(()))
+        let now = counts(program)?;
+        Ok(now.iter().zip(&before).skip(1).all(|(n, b)| *n > b + 1).then_some(()))
     })?;
     for pid in family(pid) {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -165,9 +162,8 @@ fn forks_meanwhile(ctx: &Context) -> Result<()> {
         }
         walking(&mut program).with_context(|| format!("after checkpoint {round}: {}", outcome.stderr))?;
     }
-    println!("    {done} of 4 checkpoints got hold of all, after {} forks", hops(&program)?);
-    std::fs::remove_file(&image).or_else(|e| if done == 0 { Ok(()) } else { Err(e) })?;
-    let outcome = ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(program.pid()).finish()?;
+    println!("    {done} of 4 checkpoints got hold of all, after {} forks", counts(&program)?[0]);
+    let outcome = ctx.run("checkpoint", &["--kill", "-f", "-o"]).arg(&image).arg(program.pid()).finish()?;
     if !outcome.status.success() {
         walking(&mut program).context("after a checkpoint --kill that failed")?;
         bail!("a tree that forks could not be checkpointed: {}", outcome.stderr.trim());

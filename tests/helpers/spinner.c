@@ -25,7 +25,7 @@ static void *spin(void *arg) {
         if (d > 1e15) d = 1.5;
         if (!(d >= 1.5)) l->wrong = 2;
         if ((a & 0x3fff) == 0 && (processes || (id & 1))) { // odd threads also sleep, and must not see EINTR
-            struct timespec t = {0, 200000};
+            struct timespec t = {0, processes ? 2000000 : 200000};
             if (nanosleep(&t, NULL) != 0) l->wrong = 3;
         }
         if ((a & 0xfffff) == 0) {

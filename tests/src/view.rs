@@ -222,6 +222,14 @@ impl View {
         for tid in &living {
             view.thread(&whole, &tid.to_string())?;
         }
+        let mut children = crate::tree::children(pid);
+        if !children.is_empty() {
+            // In the order in which wait finds them; which of several threads has forked is not told.
+            if living.len() > 1 {
+                children.sort_unstable();
+            }
+            view.put("children", format!("{children:?}"));
+        }
         if !leader {
             view.pick_status(&format!("thread.{pid}"), &format!("{whole}/status"), &["Name"])?;
             view.pick_stat(&format!("thread.{pid}"), &format!("{whole}/stat"), &[(52, "exit_code")])?;
@@ -258,10 +266,6 @@ impl View {
     fn thread(&mut self, proc: &str, tid: &str) -> Result<()> {
         let (group, dir, number) = (format!("thread.{tid}"), format!("{proc}/task/{tid}"), tid.parse()?);
         self.put(&format!("{group}.state"), state_of(&dir).to_owned());
-        let children = fs::read_to_string(format!("{dir}/children")).unwrap_or_default();
-        if !children.is_empty() {
-            self.put(&format!("{group}.children"), children); // in the order in which wait finds them
-        }
         self.pick_status(&group, &format!("{dir}/status"), THREAD_STATUS)?;
         self.pick_stat(
             &group,
