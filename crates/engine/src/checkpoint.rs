@@ -222,6 +222,7 @@ struct Capture {
 struct Answers {
     process: Vec<Outcome>,
     timers: Vec<ckpt_proc::timers::Timer>,
+    mlock_future: u32,
     threads: Vec<Vec<Outcome>>,
 }
 
@@ -243,7 +244,7 @@ fn capture(process: &Process, frozen: Vec<FrozenThread>, stopped: bool) -> Resul
     answered = answered.1.split_at_checked(17).unwrap_or_default();
     limits::checkpoint(process, answered.0, &mut shared)?;
     answered = answered.1.split_at_checked(4).unwrap_or_default();
-    let mm = mm::checkpoint(process, answered.0, vmas, &mut objects)?;
+    let mm = mm::checkpoint(process, answered.0, answers.mlock_future, vmas, &mut objects)?;
     let timers = timers::checkpoint_posix(&answers.timers, answered.1)?;
     let pending = frozen.first().map_or(Ok(Vec::new()), |f| f.thread.pending(true))?;
     image.arch = arch(process, &mm, &threads)?;
@@ -281,6 +282,7 @@ fn visit(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<FrozenThre
     let traces = Traces::find(process.pid, &texts, &slots_in(&maps));
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
+    let mlock_future = mm::future_locks(process, visit.slot())?;
     let answers = visit.run(0, &questions)?;
     let mut thread_answers = Vec::with_capacity(visit.len());
     for index in 0..visit.len() {
@@ -292,7 +294,7 @@ fn visit(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<FrozenThre
         .zip(kept)
         .map(|(thread, (raw, saved, restart, mask))| FrozenThread { thread, raw, saved, restart, mask })
         .collect();
-    Ok((frozen, Answers { process: answers, timers, threads: thread_answers }))
+    Ok((frozen, Answers { process: answers, timers, mlock_future, threads: thread_answers }))
 }
 
 fn park_signal_of(status: &Status, mask: u64) -> Result<i32> {
