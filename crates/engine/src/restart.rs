@@ -512,11 +512,17 @@ fn restore_threads(puppet: &mut Puppet, image: &Image, parts: &Parts<'_>) -> Res
         cred::restore(&mut program, &own, creds, thread);
         if index == 0 {
             mm::restore_after_cred(&mut program, parts.mm);
+            file::owner::restore(&mut program, image, parts.table, |tid| new_tid(puppet, parts, tid))?;
         }
         thread::restore_after_cred(&mut program, thread);
         puppet.run(index, &program)?;
     }
     Ok(())
+}
+
+/// The id that the thread with the id `tid` in the image has now.
+fn new_tid(puppet: &Puppet, parts: &Parts<'_>, tid: i32) -> Option<i32> {
+    parts.process.threads.iter().position(|t| t.record.tid == tid).map(|index| puppet.tid(index))
 }
 
 /// What the leader restores for all threads.
