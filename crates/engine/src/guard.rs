@@ -14,7 +14,7 @@ use ckpt_kernel::{
     visit::{Traces, Visit},
 };
 use ckpt_proc::maps::{Mapping, parse_maps};
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 /// How long a thread may stay in our code (in a signal handler that interrupted its way home).
 const ATTEMPTS: u32 = 200;
@@ -25,7 +25,7 @@ const STACK: usize = 64 << 10;
 
 /// Posts a guardian over `process`.
 pub(crate) fn post(process: &Process) -> Result<Guardian> {
-    let pid = process.pid;
+    let (pid, label) = (process.pid, process.label());
     Ok(Guardian::start(move || {
         for _ in 0..ATTEMPTS {
             if Process::open(pid).and_then(|process| clean(&process)).unwrap_or(false) {
@@ -33,6 +33,11 @@ pub(crate) fn post(process: &Process) -> Result<Guardian> {
             }
             std::thread::sleep(PAUSE);
         }
+        // Nobody else is left who could say it; the next checkpoint of the process cleans up as well.
+        let line = format!(
+            "checkpoint: warning: {label} goes on, but memory of ours could not be taken out of it\n"
+        );
+        let _ = std::io::stderr().write_all(line.as_bytes());
     })?)
 }
 

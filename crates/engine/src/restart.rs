@@ -200,7 +200,7 @@ fn spawn_when_free(
     const PATIENCE: Duration = Duration::from_secs(5);
     let taken = match spawn(parts) {
         Err(e) if e.errno() == Some(Errno::EXIST) && reader.source_mut().is_stream() => {
-            reader.source_mut().spool()?;
+            reader.source_mut().spool(observer)?;
             Instant::now()
         }
         other => return other.map_err(|e| taken_pid(parts.process.task.pid, e)),
