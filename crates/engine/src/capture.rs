@@ -55,6 +55,7 @@ struct Answers {
     timers: Vec<ckpt_proc::timers::Timer>,
     threads: Vec<Vec<Outcome>>,
     stopped: Vec<Outcome>,
+    mlock_future: u32,
 }
 
 /// What has been collected so far.
@@ -144,7 +145,7 @@ impl Collector {
         let (pid, objects) = (process.pid, &mut self.objects);
         let (mm, new) = objects.task(Kcmp::Vm, pid, |objects| {
             let vmas = mm::areas(&process, &mm::mappings(&process)?, objects)?;
-            mm::checkpoint(&process, answered.0, vmas, objects).map(Object::Mm)
+            mm::checkpoint(&process, answered.0, answers.mlock_future, vmas, objects).map(Object::Mm)
         })?;
         if let Some(Object::Mm(space)) = objects.table.get(&mm).filter(|_| new) {
             self.memory.push((self.held.len(), pages::plan(&process, mm, space)?));
@@ -201,6 +202,7 @@ fn visit(
     let traces = Traces::find(process.pid, &texts, &slots_in(&maps));
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
+    let mlock_future = mm::future_locks(process, visit.slot())?;
     let answers = visit.run(0, &questions)?;
     let stopped = visit.run(0, &stop_questions(stopped))?;
     let mut thread_answers = Vec::with_capacity(visit.len());
@@ -213,7 +215,7 @@ fn visit(
         .zip(kept)
         .map(|(thread, (raw, saved, restart, mask))| FrozenThread { thread, raw, saved, restart, mask })
         .collect();
-    Ok((frozen, Answers { process: answers, timers, threads: thread_answers, stopped }))
+    Ok((frozen, Answers { process: answers, timers, threads: thread_answers, stopped, mlock_future }))
 }
 
 /// Asks a parent what it has yet to be told about its stopped `children`.

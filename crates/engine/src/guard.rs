@@ -14,7 +14,7 @@ use ckpt_kernel::{
     visit::{Traces, Visit},
 };
 use ckpt_proc::maps::{Mapping, parse_maps};
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 /// How long a thread may stay in our code (in a signal handler that interrupted its way home).
 const ATTEMPTS: u32 = 200;
@@ -34,6 +34,14 @@ pub(crate) fn post() -> Result<Guardian> {
                 return;
             }
             std::thread::sleep(PAUSE);
+        }
+        // Nobody else is left who could say it; the next checkpoint of the process cleans up as well.
+        for process in left.into_iter().flat_map(Process::open) {
+            let label = process.label();
+            let line = format!(
+                "checkpoint: warning: {label} goes on, but memory of ours could not be taken out of it\n"
+            );
+            let _ = std::io::stderr().write_all(line.as_bytes());
         }
     })?)
 }

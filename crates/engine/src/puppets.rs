@@ -325,7 +325,7 @@ impl Maker<'_, '_> {
                 other => return other.map_err(|e| taken_pid(pid, e)),
             };
             if self.reader.source_mut().is_stream() {
-                self.reader.source_mut().spool()?;
+                self.reader.source_mut().spool(self.observer)?;
                 self.patient = true;
             }
             let waits = self.patient || is_leaving(pid);

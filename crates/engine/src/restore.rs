@@ -4,7 +4,7 @@
 use crate::{
     error::{Error, ErrorKind, Result},
     puppets::taken_pid,
-    resource::{call, cred, fs, layout, limits, mm, signal, thread, timers},
+    resource::{call, cred, file, fs, layout, limits, mm, signal, thread, timers},
     restart::Opened,
     task::show,
 };
@@ -216,6 +216,7 @@ pub(crate) fn tasks(
         cred::restore(&mut program, &own, creds, thread);
         if index == 0 {
             mm::restore_after_cred(&mut program, parts.mm);
+            file::owner::restore(&mut program, image, parts.table, |tid| pids.get(&tid).copied())?;
         }
         thread::restore_after_cred(&mut program, thread);
         puppet.run(index, &program)?;

@@ -2,13 +2,17 @@
 
 use crate::{
     error::{Doing, Error, Result},
-    options::Input,
+    options::{Input, Observer},
 };
 use ckpt_image::{Chunk, ReadError, Reader};
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{Mode, OFlags},
+    io::Errno,
+};
 use std::{
     fs::File,
-    io::{BufReader, Read, Seek},
+    io::{BufRead, BufReader, Read, Seek, Write},
     sync::mpsc::sync_channel,
 };
 
@@ -35,14 +39,38 @@ impl Source {
     }
 
     /// Takes all that is still to come into an unnamed file, so that its writer can finish.
-    pub(crate) fn spool(&mut self) -> Result<()> {
+    pub(crate) fn spool(&mut self, observer: &dyn Observer) -> Result<()> {
         let dir = std::env::temp_dir();
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let what = || format!("an unnamed file in {} for the image", dir.display());
         let mut file = File::from(rustix::fs::open(&dir, flags, Mode::RUSR | Mode::WUSR).doing(what)?);
-        std::io::copy(&mut self.input, &mut file).and_then(|_| file.rewind()).doing(what)?;
+        loop {
+            if observer.cancelled() {
+                return Err(Error::failed("interrupted by a signal"));
+            }
+            if self.input.buffer().is_empty() && !self.is_ready()? {
+                continue;
+            }
+            let bytes = self.input.fill_buf().doing(|| "read the image".to_owned())?;
+            let len = bytes.len();
+            if len == 0 {
+                break;
+            }
+            file.write_all(bytes).doing(what)?;
+            self.input.consume(len);
+        }
+        file.rewind().doing(what)?;
         *self = Source { input: BufReader::with_capacity(BUFFER, file), stream: false };
         Ok(())
+    }
+
+    /// Whether a read would not wait; waits for that a moment itself.
+    fn is_ready(&self) -> Result<bool> {
+        const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        match poll(&mut [PollFd::new(self.input.get_ref(), PollFlags::IN)], Some(&MOMENT)) {
+            Err(Errno::INTR) => Ok(false),
+            other => other.map(|ready| ready > 0).doing(|| "poll the image".to_owned()),
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::fmt;
 
 use crate::model::{Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Thread, Vma};
 use crate::record::{
-    self, ARCH_X86_64, HEADER_MAGIC, Objref, PAGE_SIZE, REV, Record, file_kind, inode_kind, restart_kind,
-    task_state, vma_flags, vma_kind,
+    self, ARCH_X86_64, HEADER_MAGIC, Objref, PAGE_SIZE, REV, Record, file_kind, inode_kind, owner_kind,
+    restart_kind, task_state, vma_flags, vma_kind,
 };
 
 /// Longest path (PATH_MAX).
@@ -260,7 +260,11 @@ fn check_files(files: &FileTable, refs: &mut Refs<'_>) -> Check {
 
 fn check_file(file: &File, refs: &mut Refs<'_>) -> Check {
     rule(file_kind::ALL.contains(&file.record.kind), "a file of unknown kind")?;
-    rule(file.record.pad == 0, "padding is not zero")?;
+    rule(file.record.pad == 0 && file.record.pad2 == 0, "padding is not zero")?;
+    rule(owner_kind::ALL.contains(&file.record.owner_kind), "an owner of unknown kind")?;
+    let owned = file.record.owner_kind != owner_kind::NONE;
+    rule(if owned { file.record.owner > 0 } else { file.record.owner == 0 }, "a wrong owner")?;
+    rule(file.record.owner_signal as usize <= NR_SIGNALS, "an unknown signal")?;
     text(&file.path, MAX_PATH, "its path is too long or holds a NUL")?;
     rule(file.build_id.len() <= MAX_SMALL, "build-id too long")?;
     if [file_kind::UNLINKED, file_kind::PIPE].contains(&file.record.kind) {

@@ -3,7 +3,8 @@
 //! Tasks whose coordinator is killed go home by themselves, but the slot they ran in and the
 //! stub's bytes stay. The guardian has a session of its own, so that signals to the coordinator's
 //! group spare it; it hears through a pipe which processes to watch over, and acts when the pipe
-//! ends without the word that dismisses it.
+//! ends without the word that dismisses it. Of the coordinator's descriptors it keeps stderr alone, to
+//! say that it failed.
 
 use crate::{
     error::{Named, Result},
@@ -73,10 +74,12 @@ fn watch(pipe: RawFd, act: impl FnOnce(&[i32])) -> ! {
         for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE] {
             libc::signal(signal, libc::SIG_IGN);
         }
-        if pipe > 0 {
-            libc::syscall(libc::SYS_close_range, 0, pipe - 1, 0);
+        // 0 to 2 were open when the pipe was made: the standard library sees to that.
+        for (from, to) in [(0, 1), (3, pipe - 1), (pipe + 1, libc::c_int::MAX)] {
+            if from <= to {
+                libc::syscall(libc::SYS_close_range, from, to, 0);
+            }
         }
-        libc::syscall(libc::SYS_close_range, pipe + 1, libc::c_int::MAX, 0);
     }
     let mut pids = Vec::new();
     loop {

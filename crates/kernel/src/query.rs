@@ -4,7 +4,10 @@ use crate::{
     error::{Named, Result},
     sys,
 };
-use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
+use std::{
+    arch::x86_64::{__cpuid, __cpuid_count, CpuidResult},
+    os::fd::{AsFd, AsRawFd},
+};
 
 /// What kcmp(2) compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,6 +101,24 @@ pub fn ioprio(tid: i32) -> Result<u32> {
     sys::numbers(libc::SYS_ioprio_get, [WHO_PROCESS, tid as u64, 0, 0, 0])
         .named("ioprio_get")
         .map(|v| v as u32)
+}
+
+/// Whom an open description signals: F_OWNER_TID 0, PID 1, PGRP 2, and the id or 0 (F_GETOWN_EX).
+pub fn file_owner(fd: impl AsFd) -> Result<(i32, i32)> {
+    const F_GETOWN_EX: i32 = 16;
+    let mut owner = [0i32; 2];
+    // SAFETY: `owner` is a live struct f_owner_ex (two ints) for the kernel to write.
+    let done = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr()) };
+    sys::check(done.into()).named("fcntl(F_GETOWN_EX)")?;
+    let [kind, id] = owner;
+    Ok((kind, id))
+}
+
+/// With which signal it does, 0 for SIGIO (F_GETSIG).
+pub fn file_signal(fd: impl AsFd) -> Result<u32> {
+    const F_GETSIG: u64 = 11;
+    let args = [fd.as_fd().as_raw_fd() as u64, F_GETSIG, 0, 0, 0];
+    sys::numbers(libc::SYS_fcntl, args).named("fcntl(F_GETSIG)").map(|signal| signal as u32)
 }
 
 /// XCR0: the xsave components the kernel has enabled, 0 without xsave.

@@ -131,10 +131,9 @@ impl Bench {
     fn ours(&self, program: &Program, row: &mut Row, samples: &mut Samples) -> Outcome<()> {
         let mut target = program.start(&self.dir, &self.cancel)?;
         let image = self.dir.join("image");
-        let path = image.to_string_lossy().into_owned();
-        let words =
-            ["checkpoint", "-o", &path, "--kill", "--json", &target.pid().to_string()].map(String::from);
-        let ran = run::run(run::ourselves(&words)?)?;
+        let mut command = run::ourselves(["checkpoint", "--kill", "--json", "-o"])?;
+        command.arg(&image).arg(target.pid().to_string());
+        let ran = run::run(command)?;
         let report = ran.report("checkpoint")?;
         ended(&mut target)?;
         row.image_bytes = number(&report, "image_bytes") as u64;
@@ -144,7 +143,9 @@ impl Bench {
         // dd must find its source in the page cache; so must the restart, to be comparable.
         cached(&image)?;
         let dd = if row.image_bytes >= DD_FROM { self.dd(&image)? } else { None };
-        let restarted = run::run(run::ourselves(["restart", "-i", &path, "-W", "--json"])?)?;
+        let mut command = run::ourselves(["restart", "-W", "--json", "-i"])?;
+        command.arg(&image);
+        let restarted = run::run(command)?;
         let mut again = Target::adopt(number(&restarted.report("restart")?, "pid") as i32)?;
         again.kill();
         row.max_rss = row.max_rss.max(restarted.max_rss);

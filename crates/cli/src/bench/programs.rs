@@ -1,6 +1,7 @@
 //! What is measured.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -30,7 +31,7 @@ pub(super) struct Program {
     /// How often it is measured.
     pub(super) runs: usize,
     /// Executable and arguments; the name of the ready file is added.
-    words: Vec<String>,
+    words: Vec<OsString>,
     /// Whether it creates the ready file.
     tells: bool,
 }
@@ -64,14 +65,14 @@ impl Program {
 pub(super) fn all(dir: &Path, quick: bool) -> Outcome<Vec<Program>> {
     let exe = std::env::current_exe().map_err(|cause| Failure::os("our own executable", cause))?;
     let memory = |name, runs, size: u64| {
-        let exe = exe.to_string_lossy().into_owned();
         let size = size.to_string();
-        let words = [&exe, "bench-target", "--random", "--size", &size, "--ready"].map(String::from).to_vec();
+        let words = ["bench-target", "--random", "--size", &size, "--ready"].map(OsString::from);
+        let words = std::iter::once(exe.clone().into()).chain(words).collect();
         Program { name, runs, words, tells: true }
     };
     let mut programs = vec![tiny(dir, if quick { 5 } else { 21 })];
     if quiet(Command::new("python3")).arg("-V").status().is_ok_and(|status| status.success()) {
-        let words = ["python3", "-c", PYTHON].map(String::from).to_vec();
+        let words = ["python3", "-c", PYTHON].map(OsString::from).to_vec();
         programs.push(Program { name: "python3", runs: if quick { 3 } else { 11 }, words, tells: true });
     }
     programs.push(memory("64 MiB", if quick { 3 } else { 7 }, 64 << 20));
@@ -83,11 +84,11 @@ pub(super) fn all(dir: &Path, quick: bool) -> Outcome<Vec<Program>> {
 fn tiny(dir: &Path, runs: usize) -> Program {
     match compiled(dir) {
         Some(path) => {
-            let words = vec![path.to_string_lossy().into_owned()];
+            let words = vec![path.into()];
             Program { name: "tiny (static C)", runs, words, tells: true }
         }
         None => {
-            let words = ["sleep", "1000000"].map(String::from).to_vec();
+            let words = ["sleep", "1000000"].map(OsString::from).to_vec();
             Program { name: "tiny (sleep)", runs, words, tells: false }
         }
     }

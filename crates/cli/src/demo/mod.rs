@@ -85,9 +85,9 @@ impl Demo {
         run::sleep(self.run, &self.cancel)?;
 
         let image = self.path("image.ckpt");
-        let words = ["checkpoint", "-o", &image.to_string_lossy(), "--kill", "--json", &pid.to_string()]
-            .map(String::from);
-        let ran = run::run(run::ourselves(&words)?)?;
+        let mut command = run::ourselves(["checkpoint", "--kill", "--json", "-o"])?;
+        command.arg(&image).arg(pid.to_string());
+        let ran = run::run(command)?;
         let report = ran.report("checkpoint")?;
         if target.wait(PATIENCE)?.is_none() {
             return Err(Failure::failed(format!("pid {pid} lives although it was checkpointed with --kill")));
@@ -129,8 +129,9 @@ impl Demo {
             return Err(Failure::failed("something wrote to the output although the program was gone"));
         }
         let image = self.path("image.ckpt");
-        let words = ["restart", "-i", &image.to_string_lossy(), "-W", "--json"].map(String::from);
-        let ran = run::run(run::ourselves(&words)?)?;
+        let mut command = run::ourselves(["restart", "-W", "--json", "-i"])?;
+        command.arg(&image);
+        let ran = run::run(command)?;
         let report: Value = ran.report("restart")?;
         let pid = number(&report, "pid") as i32;
         *target = Target::adopt(pid)?;

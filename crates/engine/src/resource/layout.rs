@@ -207,4 +207,8 @@ pub(crate) fn finish(program: &mut Program, mm: &model::Mm, staging: &Staging) {
             program.call("mseal", start, SYS_MSEAL, [at, len, 0u64.into()]);
         }
     }
+    let future = mm.record.mlock_future & (libc::MCL_FUTURE | libc::MCL_ONFAULT) as u32;
+    if future != 0 {
+        program.call("mlockall", future.into(), libc::SYS_mlockall, [future.into()]);
+    }
 }

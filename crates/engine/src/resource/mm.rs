@@ -4,7 +4,7 @@
 //! from stat, auxv, exe link, dumpable, coredump filter, THP flag, membarrier registrations,
 //! personality. *Restored*: a puppet unmaps everything but its slot, maps vvar and vdso where they
 //! were, then every area at its place; PR_SET_MM_MAP sets the rest. Contents are in `pages.rs`.
-//! *Lost*: mlockall(MCL_FUTURE). *Refused*: guard pages, protection keys, hugetlb, device mappings, SysV shared
+//! mlockall(MCL_FUTURE) cannot be asked for, but shows in the flags of our slot during a visit. *Refused*: guard pages, protection keys, hugetlb, device mappings, SysV shared
 //! memory, memfd, userfaultfd ranges, aio rings, shadow stacks. PAGEMAP_SCAN Linux 6.7.
 
 use super::file::Descriptor;
@@ -18,7 +18,10 @@ use ckpt_image::{
     Object, Objref, model,
     record::{self, inode_kind, vma_flags, vma_kind},
 };
-use ckpt_kernel::program::{Arg, Outcome, Program};
+use ckpt_kernel::{
+    memory::Span,
+    program::{Arg, Outcome, Program},
+};
 use ckpt_proc::{
     fdinfo::FdInfo,
     maps::{Mapping, Special},
@@ -70,6 +73,18 @@ pub(crate) fn questions(program: &mut Program) {
     let args = [MEMBARRIER_CMD_GET_REGISTRATIONS.into(), 0u64.into(), 0u64.into()];
     program.try_call("membarrier", libc::SYS_membarrier, args);
     program.call("brk", 0, libc::SYS_brk, [0u64.into()]);
+}
+
+/// What mlockall(2) has said of mappings to come, MCL_FUTURE and MCL_ONFAULT: `slot` is one that came.
+pub(crate) fn future_locks(process: &Process, slot: Option<Span>) -> Result<u32> {
+    if process.status()?.vm_lck_kib.unwrap_or(0) == 0 {
+        return Ok(0);
+    }
+    let mappings = process.proc.parse("smaps", parse_smaps)?;
+    let slot = mappings.iter().find(|m| slot.is_some_and(|s| s.start == m.start));
+    let said = [(VmFlags::LOCKED, libc::MCL_FUTURE), (VmFlags::LOCK_ON_FAULT, libc::MCL_ONFAULT)];
+    let has = |flag| slot.is_some_and(|m| m.flags.contains(flag));
+    Ok(said.iter().filter(|(flag, _)| has(*flag)).map(|(_, mcl)| *mcl as u32).sum())
 }
 
 /// The mappings of a process, those of the kernel left out.
@@ -246,10 +261,11 @@ fn check_kernel_areas(areas: &[model::Vma]) -> Result<()> {
     Err(Error::unsupported("vdso and vvar are not where the kernel put them"))
 }
 
-/// Builds the record of an address space.
+/// Builds the record of an address space; `mlock_future` is from [`future_locks`].
 pub(crate) fn checkpoint(
     process: &Process,
     answers: &[Outcome],
+    mlock_future: u32,
     vmas: Vec<model::Vma>,
     objects: &mut Objects,
 ) -> Result<model::Mm> {
@@ -285,7 +301,7 @@ pub(crate) fn checkpoint(
         thp_disable: thp.result as u32,
         membarrier: if membarrier.ok() { membarrier.result as u32 } else { 0 },
         personality: hex("personality")?,
-        mlock_future: 0,
+        mlock_future,
     };
     Ok(model::Mm { record, auxv: process.proc.read("auxv")?, vmas })
 }

@@ -49,7 +49,27 @@ wire! {
         pub mtime_nsec: u32,
         /// Zero.
         pub pad: u32,
+        /// Whom the file signals (F_SETOWN_EX): [`owner_kind`].
+        pub owner_kind: u32,
+        /// Its pid or tid, or 0.
+        pub owner: i32,
+        /// With which signal (F_SETSIG), 0 for SIGIO.
+        pub owner_signal: u32,
+        /// Zero.
+        pub pad2: u32,
     }
+}
+
+/// Values of [`File::owner_kind`].
+pub mod owner_kind {
+    /// Nobody.
+    pub const NONE: u32 = 0;
+    /// A thread (F_OWNER_TID).
+    pub const THREAD: u32 = 1;
+    /// A process (F_OWNER_PID).
+    pub const PROCESS: u32 = 2;
+    /// Every value above; a reader refuses any other.
+    pub const ALL: &[u32] = &[NONE, THREAD, PROCESS];
 }
 
 /// Values of [`File::kind`].

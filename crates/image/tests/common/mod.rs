@@ -8,7 +8,7 @@ use ckpt_image::model::{
 };
 use ckpt_image::record::{
     self, ARCH_X86_64, FileDesc, HEADER_MAGIC, Header, HeaderArch, PAGE_SIZE, REV, Record, RestartBlock, Run,
-    Task, Tree, file_kind, inode_kind, restart_kind, task_state, vma_flags, vma_kind,
+    Task, Tree, file_kind, inode_kind, owner_kind, restart_kind, task_state, vma_flags, vma_kind,
 };
 use ckpt_image::{Block, BlockSink, Chunk, Objref, PagesWritten, ReadError, Reader, Writer, ZeroPages};
 use zerocopy::{FromBytes, IntoBytes};
@@ -252,7 +252,8 @@ impl Builder<'_, '_> {
         let kind = self.source.pick(file_kind::ALL);
         let inside = [file_kind::UNLINKED, file_kind::PIPE].contains(&kind);
         let inode = if inside { self.share(record::Inode::TYPE, Self::inode) } else { 0 };
-        let record = record::File { kind, inode, pad: 0, ..self.source.wire() };
+        let record = record::File { kind, inode, pad: 0, pad2: 0, ..self.source.wire() };
+        let record = owned(record, self.source.pick(owner_kind::ALL));
         let (path, build_id) = (self.source.text(255), self.source.bytes(20));
         self.add(Object::File(File { record, path, build_id }))
     }
@@ -374,14 +375,28 @@ fn sample_objects(image: &mut Image, source: &mut Source<'_>) {
     ];
     let inode =
         record::Inode { kind: inode_kind::SHMEM, mode: 0o100600, uid: 1, gid: 2, size: 4096, capacity: 0 };
-    let file = record::File { kind: file_kind::REGULAR, inode: 0, pad: 0, ..source.wire() };
-    let ghost = record::File { kind: file_kind::UNLINKED, inode: 1, pad: 0, ..source.wire() };
+    let file = record::File { kind: file_kind::REGULAR, inode: 0, pad: 0, pad2: 0, ..source.wire() };
+    let ghost = record::File { kind: file_kind::UNLINKED, inode: 1, pad: 0, pad2: 0, ..source.wire() };
     let desc = |fd, file| FileDesc { fd, flags: 1, file, pad: 0 };
     let mm = record::Mm { nr_vmas: 3, exe: 2, ..source.wire() };
     let objects = [
         (1, Object::Inode(Inode { record: inode, path: b"/tmp/was".to_vec() })),
-        (2, Object::File(File { record: file, path: b"/bin/\xff".to_vec(), build_id: vec![1, 2, 3] })),
-        (3, Object::File(File { record: ghost, path: b"/tmp/was".to_vec(), build_id: vec![] })),
+        (
+            2,
+            Object::File(File {
+                record: owned(file, owner_kind::NONE),
+                path: b"/bin/\xff".to_vec(),
+                build_id: vec![1, 2, 3],
+            }),
+        ),
+        (
+            3,
+            Object::File(File {
+                record: owned(ghost, owner_kind::THREAD),
+                path: b"/tmp/was".to_vec(),
+                build_id: vec![],
+            }),
+        ),
         (4, Object::Files(FileTable { descs: vec![desc(0, 2), desc(7, 3)] })),
         (6, Object::Mm(Mm { record: mm, auxv: vec![6; 32], vmas })),
         (
@@ -416,4 +431,10 @@ pub fn sample_pages() -> Vec<Pages> {
     let shared = [(0, vec![0; PAGE_SIZE])];
     let shared = Pages { objref: 1, runs: vec![run(0, 1)], memory: shared.into(), zero: ZeroPages::Describe };
     vec![anon, shared]
+}
+
+/// `record` with an owner of this kind.
+fn owned(record: record::File, owner_kind: u32) -> record::File {
+    let owner = if owner_kind == owner_kind::NONE { 0 } else { 100 };
+    record::File { owner_kind, owner, owner_signal: record.owner_signal % 65, ..record }
 }

@@ -9,6 +9,7 @@
 pub(crate) mod chardev;
 pub(crate) mod directory;
 pub(crate) mod external;
+pub(crate) mod owner;
 pub(crate) mod path;
 pub(crate) mod pipe;
 pub(crate) mod regular;
@@ -99,7 +100,7 @@ impl Descriptor<'_> {
             size: stat.st_size.max(0) as u64,
             mtime_sec: stat.st_mtime,
             mtime_nsec: stat.st_mtime_nsec as u32,
-            pad: 0,
+            ..record::File::default()
         };
         model::File { record, path: self.path().to_vec(), build_id: Vec::new() }
     }
@@ -152,8 +153,9 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
 
 /// Looks at descriptor `fd`.
 fn look(process: &Process, fd: i32) -> Result<Descriptor<'_>> {
+    const ATTEMPTS: u32 = 100;
     let name = format!("fd/{fd}");
-    loop {
+    for _ in 0..ATTEMPTS {
         let link = process.proc.readlink(&name)?;
         let stat = process.proc.stat(&name)?;
         let info = process.proc.parse(&format!("fdinfo/{fd}"), parse_fdinfo)?;
@@ -162,6 +164,7 @@ fn look(process: &Process, fd: i32) -> Result<Descriptor<'_>> {
             return Ok(Descriptor { process, name, link, stat, info });
         }
     }
+    Err(Error::failed("it is another file at every look").advice("try again"))
 }
 
 /// The objref of the open description behind a descriptor.
@@ -170,14 +173,12 @@ fn object(descriptor: &Descriptor<'_>, fd: i32, objects: &mut Objects) -> Result
         let what = format!("a lock or lease on {} cannot be carried yet", show(&descriptor.link));
         return Err(Error::unsupported(what).advice("checkpoint when the program does not hold it"));
     }
-    if descriptor.flags() & libc::O_ASYNC as u32 != 0 {
-        let what = format!("signal-driven I/O (O_ASYNC) on {} cannot be carried yet", show(&descriptor.link));
-        return Err(Error::unsupported(what));
-    }
     let kind = FILE_KINDS.iter().find(|kind| kind.claims(descriptor)).ok_or_else(|| refusal(descriptor))?;
     let key = (descriptor.stat.st_dev, descriptor.stat.st_ino, descriptor.flags());
     objects.description(descriptor.process.pid, fd, key, |objects| {
-        kind.checkpoint(descriptor, objects).map(Object::File)
+        let mut file = kind.checkpoint(descriptor, objects)?;
+        owner::checkpoint(descriptor, fd, &mut file, &objects.members)?;
+        Ok(Object::File(file))
     })
 }
 
@@ -233,7 +234,9 @@ pub(crate) fn refuse_kernel_file_systems(descriptor: &Descriptor<'_>) -> Result<
 
 /// Opens `path` as an image wants it and checks that it got that.
 pub(crate) fn reopen(path: &[u8], record: &record::File) -> Result<OwnedFd> {
-    let forbidden = OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC;
+    // O_ASYNC given to open(2) would only look as if it were set: see owner.rs.
+    let forbidden =
+        OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::from_bits_retain(libc::O_ASYNC as u32);
     let flags = OFlags::from_bits_retain(record.flags) & !forbidden;
     let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())
         .map_err(|e| Error::os(format!("open {}", show(path)), e).advice("put it back and try again"))?;

@@ -1,0 +1,95 @@
+//! Signal-driven I/O: whom a file signals, with which signal, and whether it does (O_ASYNC).
+//!
+//! *Saved*: owner and signal of an open description, asked of a copy (pidfd_getfd(2), Linux 5.6) with
+//! F_GETOWN_EX and F_GETSIG; O_ASYNC is among its flags. *Restored*: by the leader, as whom it signals
+//! depends on who asked for it; O_ASYNC last, through the first descriptor of the description.
+//! *Refused*: an owner that is neither a process of the tree nor one of the threads. *Lost*: an owner that has
+//! ended; by which of several descriptors O_ASYNC was set (si_fd).
+
+use super::Descriptor;
+use crate::{
+    error::{Doing, Error, Result},
+    task::{Process, show},
+};
+use ckpt_image::{
+    Image, model,
+    record::{file_kind, owner_kind},
+};
+use ckpt_kernel::{
+    program::{Arg, Program},
+    query,
+};
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+use std::collections::BTreeSet;
+
+const F_SETSIG: i32 = 10;
+const F_SETOWN_EX: i32 = 15;
+const F_OWNER_TID: i32 = 0;
+const F_OWNER_PID: i32 = 1;
+
+/// Adds the owner to the record of a new open description.
+pub(crate) fn checkpoint(
+    descriptor: &Descriptor<'_>,
+    fd: i32,
+    file: &mut model::File,
+    members: &BTreeSet<i32>,
+) -> Result<()> {
+    if file.record.kind == file_kind::PATH {
+        return Ok(());
+    }
+    let process = descriptor.process;
+    let copy = pidfd_getfd(process, fd, PidfdGetfdFlags::empty()).doing(|| "pidfd_getfd".to_owned())?;
+    let (kind, owner) = query::file_owner(&copy)?;
+    file.record.owner_signal = query::file_signal(&copy)?;
+    if owner == 0 {
+        return Ok(());
+    }
+    let ours = match kind {
+        F_OWNER_PID => members.contains(&owner),
+        F_OWNER_TID => process.tids()?.contains(&owner),
+        _ => false,
+    };
+    if !ours {
+        let who = match kind {
+            F_OWNER_PID | F_OWNER_TID => Process::open(owner).map_or(format!("task {owner}"), |p| p.label()),
+            _ => format!("process group {owner}"),
+        };
+        let what =
+            format!("{} signals {who} (F_SETOWN), which cannot be carried yet", show(&descriptor.link));
+        return Err(Error::unsupported(what));
+    }
+    file.record.owner_kind = if kind == F_OWNER_PID { owner_kind::PROCESS } else { owner_kind::THREAD };
+    file.record.owner = owner;
+    Ok(())
+}
+
+/// Sets owners, signals and O_ASYNC of all descriptions in `table`. `tid` gives the new id of a thread.
+pub(crate) fn restore(
+    program: &mut Program,
+    image: &Image,
+    table: &model::FileTable,
+    tid: impl Fn(i32) -> Option<i32>,
+) -> Result<()> {
+    let mut done = BTreeSet::new();
+    for desc in &table.descs {
+        let Some(file) = image.file(desc.file).filter(|_| done.insert(desc.file)) else { continue };
+        let record = &file.record;
+        let mut fcntl = |command: i32, arg: Arg| {
+            program.call("fcntl", desc.fd as u64, libc::SYS_fcntl, [desc.fd.into(), command.into(), arg]);
+        };
+        if record.owner_kind != owner_kind::NONE {
+            let kind = if record.owner_kind == owner_kind::PROCESS { F_OWNER_PID } else { F_OWNER_TID };
+            let owner = tid(record.owner).ok_or_else(|| {
+                Error::bad_image(format!("fd {} signals a task that is not in the image", desc.fd))
+            })?;
+            fcntl(F_SETOWN_EX, Arg::In([kind, owner].iter().flat_map(|word| word.to_le_bytes()).collect()));
+        }
+        if record.owner_signal != 0 {
+            fcntl(F_SETSIG, u64::from(record.owner_signal).into());
+        }
+        if record.flags & libc::O_ASYNC as u32 != 0 {
+            fcntl(libc::F_SETFL, u64::from(record.flags).into());
+        }
+    }
+    Ok(())
+}
