@@ -60,8 +60,9 @@ pub struct RestartOptions {
     pub inherit: Vec<(i32, OwnedFd)>,
 }
 
-/// Told about progress and about things the user should know; called from the working thread.
-pub trait Observer {
+/// Told about progress and about things the user should know; called from any of the working threads, one
+/// at a time.
+pub trait Observer: Send {
     /// How many bytes of memory are to be moved in all, once known.
     fn total(&mut self, bytes: u64);
     /// `bytes` more have been moved.

@@ -25,7 +25,7 @@ use crate::{
     resource::{
         file::{self, Made, OpenContext, external},
         fs, layout, limits, mm,
-        pages::{Target, Targets},
+        pages::{self, Target, Targets},
         signal,
     },
     restore::{self, Parts},
@@ -33,7 +33,7 @@ use crate::{
     task::{ProcDir, show},
 };
 use ckpt_image::{
-    Image, Object, Objref, model,
+    Chunk, Image, Object, Objref, model,
     record::{self, file_kind, inode_kind, task_state, vma_kind},
 };
 use ckpt_kernel::{memory::Span, puppet::Puppet, query, shared::SharedArea};
@@ -286,7 +286,7 @@ fn build<'a>(
         let puppet = puppets.get(p.index)?;
         restore::memory(puppet, image, p, opened, &staging)?;
         if p.makes_mm {
-            spaces.insert(p.process.task.mm, target(puppet.pid(), p)?);
+            spaces.insert(p.process.task.mm, target(puppet, p)?);
         }
         Ok(())
     })?;
@@ -295,6 +295,7 @@ fn build<'a>(
     })?;
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
     let page_bytes = fill(&mut reader, image, &targets, observer)?;
+    // What a filler leaves in the areas goes with it.
     drop(targets);
     each(&mut |p, puppets| {
         let puppet = puppets.get(p.index)?;
@@ -371,9 +372,11 @@ fn stop(puppets: &mut Puppets, parts: &[Parts<'_>], p: &Parts<'_>) -> Result<()>
 }
 
 /// Where the pages of an address space go.
-fn target<'a>(pid: i32, parts: &Parts<'a>) -> Result<Target<'a>> {
+fn target<'a>(puppet: &mut Puppet, parts: &Parts<'a>) -> Result<Target<'a>> {
+    let pid = puppet.pid();
     let mem = std::fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/mem"));
-    Ok(Target { pid, vmas: &parts.mm.vmas, mem: mem.doing(|| "open /proc/PID/mem".to_owned())? })
+    let mem = mem.doing(|| "open /proc/PID/mem".to_owned())?;
+    Ok(Target { pid, vmas: &parts.mm.vmas, mem, filler: pages::filler(puppet, &parts.mm.vmas) })
 }
 
 /// Reads all page chunks and puts them in place, up to the verified end of the image.
@@ -384,15 +387,16 @@ fn fill(
     observer: &mut dyn Observer,
 ) -> Result<u64> {
     let mut bytes = 0;
-    source::chunks(reader, &mut |chunk| {
+    let mut in_order = |chunk: &Chunk| {
         if observer.cancelled() {
             return Err(Error::failed("interrupted by a signal"));
         }
         let len = chunk.data().len() as u64;
         bytes += len;
         observer.advance(len);
-        targets.apply(image, chunk)
-    })?;
+        targets.fill_contents(image, chunk)
+    };
+    source::chunks(reader, &mut in_order, &|chunk| targets.fill_memory(chunk))?;
     Ok(bytes)
 }
 

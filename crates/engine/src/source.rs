@@ -1,10 +1,10 @@
-//! Where an image comes from: a file or a stream, read and verified beside the filling.
+//! Where an image comes from: a file or a stream, read, verified and put in place by several threads.
 
 use crate::{
     error::{Doing, Error, Result},
     options::{Input, Observer},
 };
-use ckpt_image::{Chunk, ReadError, Reader};
+use ckpt_image::{Chunk, Reader};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags},
@@ -13,13 +13,15 @@ use rustix::{
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read, Seek, Write},
-    sync::mpsc::sync_channel,
+    sync::{Mutex, PoisonError},
 };
 
 /// Bytes read at once while records are small.
 const BUFFER: usize = 64 << 10;
-/// Chunks read ahead of the filling.
-const AHEAD: usize = 2;
+/// Threads that read and fill, ours among them: reading is in turns, so more would wait.
+const WORKERS: usize = 3;
+/// Chunks that are not worth other threads.
+const ALONE: usize = 2;
 
 /// A reader of images.
 pub(crate) type ImageReader = Reader<Source>;
@@ -98,43 +100,74 @@ pub(crate) fn open(input: Input) -> Result<ImageReader> {
     Ok(Reader::new(Source { input: BufReader::with_capacity(BUFFER, file), stream }))
 }
 
-/// Gives every chunk to `apply`, in order, and proves the end of the image. The first chunk is
-/// read in place; if more follow, a thread reads and verifies ahead.
-pub(crate) fn chunks<R: Read + Send>(
-    reader: &mut Reader<R>,
-    apply: &mut dyn FnMut(&Chunk) -> Result<()>,
-) -> Result<()> {
-    let mut chunk = Chunk::new();
-    for _ in 0..AHEAD {
-        if !reader.chunk(&mut chunk)? {
-            return Ok(());
+/// What is done to one chunk.
+type InOrder<'a> = dyn FnMut(&Chunk) -> Result<()> + Send + 'a;
+
+/// What the workers share: whoever holds it reads and verifies the next chunk.
+struct Reading<'a, R> {
+    reader: &'a mut Reader<R>,
+    in_order: &'a mut InOrder<'a>,
+    /// The image's end was reached and proved, or the first failure met.
+    ended: Option<Result<()>>,
+}
+
+impl<R: Read> Reading<'_, R> {
+    /// Takes the next chunk; `false` when there is none, or no point in it.
+    fn next(&mut self, chunk: &mut Chunk) -> bool {
+        if self.ended.is_some() {
+            return false;
         }
-        apply(&chunk)?;
+        let more = match self.reader.chunk(chunk) {
+            Ok(true) => (self.in_order)(chunk).map(|()| true),
+            other => other.map_err(Error::from),
+        };
+        self.ended = match more {
+            Ok(true) => None,
+            Ok(false) => Some(Ok(())),
+            Err(error) => Some(Err(error)),
+        };
+        self.ended.is_none()
     }
-    std::thread::scope(|scope| {
-        let (full, chunks) = sync_channel::<Result<Chunk, ReadError>>(AHEAD);
-        let (give_back, empty) = sync_channel::<Chunk>(AHEAD + 2);
-        for chunk in std::iter::once(chunk).chain(std::iter::repeat_with(Chunk::new).take(AHEAD)) {
-            let _ = give_back.send(chunk);
+
+    fn fail(&mut self, error: Error) {
+        if !matches!(self.ended, Some(Err(_))) {
+            self.ended = Some(Err(error));
         }
-        scope.spawn(move || {
-            while let Ok(mut chunk) = empty.recv() {
-                let message = match reader.chunk(&mut chunk) {
-                    Ok(true) => Ok(chunk),
-                    Ok(false) => return,
-                    Err(error) => Err(error),
-                };
-                let ended = message.is_err();
-                if full.send(message).is_err() || ended {
-                    return;
-                }
+    }
+}
+
+/// Gives every chunk of an image to `in_order`, one after the other, and to `beside`, several at a time
+/// and in any order; and proves the end of the image.
+///
+/// Reading and verifying is a third of the work and filling the rest, so no thread does only one
+/// of them: each takes a chunk in its turn and fills what it took, hot in its cache, while others
+/// read on. An image of few chunks is done without other threads.
+pub(crate) fn chunks<'a, R: Read + Send>(
+    reader: &'a mut Reader<R>,
+    in_order: &'a mut InOrder<'a>,
+    beside: &(dyn Fn(&Chunk) -> Result<()> + Sync),
+) -> Result<()> {
+    let reading = Mutex::new(Reading { reader, in_order, ended: None });
+    let lock = || reading.lock().unwrap_or_else(PoisonError::into_inner);
+    let work = |chunk: &mut Chunk, most: usize| {
+        for _ in 0..most {
+            if !lock().next(chunk) {
+                return;
             }
-        });
-        for message in chunks {
-            let chunk = message?;
-            apply(&chunk)?;
-            let _ = give_back.send(chunk);
+            if let Err(error) = beside(chunk) {
+                return lock().fail(error);
+            }
         }
-        Ok(())
-    })
+    };
+    let mut chunk = Chunk::new();
+    work(&mut chunk, ALONE);
+    if lock().ended.is_none() {
+        std::thread::scope(|scope| {
+            for _ in 1..WORKERS {
+                scope.spawn(|| work(&mut Chunk::new(), usize::MAX));
+            }
+            work(&mut chunk, usize::MAX);
+        });
+    }
+    lock().ended.take().unwrap_or(Ok(()))
 }

@@ -22,6 +22,7 @@ pub mod query;
 pub mod shared;
 mod sys;
 pub mod tracee;
+pub mod userfault;
 pub mod visit;
 
 pub use error::{Error, Result};

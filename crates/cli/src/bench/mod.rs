@@ -107,7 +107,7 @@ impl Bench {
             run::sleep(Duration::ZERO, &self.cancel)?;
             let mut done = self.ours(program, &mut row, &mut samples);
             if done.is_ok() && self.peer.is_some() {
-                done = self.peers(program, turn, &mut samples);
+                done = self.peers(program, turn, row.page_bytes, &mut samples);
             }
             match done {
                 Ok(()) => {}
@@ -143,6 +143,7 @@ impl Bench {
         // dd must find its source in the page cache; so must the restart, to be comparable.
         cached(&image)?;
         let dd = if row.image_bytes >= DD_FROM { self.dd(&image)? } else { None };
+        warm(row.page_bytes);
         let mut command = run::ourselves(["restart", "-W", "--json", "-i"])?;
         command.arg(&image);
         let restarted = run::run(command)?;
@@ -169,7 +170,7 @@ impl Bench {
     }
 
     /// Dump and restore by criu once.
-    fn peers(&self, program: &Program, turn: usize, samples: &mut Samples) -> Outcome<()> {
+    fn peers(&self, program: &Program, turn: usize, bytes: u64, samples: &mut Samples) -> Outcome<()> {
         let Some(peer) = &self.peer else { return Ok(()) };
         let mut target = program.start(&self.dir, &self.cancel)?;
         let pid = target.pid();
@@ -184,6 +185,7 @@ impl Bench {
         let dumped = run::run(command(&["dump", "-t", &pid.to_string()]))?;
         dumped.check("criu dump")?;
         ended(&mut target)?;
+        warm(bytes);
         let restored = run::run(command(&["restore", "-d"]))?;
         restored.check("criu restore")?;
         Target::adopt(pid)?.kill();
@@ -205,6 +207,12 @@ fn cached(path: &Path) -> Outcome<()> {
     let trouble = |cause| Failure::os(path.display().to_string(), cause);
     let mut file = std::fs::File::open(path).map_err(trouble)?;
     std::io::copy(&mut file, &mut std::io::sink()).map(|_| ()).map_err(trouble)
+}
+
+/// Uses and frees as much memory as a restart will need. A virtual machine's host takes free memory away
+/// and is slow to give it back, which would measure the host.
+fn warm(bytes: u64) {
+    drop(std::hint::black_box(vec![1u8; usize::try_from(bytes).unwrap_or(0)]));
 }
 
 fn remove(path: &Path) -> Outcome<()> {

@@ -3,8 +3,9 @@
 //! A page is stored if it differs from what mapping the file, or zeros, would give: private pages
 //! that are anonymous and not the zero page (PAGEMAP_SCAN over the whole space, once), and for
 //! contents without a name the ranges that are not holes. Pages are read straight into the
-//! image's blocks (process_vm_readv) and from the reader's buffer straight into place
-//! (process_vm_writev); areas that are not readable or writable go through /proc/PID/mem.
+//! image's blocks (process_vm_readv). From the reader's buffer they go straight into place: missing
+//! pages of large anonymous areas by a [`Filler`], others by process_vm_writev; what is there
+//! already, or is neither readable nor writable, through /proc/PID/mem.
 
 use super::file::Made;
 use crate::{
@@ -14,12 +15,14 @@ use crate::{
 };
 use ckpt_image::{
     BlockSink, Chunk, Image, Objref, PagesError, PagesWritten, Writer, ZeroPages, model,
-    record::{PAGE_SIZE, Run, inode_kind, run_flags, vma_kind},
+    record::{self, PAGE_SIZE, Run, inode_kind, run_flags, vma_flags, vma_kind},
 };
 use ckpt_kernel::{
     memory::{self, Span},
     pagemap::{self, Kind, PageRun},
+    puppet::Puppet,
     shared::SharedArea,
+    userfault::Filler,
 };
 use rustix::fs::{OFlags, SeekFrom};
 use std::{collections::BTreeMap, fs::File, os::fd::OwnedFd, os::unix::fs::FileExt};
@@ -222,6 +225,25 @@ fn read_file(file: &File, runs: &[Run], out: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
+/// How a piece of memory is filled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By the [`Filler`].
+    Fill,
+    /// By process_vm_writev(2).
+    Write,
+    /// Through /proc/PID/mem.
+    Force,
+}
+
+/// Part of a run, in one area.
+struct Piece {
+    span: Span,
+    /// It is zero and has no bytes in the chunk.
+    zero: bool,
+    way: Way,
+}
+
 /// Where the pages of an image go.
 pub(crate) struct Targets<'a> {
     /// Address spaces.
@@ -240,13 +262,44 @@ pub(crate) struct Target<'a> {
     pub(crate) vmas: &'a [model::Vma],
     /// Its /proc/PID/mem, writable.
     pub(crate) mem: File,
+    /// Fills the areas that are worth it.
+    pub(crate) filler: Option<Filler>,
+}
+
+/// Areas from this size on are filled by a [`Filler`]: smaller ones are done sooner than it is made.
+const WORTH_A_FILLER: u64 = 256 << 10;
+
+/// Whether the missing pages of an area are left to a [`Filler`]. It makes small pages: an area whose
+/// program asked for huge ones is written to like by anybody.
+fn by_filler(vma: &record::Vma) -> bool {
+    vma.kind == vma_kind::ANON_PRIVATE
+        && vma.end - vma.start >= WORTH_A_FILLER
+        && vma.flags & vma_flags::HUGEPAGE == 0
+}
+
+/// Makes a filler for the areas of a puppet that are worth one. Where the kernel offers none, pages are
+/// written by other means.
+pub(crate) fn filler(puppet: &mut Puppet, vmas: &[model::Vma]) -> Option<Filler> {
+    let areas = vmas.iter().map(|v| v.record).filter(by_filler);
+    let spans: Vec<Span> = areas.map(|r| Span { start: r.start, len: (r.end - r.start) as usize }).collect();
+    if spans.is_empty() {
+        return None;
+    }
+    let filler = Filler::new(puppet).ok()?;
+    spans.iter().try_for_each(|span| filler.register(*span)).ok()?;
+    Some(filler)
 }
 
 impl Targets<'_> {
-    /// Puts a chunk in place.
-    pub(crate) fn apply(&self, image: &Image, chunk: &Chunk) -> Result<()> {
-        if let Some(space) = self.spaces.get(&chunk.objref) {
-            return space.fill_memory(chunk);
+    /// Puts a chunk in place that is of an address space.
+    pub(crate) fn fill_memory(&self, chunk: &Chunk) -> Result<()> {
+        self.spaces.get(&chunk.objref).map_or(Ok(()), |space| space.fill_memory(chunk))
+    }
+
+    /// Puts a chunk in place that is of anything else. Those of a pipe come in order.
+    pub(crate) fn fill_contents(&self, image: &Image, chunk: &Chunk) -> Result<()> {
+        if self.spaces.contains_key(&chunk.objref) {
+            return Ok(());
         }
         let size = image.inode(chunk.objref).map(|i| i.record.size.next_multiple_of(PAGE));
         let inside = |size: u64| chunk.runs.iter().all(|r| run_end(r) <= size);
@@ -283,16 +336,15 @@ fn fill_area(area: &SharedArea, chunk: &Chunk) -> Result<()> {
 
 impl Target<'_> {
     /// The runs of a chunk cut at area borders.
-    fn pieces(&self, chunk: &Chunk) -> Result<Vec<(Span, u32, bool)>> {
+    fn pieces(&self, chunk: &Chunk) -> Result<Vec<Piece>> {
         let mut pieces = Vec::with_capacity(chunk.runs.len());
         for run in &chunk.runs {
             let (mut at, end) = (run.start, run_end(run));
             while at < end {
                 let index = self.vmas.partition_point(|v| v.record.end <= at);
                 let vma = self.vmas.get(index).map(|v| v.record).filter(|v| v.start <= at);
-                let private = |v: &ckpt_image::record::Vma| {
-                    [vma_kind::ANON_PRIVATE, vma_kind::FILE_PRIVATE].contains(&v.kind)
-                };
+                let private =
+                    |v: &record::Vma| [vma_kind::ANON_PRIVATE, vma_kind::FILE_PRIVATE].contains(&v.kind);
                 let vma = vma.filter(private).ok_or_else(|| {
                     Error::bad_image(format!(
                         "pages at {at:x} outside the mappings, at byte {}",
@@ -300,8 +352,13 @@ impl Target<'_> {
                     ))
                 })?;
                 let stop = end.min(vma.end);
-                let writable = vma.prot & libc::PROT_WRITE as u32 != 0;
-                pieces.push((Span { start: at, len: (stop - at) as usize }, run.flags, writable));
+                let way = match () {
+                    () if self.filler.is_some() && by_filler(&vma) => Way::Fill,
+                    () if vma.prot & libc::PROT_WRITE as u32 != 0 => Way::Write,
+                    () => Way::Force,
+                };
+                let zero = run.flags & run_flags::ZERO != 0;
+                pieces.push(Piece { span: Span { start: at, len: (stop - at) as usize }, zero, way });
                 at = stop;
             }
         }
@@ -310,26 +367,63 @@ impl Target<'_> {
 
     fn fill_memory(&self, chunk: &Chunk) -> Result<()> {
         let pieces = self.pieces(chunk)?;
-        let plain = |(_, flags, writable): &(Span, u32, bool)| *flags == 0 && *writable;
-        if pieces.iter().all(plain) {
-            let spans: Vec<Span> = pieces.iter().map(|(span, ..)| *span).collect();
-            return self.write_spans(&spans, chunk.data());
-        }
         let mut rest = chunk.data();
-        for (span, flags, writable) in pieces {
-            if flags & run_flags::ZERO != 0 {
-                self.force(span, &vec![0; span.len])?;
-                continue;
-            }
+        let mut take = |len: usize| {
             let (data, later) = rest
-                .split_at_checked(span.len)
+                .split_at_checked(len)
                 .ok_or_else(|| Error::bad_image("a chunk is shorter than its runs"))?;
-            if writable {
-                self.write_spans(&[span], data)?
-            } else {
-                self.force(span, data)?
-            };
             rest = later;
+            Ok::<_, Error>(data)
+        };
+        for alike in pieces.chunk_by(|a, b| (a.zero, a.way) == (b.zero, b.way)) {
+            let spans = alike.iter().map(|p| p.span);
+            match alike.first() {
+                Some(Piece { zero: true, way, .. }) => self.zero(*way, spans)?,
+                Some(Piece { way: Way::Write, .. }) => {
+                    let spans: Vec<Span> = spans.collect();
+                    self.write_spans(&spans, take(spans.iter().map(|s| s.len).sum())?)?;
+                }
+                Some(Piece { way, .. }) => {
+                    for span in spans {
+                        self.put(*way, span, take(span.len)?)?;
+                    }
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes memory zero that was something else.
+    fn zero(&self, way: Way, spans: impl Iterator<Item = Span>) -> Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        for span in spans {
+            for at in (0..span.len).step_by(ZEROS.len()) {
+                let zeros = ZEROS.get(..ZEROS.len().min(span.len - at)).unwrap_or_default();
+                self.put(way, Span { start: span.start + at as u64, len: zeros.len() }, zeros)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills one span.
+    fn put(&self, way: Way, span: Span, data: &[u8]) -> Result<()> {
+        match way {
+            Way::Write => self.write_spans(&[span], data),
+            Way::Force => self.force(span.start, data),
+            Way::Fill => self.fill(span.start, data),
+        }
+    }
+
+    /// Fills what is missing, and overwrites what is there.
+    fn fill(&self, start: u64, data: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+            done += self.filler.as_ref().map_or(0, |f| f.copy(start + done as u64, rest));
+            if let Some(there) = data.get(done..).and_then(|rest| rest.get(..PAGE_SIZE)) {
+                self.force(start + done as u64, there)?;
+                done += PAGE_SIZE;
+            }
         }
         Ok(())
     }
@@ -343,10 +437,8 @@ impl Target<'_> {
     }
 
     /// Writes where the process itself may not.
-    fn force(&self, span: Span, data: &[u8]) -> Result<()> {
-        self.mem
-            .write_all_at(data, span.start)
-            .map_err(|e| Error::os(format!("fill memory at {:x}", span.start), e))
+    fn force(&self, start: u64, data: &[u8]) -> Result<()> {
+        self.mem.write_all_at(data, start).map_err(|e| Error::os(format!("fill memory at {start:x}"), e))
     }
 }
 

@@ -35,9 +35,9 @@ use rustix::{
     process::Resource,
 };
 use std::{
-    cell::Cell,
     collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
+    sync::atomic::AtomicBool,
 };
 
 /// What is known of a descriptor before anybody looks inside.
@@ -114,7 +114,7 @@ pub(crate) struct Made {
     /// Of a pipe: the read end.
     pub(crate) read: Option<OwnedFd>,
     /// `fd` itself is somebody's description already.
-    pub(crate) taken: Cell<bool>,
+    pub(crate) taken: AtomicBool,
 }
 
 /// What opening a file again may need.

@@ -21,11 +21,11 @@ use rustix::{
     pipe::{self, PipeFlags, SpliceFlags},
 };
 use std::{
-    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{Read, Seek, Write},
     os::fd::{AsRawFd, OwnedFd},
+    sync::atomic::AtomicBool,
 };
 
 /// See the module.
@@ -192,7 +192,7 @@ pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
     pipe::fcntl_setpipe_size(&fd, capacity).map_err(|e| {
         Error::os(format!("a pipe of {capacity} bytes"), e).advice("see fs.pipe-max-size in proc(5)")
     })?;
-    Ok(Made { fd, read, taken: Cell::default() })
+    Ok(Made { fd, read, taken: AtomicBool::default() })
 }
 
 /// Opens both ends of an empty FIFO.

@@ -20,8 +20,8 @@ use rustix::{
     io::Errno,
 };
 use std::{
-    cell::Cell,
     os::fd::{AsRawFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 /// See the module.
@@ -70,7 +70,7 @@ impl FileKind for Unlinked {
         let flags = OFlags::from_bits_retain(file.record.flags)
             & !(OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | TMPFILE);
         let doing = || format!("open the unlinked {}", show(&file.path));
-        let fd = if is_as_made(flags) && !inode.taken.replace(true) {
+        let fd = if is_as_made(flags) && !inode.taken.swap(true, Ordering::Relaxed) {
             let fd = rustix::io::dup(&inode.fd).doing(doing)?;
             rustix::fs::fcntl_setfl(&fd, flags).doing(doing)?;
             fd
@@ -109,7 +109,7 @@ pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
     })();
     rustix::fs::unlink(name.as_slice()).doing(|| format!("unlink {path}"))?;
     ready.doing(|| format!("prepare the unlinked {path}"))?;
-    Ok(Made { fd, read: None, taken: Cell::default() })
+    Ok(Made { fd, read: None, taken: AtomicBool::default() })
 }
 
 /// Creates a file under the old name or one derived from it.
