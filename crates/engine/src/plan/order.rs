@@ -3,9 +3,9 @@
 //! What happens to a task are *events*: it is forked, it founds a group it will leave, it settles
 //! (in its final session and group), it exits. Events wait for others; those that wait for none are
 //! turned into steps, the latest first, so that a branch of the tree is finished before the next is
-//! begun and ghosts are short-lived. Two preferences save calls of setpgid(2): a child that is to be
-//! in its parent's group waits for the parent to settle, unless nothing else can be done; one that
-//! is not does not wait.
+//! begun and ghosts are short-lived. Some events had better wait, unless nothing else can be done: a
+//! child for its elder siblings, which wait(2) finds first; and, to save a call of setpgid(2), a child
+//! that is to be in its parent's group for the parent to settle.
 
 use super::{
     Ghost, Group, Plan, Step, TaskIndex,
@@ -64,6 +64,8 @@ struct Draft<'a> {
     adopter: PerSeat<Option<Seat>>,
     waits: BTreeMap<Event, usize>,
     next: BTreeMap<Event, Vec<Event>>,
+    /// What an event had better wait for.
+    rather_after: BTreeMap<Event, Vec<Event>>,
 }
 
 /// Puts the making of `family` in order.
@@ -77,10 +79,12 @@ pub(super) fn arrange(family: &Family, births: &Births) -> Result<Plan> {
         adopter: PerSeat::default(),
         waits: BTreeMap::new(),
         next: BTreeMap::new(),
+        rather_after: BTreeMap::new(),
     };
     draft.founders(births);
     draft.adoptions(births)?;
     draft.children(births);
+    draft.siblings();
     draft.settle_nodes();
     draft.groups();
     Run::new(&draft).steps().map(|steps| Plan { ghosts: draft.ghosts, steps })
@@ -136,6 +140,21 @@ impl Draft<'_> {
                 _ => When::Any,
             };
             self.make(seat, Make { maker: kin.parent, sibling: false, when });
+        }
+    }
+
+    /// Children come to their parents in the order in which they stand.
+    fn siblings(&mut self) {
+        let mut elder: BTreeMap<Seat, Event> = BTreeMap::new();
+        for (seat, kin) in self.family.nodes() {
+            let maker = self.makes.get(seat).unwrap_or_default().maker;
+            let arrival = match self.adopter.get(maker) {
+                Some(_) => Event::Exit(maker),
+                None => Event::Fork(seat),
+            };
+            if let Some(elder) = elder.insert(kin.parent, arrival).filter(|elder| *elder != arrival) {
+                self.rather_after.entry(arrival).or_default().push(elder);
+            }
         }
     }
 
@@ -212,7 +231,10 @@ impl Draft<'_> {
         match make.when {
             When::Before => self.wait(Event::Settle(maker), Event::Fork(seat)),
             When::After => self.wait(Event::Fork(seat), Event::Settle(maker)),
-            When::Any | When::RatherAfter => {}
+            When::RatherAfter => {
+                self.rather_after.entry(Event::Fork(seat)).or_default().push(Event::Settle(maker))
+            }
+            When::Any => {}
         }
         if maker >= self.family.len {
             // A ghost outlives what it makes and reaps the ghosts among its children.
@@ -252,9 +274,9 @@ struct Run<'a> {
     draft: &'a Draft<'a>,
     waits: BTreeMap<Event, usize>,
     ready: Vec<Event>,
-    /// Forks that could happen but had better wait for their makers, and the same by maker.
+    /// Events that could happen but had better wait, and the same by what they wait for.
     reluctant: VecDeque<Event>,
-    held: BTreeMap<Seat, Vec<Event>>,
+    held: BTreeMap<Event, Vec<Event>>,
     done: BTreeSet<Event>,
     /// The group each task is in.
     groups: PerSeat<i32>,
@@ -302,25 +324,26 @@ impl<'a> Run<'a> {
             if *waits > 0 {
                 continue;
             }
-            match self.reluctant_maker(*then) {
-                Some(maker) => {
+            match self.better_first(*then) {
+                Some(first) => {
                     self.reluctant.push_back(*then);
-                    self.held.entry(maker).or_default().push(*then);
+                    self.held.entry(first).or_default().push(*then);
                 }
                 None => freed.push(*then),
             }
         }
-        if let Event::Settle(seat) = event {
-            freed.extend(self.held.remove(&seat).into_iter().flatten());
+        for then in self.held.remove(&event).into_iter().flatten() {
+            match self.better_first(then) {
+                Some(first) => self.held.entry(first).or_default().push(then),
+                None => freed.push(then),
+            }
         }
         self.ready.extend(freed.into_iter().rev());
     }
 
-    /// The maker that had better settle before this fork.
-    fn reluctant_maker(&self, event: Event) -> Option<Seat> {
-        let Event::Fork(seat) = event else { return None };
-        let make = self.draft.makes.get(seat).filter(|make| make.when == When::RatherAfter)?;
-        (!self.done.contains(&Event::Settle(make.maker))).then_some(make.maker)
+    /// What had better happen before `event`.
+    fn better_first(&self, event: Event) -> Option<Event> {
+        self.draft.rather_after.get(&event)?.iter().find(|first| !self.done.contains(first)).copied()
     }
 
     fn happen(&mut self, event: Event) {
