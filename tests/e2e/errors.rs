@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("closed_pipe", closed_pipe),
     ("zombie", zombie),
     ("log_unwritable", log_unwritable),
+    ("ia32", ia32),
 ];
 
 /// After the failure: one line, nothing left, the program ends as it should.
@@ -210,6 +211,25 @@ fn log_unwritable(ctx: &Context) -> Result<()> {
     let program = Program::start(ctx, "exits", &["7"])?;
     let outcome = ctx.run("checkpoint", &["-l", "/no/such/dir/log"]).arg(program.pid()).finish()?;
     survives(program, &outcome, &[1, 2], &["log"])
+}
+
+/// A 32-bit program, which needs no 32-bit C library to be compiled.
+fn ia32(ctx: &Context) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let binary = dir.path().join("program");
+    let flags = ["-m32", "-nostdlib", "-static", "-fno-pie", "-no-pie", "-fno-stack-protector", "-o"];
+    let mut cc = Command::new("cc");
+    cc.args(flags).arg(&binary).arg(ctx.helpers.join("ia32.c"));
+    if !cc.output()?.status.success() {
+        return ctx.skip("ia32", "cc cannot make 32-bit programs");
+    }
+    let argv = [binary.clone().into_os_string()];
+    let Ok(mut program) = Program::start_argv(&argv, dir, None) else {
+        return ctx.skip("ia32", "this kernel does not run 32-bit programs");
+    };
+    let outcome = ctx.run("checkpoint", &["-o"]).arg(program.path("image")).arg(program.pid()).finish()?;
+    expect_line(&outcome, "checkpoint", &[3], &[&program.pid(), "32-bit"])?;
+    program.unharmed()
 }
 
 /// Compiles `helpers/exits.c` anew into `dir`, with a shared library of its own next to it.

@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pipeline_kill", pipeline_kill),
     ("pipeline_new_pids", pipeline_new_pids),
     ("stop_leaves_it_stopped", stop_leaves_it_stopped),
+    ("stopped_before", stopped_before),
     ("output_fd", output_fd),
     ("inherit_fd", inherit_fd),
     ("standard_pipes", standard_pipes),
@@ -252,6 +253,29 @@ fn same_session(ctx: &Context) -> Result<()> {
     }
     std::fs::write(dir.path().join("go"), "")?;
     ensure(target.wait(LIMIT)? == Ended::Exit(7), "it did not exit with 7")
+}
+
+/// A program that job control has stopped is stopped after the restart, and goes on when told to.
+fn stopped_before(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let pid = rustix::process::Pid::from_raw(program.target.pid()).context("pid")?;
+    let stopped = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()))?;
+        Ok(status.contains("State:\tT").then_some(()))
+    };
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP)?;
+    sys::poll("it to stop", LIMIT, stopped)?;
+    let image = program.path("image");
+    ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;
+    sys::poll("it to be stopped after the checkpoint", LIMIT, stopped)?;
+    program.target.kill();
+    program.back_from(ctx, &image)?;
+    sys::poll("it to be stopped after the restart", LIMIT, stopped)?;
+    std::fs::write(program.path("go"), "")?;
+    std::thread::sleep(Duration::from_millis(100));
+    sys::poll("it to stay stopped", LIMIT, stopped)?;
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
+    program.ends_with(7)
 }
 
 /// Without the right to see the machine's timers, what remains of a timeout is not known: that is said.

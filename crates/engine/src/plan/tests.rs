@@ -191,15 +191,15 @@ fn a_plain_tree_is_forks_alone() {
 #[test]
 fn a_group_is_inherited_where_possible() {
     let nodes =
-        [ROOT_OUTSIDE, node(11, 10, 12, 5), node(12, 10, 12, 5), node(13, 11, 12, 5), node(14, 11, 6, 5)];
+        [ROOT_OUTSIDE, node(11, 10, 12, 5), node(12, 10, 12, 5), node(13, 11, 6, 5), node(14, 11, 12, 5)];
     let wanted = [
         spawn(0),
         fork(0, 1),
-        fork(1, 4),
+        fork(1, 3),
         fork(0, 2),
         Setpgid(2, Group::Own),
         Setpgid(1, Group::Of(2)),
-        fork(1, 3),
+        fork(1, 4),
     ];
     assert_eq!(steps(&nodes), wanted);
 }

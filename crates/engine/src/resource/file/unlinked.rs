@@ -3,7 +3,8 @@
 //! *Saved*: the contents, as an inode of the image, holes as holes; mode and owner. *Restored*: a
 //! new file under the old name, or a name derived from it when that is taken, unlinked at once; a
 //! description of it with the old flags and offset. *Lost*: inode number, timestamps, extended
-//! attributes; O_NOFOLLOW, which has no effect on an open file, of all descriptions but one.
+//! attributes, that it never had a name (O_TMPFILE, which includes O_DIRECTORY, among the flags); O_NOFOLLOW,
+//! which has no effect on an open file, of all descriptions but one.
 
 use super::{Descriptor, FileKind, Made, OpenContext, seek};
 use crate::{
@@ -68,7 +69,7 @@ impl FileKind for Unlinked {
             Error::bad_image(format!("{}: an unlinked file without contents", show(&file.path)))
         })?;
         let flags = OFlags::from_bits_retain(file.record.flags)
-            & !(OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | TMPFILE);
+            & !(OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::TMPFILE);
         let doing = || format!("open the unlinked {}", show(&file.path));
         let fd = if is_as_made(flags) && !inode.taken.swap(true, Ordering::Relaxed) {
             let fd = rustix::io::dup(&inode.fd).doing(doing)?;
@@ -90,9 +91,6 @@ impl FileKind for Unlinked {
 fn is_as_made(flags: OFlags) -> bool {
     flags & (OFlags::RWMODE | OFlags::NOFOLLOW | OFlags::APPEND) == OFlags::RDWR | OFlags::NOFOLLOW
 }
-
-/// `__O_TMPFILE`, without the O_DIRECTORY that rustix's flag includes.
-const TMPFILE: OFlags = OFlags::from_bits_retain(0o20_000_000);
 
 /// Makes the file of an inode again, empty but of its size, without a name, open read-write.
 pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
