@@ -247,7 +247,11 @@ impl<'a> Attempt<'a> {
     fn run_free(&mut self) -> Result<Verdict> {
         let directives = &self.fixture.directives;
         if self.variant == Variant::Undisturbed {
-            self.fixture.undisturbed_output(self.ctx)?;
+            let want = self.fixture.undisturbed_output(self.ctx)?;
+            self.target.wait(directives.deadline)?;
+            if std::fs::read(self.dir.path().join("out"))? != *want {
+                bail!("two undisturbed runs differ in their output");
+            }
             return Ok(Verdict::Passed);
         }
         let only =
