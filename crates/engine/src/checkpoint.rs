@@ -19,12 +19,12 @@ use crate::{
     guard,
     objects::Objects,
     options::{After, CheckpointOptions, CheckpointReport, Observer, Output},
-    output::{BLOCK, Destination, failure, same_file},
+    output::{Destination, failure, same_file},
     resource::{file, fs, mm},
     task::Process,
     tree::{self, Held},
 };
-use ckpt_image::{Block, Object, Writer, record};
+use ckpt_image::{BLOCK_SIZE, Block, Object, Writer, record};
 use ckpt_kernel::tracee::Stopped;
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ pub fn checkpoint(
     let frozen = tree::freeze_tree(root.pid, &admission, observer).task(label)?;
     guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
     let mut capture = capture(frozen).task(label)?;
-    let writer = Writer::new(destination.sink()?, Block::new(BLOCK));
+    let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
     let mut report = CheckpointReport {
         id: capture.image.header.id,

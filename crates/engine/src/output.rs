@@ -22,13 +22,9 @@ use std::{
     thread::JoinHandle,
 };
 
-/// Bytes of a block: enough that the disk is busy all the time, and little enough that filling, summing and
-/// writing find it in the processor's cache. A block's first use costs page faults while tasks stand still.
-pub(crate) const BLOCK: usize = 1 << 20;
-
-/// Blocks in flight between the reader of memory and the writer, the one being filled included: they bound
-/// the coordinator's memory.
-const BLOCKS: usize = 8;
+/// Blocks in flight between the reader of memory and the writer: with the one being filled they
+/// bound the coordinator's memory.
+const BLOCKS: usize = 4;
 
 /// An image file under construction. Without a name until it is whole, so that nothing is left
 /// whatever happens; with a temporary one where the file system cannot do that.
