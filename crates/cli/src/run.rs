@@ -105,6 +105,11 @@ pub(crate) fn adopt_orphans() -> Outcome<()> {
     set_child_subreaper(Some(rustix::process::getpid())).map_err(|cause| Failure::os("subreaper", cause))
 }
 
+/// Waits for all children, our own and orphans, which are about to end.
+pub(crate) fn reap_all() {
+    while !matches!(waitid(WaitId::All, WaitIdOptions::EXITED), Err(Errno::CHILD)) {}
+}
+
 /// Sleeps; a signal ends it early, as a failure.
 pub(crate) fn sleep(time: Duration, cancel: &Cancel) -> Outcome<()> {
     let end = Instant::now() + time;

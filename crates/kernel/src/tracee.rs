@@ -204,6 +204,8 @@ impl Stopped {
             sys::ptrace_regset(libc::PTRACE_GETREGSET, tid, set, &mut area),
         )?;
         area.truncate(n);
+        // Of a thousand threads there are a thousand.
+        area.shrink_to_fit();
         Ok(area)
     }
 

@@ -143,12 +143,13 @@ impl Bench {
         // dd must find its source in the page cache; so must the restart, to be comparable.
         cached(&image)?;
         let dd = if row.image_bytes >= DD_FROM { self.dd(&image)? } else { None };
-        warm(row.page_bytes);
+        warm(row.page_bytes)?;
         let mut command = run::ourselves(["restart", "-W", "--json", "-i"])?;
         command.arg(&image);
         let restarted = run::run(command)?;
         let mut again = Target::adopt(number(&restarted.report("restart")?, "pid") as i32)?;
         again.kill();
+        run::reap_all();
         row.max_rss = row.max_rss.max(restarted.max_rss);
 
         samples.checkpoint.push(ran.wall);
@@ -185,10 +186,11 @@ impl Bench {
         let dumped = run::run(command(&["dump", "-t", &pid.to_string()]))?;
         dumped.check("criu dump")?;
         ended(&mut target)?;
-        warm(bytes);
+        warm(bytes)?;
         let restored = run::run(command(&["restore", "-d"]))?;
         restored.check("criu restore")?;
         Target::adopt(pid)?.kill();
+        run::reap_all();
         samples.dump.push(dumped.wall);
         samples.restore.push(restored.wall);
         std::fs::remove_dir_all(&dir).map_err(trouble)
@@ -198,7 +200,10 @@ impl Bench {
 /// Waits for a program that was killed at its checkpoint.
 fn ended(target: &mut Target) -> Outcome<()> {
     match target.wait(PATIENCE)? {
-        Some(_) => Ok(()),
+        Some(_) => {
+            run::reap_all();
+            Ok(())
+        }
         None => Err(Failure::failed(format!("pid {} lives on after its checkpoint", target.pid()))),
     }
 }
@@ -211,8 +216,12 @@ fn cached(path: &Path) -> Outcome<()> {
 
 /// Uses and frees as much memory as a restart will need. A virtual machine's host takes free memory away
 /// and is slow to give it back, which would measure the host.
-fn warm(bytes: u64) {
-    drop(std::hint::black_box(vec![1u8; usize::try_from(bytes).unwrap_or(0)]));
+fn warm(bytes: u64) -> Outcome<()> {
+    let mut command = Command::new("dd");
+    command
+        .args(["if=/dev/zero", "of=/dev/null", "count=1", "status=none"])
+        .arg(format!("bs={}", bytes.max(1)));
+    run::run(command)?.check("dd")
 }
 
 fn remove(path: &Path) -> Outcome<()> {

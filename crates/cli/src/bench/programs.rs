@@ -14,12 +14,28 @@ use crate::{
     signals::Cancel,
 };
 
-/// Creates the file its argument names, then sleeps.
-const TINY: &str = r"
+/// Makes as many children and threads as its arguments say, creates the file that the last one names, then
+/// sleeps. Children die with it.
+const TINY: &str = r#"
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
 #include <unistd.h>
-int main(int argc, char **argv) { close(open(argv[argc - 1], O_CREAT | O_WRONLY, 0600)); for (;;) pause(); }
-";
+static void *idle(void *a) { for (;;) pause(); return a; }
+int main(int argc, char **argv) {
+    int children = argc > 3 ? atoi(argv[1]) : 0, threads = argc > 3 ? atoi(argv[2]) : 0;
+    for (int i = 0; i < children; i++) if (fork() == 0) { prctl(PR_SET_PDEATHSIG, SIGKILL); idle(0); }
+    pthread_attr_t small;
+    pthread_t thread;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, 65536);
+    for (int i = 0; i < threads; i++) if (pthread_create(&thread, &small, idle, 0)) return 1;
+    close(open(argv[argc - 1], O_CREAT | O_WRONLY, 0600));
+    idle(0);
+}
+"#;
 
 /// The same in python.
 const PYTHON: &str = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(1e6)";
@@ -70,10 +86,16 @@ pub(super) fn all(dir: &Path, quick: bool) -> Outcome<Vec<Program>> {
         let words = std::iter::once(exe.clone().into()).chain(words).collect();
         Program { name, runs, words, tells: true }
     };
-    let mut programs = vec![tiny(dir, if quick { 5 } else { 21 })];
+    let many = compiled(dir);
+    let mut programs = vec![tiny(many.as_deref(), if quick { 5 } else { 21 })];
     if quiet(Command::new("python3")).arg("-V").status().is_ok_and(|status| status.success()) {
         let words = ["python3", "-c", PYTHON].map(OsString::from).to_vec();
         programs.push(Program { name: "python3", runs: if quick { 3 } else { 11 }, words, tells: true });
+    }
+    for (name, children, threads) in [("200 processes", "199", "0"), ("1000 threads", "0", "999")] {
+        let Some(path) = &many else { break };
+        let words = [path.into(), children.into(), threads.into()].to_vec();
+        programs.push(Program { name, runs: if quick { 3 } else { 7 }, words, tells: true });
     }
     programs.push(memory("64 MiB", if quick { 3 } else { 7 }, 64 << 20));
     programs.push(if quick { memory("256 MiB", 3, 256 << 20) } else { memory("1 GiB", 5, 1 << 30) });
@@ -81,8 +103,8 @@ pub(super) fn all(dir: &Path, quick: bool) -> Outcome<Vec<Program>> {
 }
 
 /// A static program of a few pages if there is a C compiler, else sleep(1).
-fn tiny(dir: &Path, runs: usize) -> Program {
-    match compiled(dir) {
+fn tiny(program: Option<&Path>, runs: usize) -> Program {
+    match program {
         Some(path) => {
             let words = vec![path.into()];
             Program { name: "tiny (static C)", runs, words, tells: true }
@@ -98,6 +120,6 @@ fn compiled(dir: &Path) -> Option<PathBuf> {
     let (source, program) = (dir.join("tiny.c"), dir.join("tiny"));
     std::fs::write(&source, TINY).ok()?;
     let mut command = quiet(Command::new("cc"));
-    command.args(["-O", "-static", "-o"]).args([&program, &source]);
+    command.args(["-O", "-static", "-pthread", "-o"]).args([&program, &source]);
     command.status().ok()?.success().then_some(program)
 }
