@@ -11,7 +11,9 @@ use ckpt_proc::{
 };
 
 /// Namespaces in which a process must be with us, with what they isolate.
-const NAMESPACES: [&str; 8] = ["pid", "mnt", "user", "net", "uts", "ipc", "cgroup", "time"];
+const NAMESPACES: [&str; 8] = ["mnt", "net", "uts", "ipc", "cgroup", "pid", "user", "time"];
+/// How many of them a thread can leave alone.
+const OF_THREADS: usize = 5;
 
 /// What processes are held against.
 #[derive(Debug)]
@@ -29,6 +31,13 @@ impl Admission {
             own.readlink(&name).ok().map(|target| (name, target))
         };
         Ok(Admission { namespaces: NAMESPACES.into_iter().filter_map(namespace).collect() })
+    }
+
+    /// Refuses a process that has been stopped, for what it may have done since it was admitted, or
+    /// when it is new. What else is looked for is found when its threads are visited.
+    pub(crate) fn readmit(&self, process: &Process) -> Result<()> {
+        refuse_ia32(process)?;
+        process.tids()?.into_iter().try_for_each(|tid| self.admit_place(process, tid))
     }
 
     /// Refuses processes that cannot be checkpointed at all.
@@ -50,8 +59,7 @@ impl Admission {
             }));
         }
         let status = process.status()?;
-        let ours = u32::try_from(status.tracer_pid).is_ok_and(|pid| pid == std::process::id());
-        if status.tracer_pid != 0 && !ours {
+        if status.tracer_pid != 0 {
             let tracer = Process::open(status.tracer_pid)
                 .map_or_else(|_| format!("pid {}", status.tracer_pid), |t| t.label());
             return Err(Error::permission(format!("it is traced by {tracer}"))
@@ -61,14 +69,20 @@ impl Admission {
         process.tids()?.into_iter().try_for_each(|tid| self.admit_thread(process, tid))
     }
 
-    /// Refuses threads in seccomp mode, in other namespaces than ours, or that do not share with
-    /// their process what threads share.
+    /// Refuses threads in seccomp mode, and others.
     fn admit_thread(&self, process: &Process, tid: i32) -> Result<()> {
         let Ok(status) = process.proc.parse(&format!("task/{tid}/status"), parse_status) else {
             return Ok(());
         };
         refuse_seccomp(process, tid, &status)?;
-        for (name, ours) in &self.namespaces {
+        self.admit_place(process, tid)
+    }
+
+    /// Refuses threads in other namespaces than ours, or that do not share with their process what
+    /// threads share.
+    fn admit_place(&self, process: &Process, tid: i32) -> Result<()> {
+        let can_leave = if tid == process.pid { NAMESPACES.len() } else { OF_THREADS };
+        for (name, ours) in self.namespaces.iter().take(can_leave) {
             let theirs = match process.proc.readlink(&format!("task/{tid}/{name}")) {
                 Err(e) if e.kind == ErrorKind::Permission => {
                     return Err(e.advice("it needs the same user and a dumpable process, or CAP_SYS_PTRACE"));

@@ -54,6 +54,7 @@ struct Answers {
     process: Vec<Outcome>,
     timers: Vec<ckpt_proc::timers::Timer>,
     threads: Vec<Vec<Outcome>>,
+    statuses: Vec<Status>,
     stopped: Vec<Outcome>,
     mlock_future: u32,
 }
@@ -131,7 +132,7 @@ impl Collector {
         let (frozen, answers) = visit(&process, frozen, children)?;
         let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
         self.unseen.extend(unseen);
-        let threads = threads(&process, &frozen, &answers.threads, &mut self.objects)?;
+        let threads = threads(&process, &frozen, &answers, &mut self.objects)?;
         let mut answered = answers.process.as_slice().split_at(signal::SIGNALS as usize);
         let sighand = signal::checkpoint(answered.0)?;
         answered = answered.1.split_at_checked(3).unwrap_or_default();
@@ -210,12 +211,16 @@ fn visit(
         thread_answers.push(visit.run(index, &thread::questions())?);
     }
     let threads = visit.leave()?;
-    let frozen = threads
-        .into_iter()
-        .zip(kept)
-        .map(|(thread, (raw, saved, restart, mask))| FrozenThread { thread, raw, saved, restart, mask })
-        .collect();
-    Ok((frozen, Answers { process: answers, timers, threads: thread_answers, stopped, mlock_future }))
+    let mut statuses = Vec::with_capacity(kept.len());
+    let again = |(thread, (raw, saved, restart, mask, status))| {
+        statuses.push(status);
+        FrozenThread { thread, raw, saved, restart, mask }
+    };
+    let frozen = threads.into_iter().zip(kept).map(again).collect();
+    Ok((
+        frozen,
+        Answers { process: answers, timers, threads: thread_answers, statuses, stopped, mlock_future },
+    ))
 }
 
 /// Asks a parent what it has yet to be told about its stopped `children`.
@@ -247,7 +252,7 @@ fn park_signal_of(status: &Status, mask: u64) -> Result<i32> {
 }
 
 /// What a frozen thread keeps while it is visited.
-pub(crate) type Kept = (record::Regs, record::Regs, record::RestartBlock, u64);
+pub(crate) type Kept = (record::Regs, record::Regs, record::RestartBlock, u64, Status);
 
 /// Makes frozen threads visitors.
 pub(crate) fn visitors(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<Visitor>, Vec<Kept>)> {
@@ -258,7 +263,7 @@ pub(crate) fn visitors(process: &Process, frozen: Vec<FrozenThread>) -> Result<(
         let status = process.proc.parse(&format!("task/{tid}/status"), parse_status)?;
         let signal = park_signal_of(&status, f.mask)?;
         visitors.push(Visitor { thread: f.thread, raw: f.raw, mask: f.mask, signal });
-        kept.push((f.raw, f.saved, f.restart, f.mask));
+        kept.push((f.raw, f.saved, f.restart, f.mask, status));
     }
     Ok((visitors, kept))
 }
@@ -287,14 +292,13 @@ pub(crate) fn slots_in(maps: &[Mapping]) -> Vec<Span> {
 fn threads(
     process: &Process,
     frozen: &[FrozenThread],
-    answers: &[Vec<Outcome>],
+    answers: &Answers,
     objects: &mut Objects,
 ) -> Result<Vec<model::Thread>> {
     let mut threads = Vec::with_capacity(frozen.len());
-    for (frozen, answers) in frozen.iter().zip(answers) {
-        let status = process.proc.parse(&format!("task/{}/status", frozen.thread.tid()), parse_status)?;
-        refuse_seccomp(process, frozen.thread.tid(), &status)?;
-        let cred = objects.cred(cred::checkpoint(&status));
+    for ((frozen, answers), status) in frozen.iter().zip(&answers.threads).zip(&answers.statuses) {
+        refuse_seccomp(process, frozen.thread.tid(), status)?;
+        let cred = objects.cred(cred::checkpoint(status));
         threads.push(thread::checkpoint(process, frozen, answers, cred, status.no_new_privs)?);
     }
     Ok(threads)

@@ -123,7 +123,7 @@ fn hold(
     }
     // Stopped first: until then it may make children faster than we look at it.
     let frozen = freeze(&process, Purpose::Image, observer)
-        .and_then(|threads| admission.admit(&process).map(|()| threads))
+        .and_then(|threads| admission.readmit(&process).map(|()| threads))
         .task(|| process.label());
     match frozen {
         Ok(threads) => held(process, threads),

@@ -13,6 +13,7 @@ use ckpt_image::record::Regs;
 use rustix::io::Errno;
 use std::{
     marker::PhantomData,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 use zerocopy::IntoBytes;
@@ -195,7 +196,9 @@ impl Stopped {
 
     /// FPU, SSE, AVX ... state: the xsave area (NT_X86_XSTATE).
     pub fn xstate(&self) -> Result<Vec<u8>> {
-        let mut area = vec![0; XSTATE_MAX];
+        // As long as the first one found: it is the same for all threads of a machine.
+        static LEN: AtomicUsize = AtomicUsize::new(XSTATE_MAX);
+        let mut area = vec![0; LEN.load(Ordering::Relaxed)];
         let tid = self.tid();
         let set = NT_X86_XSTATE;
         let n = ptraced(
@@ -204,7 +207,7 @@ impl Stopped {
             sys::ptrace_regset(libc::PTRACE_GETREGSET, tid, set, &mut area),
         )?;
         area.truncate(n);
-        // Of a thousand threads there are a thousand.
+        LEN.store(n, Ordering::Relaxed);
         area.shrink_to_fit();
         Ok(area)
     }
