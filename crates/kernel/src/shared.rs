@@ -11,10 +11,15 @@ use crate::{
     sys,
 };
 use rustix::io::Errno;
+use std::sync::{Mutex, PoisonError};
 
 /// A shared anonymous mapping of the coordinator, gone from it when dropped.
 #[derive(Debug)]
-pub struct SharedArea(Span);
+pub struct SharedArea {
+    span: Span,
+    /// Held while it is written to.
+    writing: Mutex<()>,
+}
 
 impl SharedArea {
     /// Maps zeros at `span`, where nothing is.
@@ -26,27 +31,29 @@ impl SharedArea {
         if at == libc::MAP_FAILED {
             return Err(sys::check(-1).err().unwrap_or(Errno::NOMEM)).named("mmap of shared memory");
         }
-        let area = SharedArea(Span { start: at as u64, len: span.len });
-        if area.0 == span { Ok(area) } else { Err(Errno::EXIST).named("mmap of shared memory") }
+        let found = Span { start: at as u64, len: span.len };
+        let area = SharedArea { span: found, writing: Mutex::default() };
+        if area.span == span { Ok(area) } else { Err(Errno::EXIST).named("mmap of shared memory") }
     }
 
     /// Where it is, here and in the puppets.
     pub fn span(&self) -> Span {
-        self.0
+        self.span
     }
 
     /// Writes `data` at byte `offset`. The pages leave our own page tables again, so that what is
     /// resident here stays small.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         const PAGE: usize = 4096;
-        let at = usize::try_from(offset)
-            .ok()
-            .filter(|at| at.checked_add(data.len()).is_some_and(|end| end <= self.0.len) && at % PAGE == 0);
-        let at = at.ok_or(Error::TooBig { need: data.len(), have: self.0.len })?;
-        let place = (self.0.start as usize + at) as *mut u8;
+        let at = usize::try_from(offset).ok().filter(|at| {
+            at.checked_add(data.len()).is_some_and(|end| end <= self.span.len) && at % PAGE == 0
+        });
+        let at = at.ok_or(Error::TooBig { need: data.len(), have: self.span.len })?;
+        let place = (self.span.start as usize + at) as *mut u8;
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the range was just found to be inside the mapping, which is ours as long as
-        // `self` is; no reference to it exists. Other processes may map the same memory, but none
-        // of them runs yet. DONTNEED on a shared mapping drops page table entries, not contents.
+        // `self` is; no reference to it exists, and nobody else writes here: the lock is held, and of
+        // the processes that may map the same memory none runs yet. DONTNEED on a shared mapping drops page table entries, not contents.
         unsafe {
             std::ptr::copy_nonoverlapping(data.as_ptr(), place, data.len());
             libc::madvise(place.cast(), data.len(), libc::MADV_DONTNEED);
@@ -58,6 +65,6 @@ impl SharedArea {
 impl Drop for SharedArea {
     fn drop(&mut self) {
         // SAFETY: exactly the mapping `map` made; nobody else knows its address.
-        unsafe { libc::munmap(self.0.start as *mut libc::c_void, self.0.len) };
+        unsafe { libc::munmap(self.span.start as *mut libc::c_void, self.span.len) };
     }
 }
