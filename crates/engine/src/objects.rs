@@ -12,6 +12,9 @@ use std::{
 /// What makes two open descriptions candidates for being one: device, inode, flags.
 pub(crate) type FileKey = (u64, u64, u32);
 
+/// Objects in kcmp(2) order: each with one that has it.
+type Ordered<T> = Vec<(T, Objref)>;
+
 /// The objects found so far.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
@@ -19,11 +22,10 @@ pub(crate) struct Objects {
     pub(crate) members: BTreeSet<i32>,
     /// By objref.
     pub(crate) table: BTreeMap<Objref, Object>,
-    /// What tasks share, by kind, each list in kcmp(2) order: a process that has it, and its objref.
-    shared: BTreeMap<Kcmp, Vec<(i32, Objref)>>,
-    /// Open file descriptions by key, each list in kcmp(2) order: a process and descriptor that
-    /// hold it, and its objref.
-    descriptions: BTreeMap<FileKey, Vec<((i32, i32), Objref)>>,
+    /// What tasks share, by kind, with a process that has it.
+    shared: BTreeMap<Kcmp, Ordered<i32>>,
+    /// Open file descriptions by key, with a process and descriptor that hold it.
+    descriptions: BTreeMap<FileKey, Ordered<(i32, i32)>>,
     /// Mapped files by key.
     mapped: BTreeMap<FileKey, Objref>,
     /// Contents without a name, by device and inode.

@@ -69,7 +69,8 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let opened = open(&image, &options)?;
     let areas = areas(&image)?;
     let mut puppets = make(&image, &options, &areas, &mut reader, observer)?;
-    let page_bytes = build(&mut puppets, &image, &options, &parts, &opened, &areas, reader, observer)?;
+    let materials = Materials { image: &image, new_pids: options.new_pids, parts, opened, areas };
+    let page_bytes = build(&mut puppets, &materials, reader, observer)?;
     let (pid, pidfd) = puppets.release()?;
     Ok(RestartReport {
         id: image.header.id,
@@ -81,7 +82,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
             .and_then(|p| p.threads.first())
             .map_or_else(Vec::new, |t| t.comm.clone()),
         processes: image.processes.len(),
-        threads: parts.iter().map(|p| p.process.threads.len()).sum(),
+        threads: materials.parts.iter().map(|p| p.process.threads.len()).sum(),
         page_bytes,
         total: begin.elapsed(),
     })
@@ -266,66 +267,106 @@ fn park_signal(image: &Image) -> Result<i32> {
         .ok_or_else(|| Error::unsupported("every signal is pending"))
 }
 
-/// Turns fresh puppets into the processes of the image. Returns the bytes of pages.
-fn build<'a>(
-    puppets: &mut Puppets,
+/// What the processes of an image are built from.
+struct Materials<'a> {
     image: &'a Image,
-    options: &RestartOptions,
-    parts: &[Parts<'a>],
-    opened: &Opened,
-    areas: &BTreeMap<Objref, SharedArea>,
+    new_pids: bool,
+    parts: Vec<Parts<'a>>,
+    opened: Opened,
+    areas: BTreeMap<Objref, SharedArea>,
+}
+
+impl<'a> Materials<'a> {
+    /// One phase: something is done to each living process.
+    fn each(
+        &self,
+        puppets: &mut Puppets,
+        mut phase: impl FnMut(&Parts<'a>, &mut Puppet) -> Result<()>,
+    ) -> Result<()> {
+        self.parts.iter().try_for_each(|p| {
+            puppets.get(p.index).and_then(|puppet| phase(p, puppet)).task(|| label(p.process))
+        })
+    }
+
+    /// Where puppets have what is shared anonymously, until they are done with it.
+    fn staging(&self) -> layout::Staging {
+        self.areas.iter().map(|(objref, area)| (*objref, area.span())).collect()
+    }
+}
+
+/// Turns fresh puppets into the processes of the image. Returns the bytes of pages.
+fn build(
+    puppets: &mut Puppets,
+    materials: &Materials<'_>,
     mut reader: source::ImageReader,
     observer: &mut dyn Observer,
 ) -> Result<u64> {
-    let staging: layout::Staging = areas.iter().map(|(objref, area)| (*objref, area.span())).collect();
-    let mut each = |phase: &mut dyn FnMut(&Parts<'a>, &mut Puppets) -> Result<()>| {
-        parts.iter().try_for_each(|p| phase(p, puppets).task(|| label(p.process)))
-    };
+    let page_bytes = memory(puppets, materials, &mut reader, observer)?;
+    threads(puppets, materials)?;
+    zombies(puppets, materials.image)?;
+    let pids = pids(puppets, materials.image);
+    materials.each(puppets, |p, puppet| {
+        restore::tasks(puppet, materials.image, p, &pids)?;
+        limits::restore_oom(puppet.pid(), p.signal, observer);
+        mm::restore_coredump_filter(puppet.pid(), p.mm)
+    })?;
+    let (stopped, running): (Vec<&Parts<'_>>, Vec<_>) = materials
+        .parts
+        .iter()
+        .partition(|p| p.process.task.state == task_state::STOPPED && !shares_mm(&materials.parts, p));
+    // A stopped child's parent is told, by a signal it has had once: that must be taken from its
+    // queue while it can still run a program.
+    for p in stopped.into_iter().rev() {
+        stop(puppets, &materials.parts, p).task(|| label(p.process))?;
+    }
+    registers(puppets, &running)?;
+    Ok(page_bytes)
+}
+
+/// Address spaces, directories, descriptors and page contents.
+fn memory(
+    puppets: &mut Puppets,
+    materials: &Materials<'_>,
+    reader: &mut source::ImageReader,
+    observer: &mut dyn Observer,
+) -> Result<u64> {
+    let Materials { image, opened, areas, .. } = materials;
+    let staging = materials.staging();
     let mut spaces = BTreeMap::new();
-    each(&mut |p, puppets| {
-        let puppet = puppets.get(p.index)?;
+    materials.each(puppets, |p, puppet| {
         restore::memory(puppet, image, p, opened, &staging)?;
         if p.makes_mm {
             spaces.insert(p.process.task.mm, target(puppet, p)?);
         }
         Ok(())
     })?;
-    each(&mut |p, puppets| {
-        if p.makes_files { restore::descriptors(puppets.get(p.index)?, p, opened) } else { Ok(()) }
-    })?;
+    materials.each(
+        puppets,
+        |p, puppet| {
+            if p.makes_files { restore::descriptors(puppet, p, opened) } else { Ok(()) }
+        },
+    )?;
+    // What a filler leaves in the areas goes with the targets.
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
-    let page_bytes = fill(&mut reader, image, &targets, observer)?;
-    // What a filler leaves in the areas goes with it.
-    drop(targets);
-    each(&mut |p, puppets| {
-        let puppet = puppets.get(p.index)?;
-        restore::threads(puppet, p.process, options.new_pids)?;
-        if options.new_pids {
+    fill(reader, image, &targets, observer)
+}
+
+/// The threads of all processes, and what is done to memory that is filled.
+fn threads(puppets: &mut Puppets, materials: &Materials<'_>) -> Result<()> {
+    let staging = materials.staging();
+    materials.each(puppets, |p, puppet| {
+        restore::threads(puppet, p.process, materials.new_pids)?;
+        if materials.new_pids {
             restore::rename_tids(puppet, p)?;
         }
         if p.makes_mm { restore::finish(puppet, p, &staging) } else { Ok(()) }
-    })?;
-    zombies(puppets, image)?;
-    let pids = pids(puppets, image);
-    let mut each = |phase: &mut dyn FnMut(&Parts<'_>, &mut Puppet) -> Result<()>| {
-        parts.iter().try_for_each(|p| {
-            puppets.get(p.index).and_then(|puppet| phase(p, puppet)).task(|| label(p.process))
-        })
-    };
-    each(&mut |p, puppet| {
-        restore::tasks(puppet, image, p, &pids)?;
-        limits::restore_oom(puppet.pid(), p.signal, observer);
-        mm::restore_coredump_filter(puppet.pid(), p.mm)
-    })?;
-    // A stopped child's parent is told, by a signal it has had once: that must be taken from its
-    // queue while it can still run a program.
-    let (stopped, running): (Vec<&Parts<'_>>, Vec<_>) =
-        parts.iter().partition(|p| p.process.task.state == task_state::STOPPED && !shares_mm(parts, p));
-    for p in stopped.into_iter().rev() {
-        stop(puppets, parts, p).task(|| label(p.process))?;
-    }
+    })
+}
+
+/// Makes processes that are not stopped ready to go.
+fn registers(puppets: &mut Puppets, running: &[&Parts<'_>]) -> Result<()> {
     let mut going = Vec::with_capacity(running.len());
-    for p in &running {
+    for p in running {
         let calls = puppets.get(p.index).and_then(|puppet| restore::calls(puppet, p));
         going.push(calls.task(|| label(p.process))?);
     }
@@ -333,7 +374,7 @@ fn build<'a>(
     for p in running.iter().filter(|p| p.makes_mm) {
         puppets.get(p.index)?.close_slot().task(|| label(p.process))?;
     }
-    for (p, going) in running.into_iter().zip(going) {
+    for (p, going) in running.iter().zip(going) {
         let puppet = puppets.get(p.index)?;
         restore::registers(puppet, p, going).task(|| label(p.process))?;
         restore::masks(puppet, p)?;
@@ -341,7 +382,7 @@ fn build<'a>(
             query::kill(puppet.pid(), libc::SIGSTOP)?;
         }
     }
-    Ok(page_bytes)
+    Ok(())
 }
 
 /// Whether another process has the same address space.
