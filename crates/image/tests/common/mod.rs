@@ -181,8 +181,10 @@ impl Builder<'_, '_> {
         let state = self.source.pick(task_state::ALL);
         let zombie = state == task_state::ZOMBIE;
         let nr_threads = if zombie { self.source.below(2) } else { 1 + self.source.below(3) };
-        let mut task = Task { pid, state, nr_threads: nr_threads as u32, ..self.source.wire() };
+        let nr = nr_threads as u32;
+        let mut task = Task { pid, state, nr_threads: nr, pad: 0, ..self.source.wire() };
         if zombie {
+            task.exit_code = if self.source.below(2) == 0 { i32::from(self.source.byte()) << 8 } else { 15 };
             (task.mm, task.files, task.fs, task.sighand, task.signal) = (0, 0, 0, 0, 0);
         } else {
             task.mm = self.share(record::Mm::TYPE, Self::mm);
