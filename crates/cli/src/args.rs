@@ -103,7 +103,7 @@ pub(crate) struct CheckpointArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) log: LogArgs,
-    /// The program's process id
+    /// The program's process id; it is taken with everything below it
     #[arg(value_parser = clap::value_parser!(i32).range(1..))]
     pub(crate) pid: i32,
 }
