@@ -10,6 +10,7 @@ mod capture;
 mod checkpoint;
 mod error;
 mod freeze;
+mod freezer;
 mod guard;
 mod header;
 mod machine;
