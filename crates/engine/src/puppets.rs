@@ -129,6 +129,9 @@ impl Puppets {
 
     /// Lets all of them live; pid and pidfd of the root.
     pub(crate) fn release(mut self) -> Result<(i32, OwnedFd)> {
+        // All or none survive a SIGKILL of ours: what is between the first and the last of these is
+        // some microseconds, while letting them go takes many times that.
+        self.list.iter_mut().flatten().try_for_each(Puppet::spare)?;
         let mut released = Vec::with_capacity(self.list.len());
         for puppet in self.list.iter_mut().filter_map(Option::take) {
             match puppet.release() {

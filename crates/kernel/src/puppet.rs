@@ -360,6 +360,11 @@ impl Puppet {
         self.threads.iter_mut().try_for_each(|(thread, _)| thread.join_stop())
     }
 
+    /// From now on it lives, finished as it is, even if we die before it is released.
+    pub fn spare(&mut self) -> Result<()> {
+        self.threads.iter_mut().try_for_each(|(thread, _)| thread.spare())
+    }
+
     /// Lets the process live. It is the caller's child from now on.
     pub fn release(mut self) -> Result<(i32, OwnedFd)> {
         for (thread, _) in std::mem::take(&mut self.threads) {

@@ -376,6 +376,14 @@ impl Stopped {
         Ok(())
     }
 
+    /// From now on it outlives us: it goes on as it is should we die.
+    pub fn spare(&mut self) -> Result<()> {
+        let tid = self.tid();
+        let options = OPTIONS as u64;
+        ptraced(tid, "ptrace(PTRACE_SETOPTIONS)", sys::ptrace(libc::PTRACE_SETOPTIONS, tid, 0, options))?;
+        Ok(())
+    }
+
     /// Lets the thread go for good, with the registers and mask it has now.
     pub fn detach(mut self) -> Result<()> {
         self.let_go()
