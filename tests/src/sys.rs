@@ -56,6 +56,11 @@ pub fn prepare(command: &mut Command, own_session: bool, pass: Vec<(OwnedFd, Raw
         if own_session {
             rustix::process::setsid()?;
         }
+        // Started in the background, or by nohup, we ignore some, and so would they.
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+            // SAFETY: SIG_DFL is a disposition, no code of ours.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
         // SAFETY: close_range takes plain numbers; with CLOEXEC nothing is closed before the exec.
         if unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } != 0 {
             return Err(io::Error::last_os_error());
