@@ -67,7 +67,7 @@ impl Ran {
 /// Runs `command` to its end. Its output goes through files and not through pipes: whoever
 /// inherits those (a restarted program, say) cannot keep us waiting.
 pub(crate) fn run(mut command: Command) -> Outcome<Ran> {
-    let name = command.get_program().to_string_lossy().into_owned();
+    let name = command.get_program().display().to_string();
     let trouble = |cause: std::io::Error| Failure::os(name.as_str(), cause);
     let (mut out, mut err) = (tempfile::tempfile().map_err(trouble)?, tempfile::tempfile().map_err(trouble)?);
     command.stdin(Stdio::null());
@@ -136,7 +136,7 @@ pub(crate) struct Target {
 impl Target {
     /// Starts `command`.
     pub(crate) fn start(mut command: Command) -> Outcome<Target> {
-        let name = command.get_program().to_string_lossy().into_owned();
+        let name = command.get_program().display().to_string();
         let child = command.spawn().map_err(|cause| Failure::os(name, cause))?;
         Target::adopt(i32::try_from(child.id()).unwrap_or(0))
     }

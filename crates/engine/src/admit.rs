@@ -6,10 +6,7 @@ use crate::{
     task::{ProcDir, Process},
 };
 use ckpt_kernel::query::{self, Kcmp};
-use ckpt_proc::{
-    stat::TaskState,
-    status::{Status, parse_status},
-};
+use ckpt_proc::status::{Status, parse_status};
 
 /// Namespaces in which a process must be with us, with what they isolate.
 const NAMESPACES: [&str; 8] = ["mnt", "net", "uts", "ipc", "cgroup", "pid", "user", "time"];
@@ -54,7 +51,7 @@ impl Admission {
             let error = Error::unsupported("it is a kernel thread");
             return Err(error.advice("only user processes can be checkpointed"));
         }
-        if [TaskState::Zombie, TaskState::Dead].contains(&stat.state) {
+        if stat.state.has_ended() {
             return Err(Error::unsupported(if stat.num_threads <= 1 {
                 "it has ended and waits for its parent"
             } else {
@@ -104,6 +101,7 @@ impl Admission {
     }
 }
 
+/// Refuses a thread under seccomp, by its status.
 pub(crate) fn refuse_seccomp(process: &Process, tid: i32, status: &Status) -> Result<()> {
     if status.seccomp.unwrap_or(0) == 0 {
         return Ok(());

@@ -14,8 +14,7 @@ use crate::{
     tree::{FrozenProcess, Held},
 };
 use ckpt_image::{
-    Image, Object,
-    model::{self},
+    Image, Object, model,
     record::{self, task_state},
 };
 use ckpt_kernel::{

@@ -1,8 +1,8 @@
 //! What of the machine an image depends on.
 //!
 //! *Saved*: the xsave components enabled and in use, and the CPUID words by which a program may have
-//! chosen its code; node name, clocks and boot id, to be shown. *Refused* at restart: a processor that lacks components in use, or (`--force-cpu`)
-//! a feature that was there. A processor with more is welcome: the program goes on without it.
+//! chosen its code; node name, clocks and boot id, to be shown. *Refused* at restart: a processor
+//! that lacks components in use, or (`--force-cpu`) a feature that was there. A processor with more is welcome: the program goes on without it.
 //! *Lost*, with a warning: that clocks since boot go on after a reboot or on another machine.
 
 use crate::{

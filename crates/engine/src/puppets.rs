@@ -369,9 +369,9 @@ fn call<const N: usize>(
 
 /// Whether whoever has `pid` has ended, or it is only the id of a session or group.
 fn is_leaving(pid: i32) -> bool {
-    use ckpt_proc::stat::{TaskState, parse_stat};
+    use ckpt_proc::stat::parse_stat;
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok().and_then(|text| parse_stat(&text).ok());
-    stat.is_none_or(|stat| [TaskState::Zombie, TaskState::Dead].contains(&stat.state))
+    stat.is_none_or(|stat| stat.state.has_ended())
 }
 
 /// Says who has a pid that is wanted.
@@ -389,7 +389,7 @@ pub(crate) fn taken_pid(pid: i32, cause: ckpt_kernel::Error) -> Error {
             };
             Error::failed(format!("pid {pid} {who}")).advice("end it, or restart with --new-pids")
         }
-        Some(Errno::PERM) => Error::permission(format!("make a process with pid {pid}"))
+        Some(Errno::PERM) if pid != 0 => Error::permission(format!("make a process with pid {pid}"))
             .why("Operation not permitted")
             .advice("it needs CAP_CHECKPOINT_RESTORE, or restart with --new-pids"),
         _ => cause.into(),

@@ -16,6 +16,9 @@ use ckpt_kernel::tracee::Stopped;
 use ckpt_proc::stat::TaskState;
 use std::collections::BTreeSet;
 
+/// The holds on all threads of a tree, by process.
+pub(crate) type Held = Vec<(Process, Vec<Stopped>)>;
+
 /// A process that stands still, or is a zombie.
 #[derive(Debug)]
 pub(crate) struct FrozenProcess {
@@ -55,9 +58,7 @@ fn children(process: &Process) -> Result<Vec<(i32, i32)>> {
 
 /// Whether a process has ended; a leader whose other threads live has not.
 pub(crate) fn has_ended(process: &Process) -> bool {
-    process.stat().map_or(true, |stat| {
-        [TaskState::Zombie, TaskState::Dead].contains(&stat.state) && stat.num_threads <= 1
-    })
+    process.stat().map_or(true, |stat| stat.state.has_ended() && stat.num_threads <= 1)
 }
 
 /// The members of the tree as it is right now, a parent before its children.
@@ -90,12 +91,11 @@ pub(crate) fn freeze_tree(
                 if !known.insert(pid) {
                     continue;
                 }
-                match Process::open(pid)
-                    .ok()
-                    .map(|child| hold(child, admission, observer))
-                    .transpose()?
-                    .flatten()
-                {
+                let child = match Process::open(pid) {
+                    Ok(child) => hold(child, admission, observer)?,
+                    Err(_) => None,
+                };
+                match child {
                     Some(child) => tree.push(FrozenProcess { parent_tid, ..child }),
                     // Its pid may be given to another child yet.
                     None => drop(known.remove(&pid)),
@@ -133,6 +133,3 @@ fn hold(
         Err(error) => Err(error),
     }
 }
-
-/// The holds on all threads of a tree, by process.
-pub(crate) type Held = Vec<(Process, Vec<Stopped>)>;

@@ -53,7 +53,8 @@ impl SharedArea {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the range was just found to be inside the mapping, which is ours as long as
         // `self` is; no reference to it exists, and nobody else writes here: the lock is held, and of
-        // the processes that may map the same memory none runs yet. DONTNEED on a shared mapping drops page table entries, not contents.
+        // the processes that may map the same memory none runs yet. DONTNEED on a shared mapping
+        // drops page table entries, not contents.
         unsafe {
             std::ptr::copy_nonoverlapping(data.as_ptr(), place, data.len());
             libc::madvise(place.cast(), data.len(), libc::MADV_DONTNEED);

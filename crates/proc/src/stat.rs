@@ -50,6 +50,11 @@ impl TaskState {
         }
     }
 
+    /// Whether the task has ended, waited for or not.
+    pub const fn has_ended(self) -> bool {
+        matches!(self, TaskState::Zombie | TaskState::Dead)
+    }
+
     /// The letter of the state.
     pub const fn as_byte(self) -> u8 {
         match self {

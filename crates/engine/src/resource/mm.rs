@@ -4,8 +4,9 @@
 //! from stat, auxv, exe link, dumpable, coredump filter, THP flag, membarrier registrations,
 //! personality. *Restored*: a puppet unmaps everything but its slot, maps vvar and vdso where they
 //! were, then every area at its place; PR_SET_MM_MAP sets the rest. Contents are in `pages.rs`.
-//! mlockall(MCL_FUTURE) cannot be asked for, but shows in the flags of our slot during a visit. *Refused*: guard pages, protection keys, hugetlb, device mappings, SysV shared
-//! memory, memfd, userfaultfd ranges, aio rings, shadow stacks. PAGEMAP_SCAN Linux 6.7.
+//! mlockall(MCL_FUTURE) cannot be asked for, but shows in the flags of our slot during a visit.
+//! *Refused*: guard pages, protection keys, hugetlb, device mappings, SysV shared memory, memfd,
+//! userfaultfd ranges, aio rings, shadow stacks. PAGEMAP_SCAN Linux 6.7.
 
 use super::file::Descriptor;
 use crate::{

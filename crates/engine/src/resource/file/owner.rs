@@ -8,7 +8,7 @@
 
 use super::Descriptor;
 use crate::{
-    error::{Doing, Error, Result},
+    error::{Error, Result},
     task::{Process, show},
 };
 use ckpt_image::{
@@ -19,7 +19,6 @@ use ckpt_kernel::{
     program::{Arg, Program},
     query,
 };
-use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use std::collections::BTreeSet;
 
 const F_SETSIG: i32 = 10;
@@ -38,7 +37,7 @@ pub(crate) fn checkpoint(
         return Ok(());
     }
     let process = descriptor.process;
-    let copy = pidfd_getfd(process, fd, PidfdGetfdFlags::empty()).doing(|| "pidfd_getfd".to_owned())?;
+    let copy = process.descriptor(fd)?;
     let (kind, owner) = query::file_owner(&copy)?;
     file.record.owner_signal = query::file_signal(&copy)?;
     if owner == 0 {
