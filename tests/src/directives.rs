@@ -37,6 +37,8 @@ pub struct Directives {
     pub mode: Mode,
     pub refuse: Option<Regex>,
     pub may_refuse: Option<Regex>,
+    /// Why it cannot pass in a pid namespace of its own.
+    pub no_pidns: Option<String>,
 }
 
 impl Default for Directives {
@@ -62,6 +64,7 @@ impl Default for Directives {
             mode: Mode::Step,
             refuse: None,
             may_refuse: None,
+            no_pidns: None,
         }
     }
 }
@@ -90,6 +93,13 @@ impl Directives {
         Ok(if cases.is_empty() { vec![common] } else { cases })
     }
 
+    /// Whether `restart --pidns` can stand in for it: it passes on few signals.
+    #[must_use]
+    pub fn can_stand_in(&self) -> bool {
+        let passed_on = self.signal.is_none_or(|signal| signal == libc::SIGTERM);
+        self.mode == Mode::Step && passed_on && self.no_pidns.is_none()
+    }
+
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
         let words = || value.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let millis = || value.parse().map(Duration::from_millis);
@@ -114,6 +124,7 @@ impl Directives {
                 self.mode = if one_of(value, &["step", "free"])? == 1 { Mode::Free } else { Mode::Step }
             }
             "Refuse" => self.refuse = Some(Regex::new(value)?),
+            "No-pidns" => self.no_pidns = Some(value.to_owned()),
             "May-refuse" => self.may_refuse = Some(Regex::new(value)?),
             _ => bail!("unknown directive {key}"),
         }

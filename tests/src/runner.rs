@@ -31,6 +31,8 @@ pub enum Variant {
     File,
     /// The same through pipes: image on stdout, image on stdin.
     Pipe,
+    /// Checkpoint to a file, kill, restart in a pid namespace of its own: it must pass; `restart` stands in for it.
+    Pidns,
     /// Checkpoints that leave it running: the original passes, and looks untouched.
     Running,
     /// The checkpoint is refused and the program lives on.
@@ -43,6 +45,8 @@ impl Variant {
     pub fn of(fixture: &Fixture) -> &'static [Variant] {
         if fixture.directives.refuse.is_some() {
             &[Variant::Undisturbed, Variant::Refused]
+        } else if fixture.directives.can_stand_in() {
+            &[Variant::Undisturbed, Variant::File, Variant::Pipe, Variant::Pidns, Variant::Running]
         } else {
             &[Variant::Undisturbed, Variant::File, Variant::Pipe, Variant::Running]
         }
@@ -54,6 +58,7 @@ impl Variant {
             Variant::Undisturbed => "undisturbed",
             Variant::File => "file",
             Variant::Pipe => "pipe",
+            Variant::Pidns => "pidns",
             Variant::Running => "running",
             Variant::Refused => "refused",
         }
@@ -232,9 +237,11 @@ impl<'a> Attempt<'a> {
                 self.refused(pattern)?;
                 return Ok(true);
             }
-            Variant::File | Variant::Pipe | Variant::Running => {}
+            Variant::Pidns if self.checkpoints > 0 => return Ok(false), // from here on restart stands in for it
+            Variant::File | Variant::Pipe | Variant::Pidns | Variant::Running => {}
         }
-        for generation in 1..=directives.generations {
+        let generations = if self.variant == Variant::Pidns { 1 } else { directives.generations };
+        for generation in 1..=generations {
             std::thread::sleep(directives.delay);
             let context = || format!("generation {generation}");
             if self.generation(&[]).with_context(context)? {
@@ -330,6 +337,11 @@ impl<'a> Attempt<'a> {
             let gone = Instant::now();
             std::thread::sleep(self.fixture.directives.downtime);
             self.down.0 += gone.elapsed();
+            if self.variant == Variant::Pidns {
+                self.restart_in_pidns(&image)?;
+                self.down.1 += start.elapsed();
+                return Ok(false);
+            }
             self.restart(&image, bytes)?;
             self.down.1 += start.elapsed();
         } else {
@@ -405,6 +417,28 @@ impl<'a> Attempt<'a> {
             bail!("restart -W printed {printed:?}, the pid is {}", self.target.pid());
         }
         self.target.come_back().context("after restart -W")
+    }
+
+    /// Brings it back in a pid namespace of its own. The target is the command from now on, which ends as it does.
+    fn restart_in_pidns(&mut self, image: &Path) -> Result<()> {
+        let mut run = self.ctx.run("restart", &["--pidns", "--copy-status", "--json", "-i"]).arg(image);
+        if let Some((read, _)) = &self.stdin {
+            run = run.stdin_fd(read.try_clone()?);
+        }
+        let dir = self.dir.path();
+        let stand_in = run.stand_in(dir)?;
+        std::mem::replace(&mut self.target, stand_in).release();
+        let (target, err) = (&mut self.target, dir.join("restart.err"));
+        // Its report is printed when it has let the tasks go.
+        sys::poll("restart --pidns to succeed", LIMIT, || {
+            let said = std::fs::read_to_string(&err)?;
+            if let Some(ended) = target.ended()?
+                && !said.contains("{\"restart\":")
+            {
+                bail!(RestartFailed(format!("{ended:?}: {}", said.trim())));
+            }
+            Ok(said.contains("{\"restart\":").then_some(()))
+        })
     }
 
     /// Nothing but the image (or nothing at all) lies where images are written.

@@ -84,6 +84,15 @@ impl Target {
         Ok(Target { pid, pidfd, ended: None, home: None, session: false, spared: false })
     }
 
+    /// Takes over a child that runs what works in `dir`.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn stand_in(pid: i32, dir: &Path) -> Result<Target> {
+        let pidfd = pidfd(pid)?;
+        Ok(Target { pid, pidfd, ended: None, home: Some(dir.to_owned()), session: false, spared: false })
+    }
+
     /// Takes over the process that has its pid now, after a restart.
     ///
     /// # Errors

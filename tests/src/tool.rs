@@ -116,6 +116,23 @@ impl Run {
         Ok(Running { child, stdout, stderr, label: self.label, start: Instant::now(), reaped: false })
     }
 
+    /// Starts it as a target in its own right; what it says on stderr goes to `restart.err` in `dir`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn stand_in(mut self, dir: &std::path::Path) -> Result<target::Target> {
+        self.command.stdin(match self.stdin {
+            Input::Fd(fd) => Stdio::from(fd),
+            _ => Stdio::null(),
+        });
+        let err = std::fs::File::create(dir.join("restart.err"))?;
+        self.command.stdout(Stdio::null()).stderr(err);
+        sys::prepare(&mut self.command, false, self.pass);
+        let child =
+            target::spawn(&mut self.command).with_context(|| format!("cannot start {}", self.label))?;
+        target::Target::stand_in(i32::try_from(child.id())?, dir)
+    }
+
     /// Runs it to its end.
     ///
     /// # Errors

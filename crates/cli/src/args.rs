@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind as ClapKind};
 
-use crate::failure::usage_json;
+use crate::{failure::usage_json, signals};
 
 /// What `--help` says about exit codes.
 const EXIT_CODES: &str = "\
@@ -141,8 +141,26 @@ pub(crate) struct RestartArgs {
     #[arg(long, conflicts_with = "no_wait")]
     pub(crate) show_status: bool,
     /// Take new process ids instead of the original ones
-    #[arg(long)]
+    #[arg(long, conflicts_with = "pidns")]
     pub(crate) new_pids: bool,
+    /// Restart in a new pid namespace, where the original process ids are free; needs no privilege
+    #[arg(short = 'p', long, overrides_with = "no_pidns")]
+    pub(crate) pidns: bool,
+    /// Restart in this pid namespace (the default)
+    #[arg(short = 'P', long, overrides_with = "pidns")]
+    pub(crate) no_pidns: bool,
+    /// Restart in a new mount namespace; with --pidns, with a /proc of its own
+    #[arg(long)]
+    pub(crate) mntns: bool,
+    /// Restart in DIR as the root of the file system
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// When interrupted while waiting, send the program SIG (name or number) instead of what came
+    #[arg(long, value_name = "SIG", value_parser = signals::parse, conflicts_with = "no_wait")]
+    pub(crate) signal: Option<i32>,
+    /// Prove the whole image before making the first process
+    #[arg(long)]
+    pub(crate) inspect: bool,
     /// Go on although files changed since the checkpoint
     #[arg(long)]
     pub(crate) force_files: bool,
@@ -346,6 +364,14 @@ mod tests {
         assert!(args.no_wait && !args.wait);
         let Ok(Command::Restart(args)) = parse(words("restart -W -w --copy-status")) else { panic!() };
         assert!(!args.no_wait);
+    }
+
+    #[test]
+    fn the_last_of_pidns_and_no_pidns_wins() {
+        let Ok(Command::Restart(args)) = parse(words("restart -p -P")) else { panic!() };
+        assert!(!args.pidns);
+        let Ok(Command::Restart(args)) = parse(words("restart -P -p --signal TERM")) else { panic!() };
+        assert_eq!((args.pidns, args.signal), (true, Some(15)));
     }
 
     #[test]

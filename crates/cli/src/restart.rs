@@ -1,15 +1,16 @@
 //! `restart`: recreates the program, then waits for it and stands in for it.
 
-use std::{io::IsTerminal, os::fd::OwnedFd};
+use std::{
+    io::IsTerminal,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    process::ExitStatus,
+};
 
-use ckpt_engine::{Input, RestartOptions, RestartReport};
+use ckpt_engine::{Input, Pids, RestartOptions, RestartReport};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
-    process::{
-        Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, getpgid, getpgrp, getpid, getsid,
-        pidfd_send_signal, waitid,
-    },
+    process::{Pid, Signal, getpgid, getpgrp, getpid, getsid},
 };
 use serde_json::{Value, json};
 use signal_hook::{
@@ -26,7 +27,6 @@ use crate::{
     signals::{self, Cancel, Passing},
     text,
 };
-use std::os::fd::AsFd;
 
 /// Does what the arguments ask.
 pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
@@ -35,7 +35,14 @@ pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
     log::start(&args.log)?;
     let mut passing = if args.no_wait { None } else { Some(Passing::new()?) };
     let options = RestartOptions {
-        new_pids: args.new_pids,
+        pids: match (args.new_pids, args.pidns) {
+            (true, _) => Pids::New,
+            (_, true) => Pids::Namespace,
+            _ => Pids::Original,
+        },
+        root: args.root.clone(),
+        mntns: args.mntns,
+        inspect: args.inspect,
         force_files: args.force_files,
         force_cpu: args.force_cpu,
         inherit,
@@ -52,16 +59,18 @@ pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
     };
     let Some(passing) = &mut passing else {
         if !console.is_json() {
-            data(&format!("{}\n", report.pid))?;
+            data(&format!("{}\n", report.root.pid()))?;
         }
         return Ok(0);
     };
-    let status = wait(&report, passing)?;
-    let end = End::of(&status);
-    tracing::info!("pid {} {}", report.pid, end.words());
+    let end = End::of(wait(&report, passing, args.signal)?);
+    let pid = report.root.pid();
+    tracing::info!("pid {pid} {}", end.words());
     if args.show_status {
-        console.say(&format!("pid {} ({}) {}", report.pid, text::name(&report.comm), end.words()));
-        console.report(&json!({"status": {"pid": report.pid, "exited": end.exited, "signal": end.signal, "core": end.core}}))?;
+        console.say(&format!("pid {pid} ({}) {}", text::name(&report.comm), end.words()));
+        console.report(
+            &json!({"status": {"pid": pid, "exited": end.exited, "signal": end.signal, "core": end.core}}),
+        )?;
     }
     Ok(if args.copy_status { end.exit_code() } else { 0 })
 }
@@ -108,58 +117,40 @@ fn input(args: &RestartArgs) -> Outcome<Input> {
 
 /// Waits for the end of the program and passes signals on to it.
 ///
-/// It is watched through its pidfd and not by SIGCHLD, which it may not send (exit_signal 0).
-fn wait(report: &RestartReport, passing: &mut Passing) -> Outcome<WaitIdStatus> {
+/// It is watched through its descriptor and not by SIGCHLD, which it may not send (exit_signal 0).
+fn wait(report: &RestartReport, passing: &mut Passing, instead: Option<i32>) -> Outcome<ExitStatus> {
     loop {
         // Signals that came while the program was being made are passed on now, too.
         for origin in passing.take() {
-            pass(report, &origin)?;
+            pass(report, &origin, instead)?;
         }
         let ended = {
             let mut ready = [
-                PollFd::new(&report.pidfd, PollFlags::IN),
+                PollFd::new(&report.root, PollFlags::IN),
                 PollFd::from_borrowed_fd(passing.fd(), PollFlags::IN),
             ];
             match poll(&mut ready, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(cause) => return Err(Failure::os("poll", cause)),
             }
-            ready.first().is_some_and(|pidfd| !pidfd.revents().is_empty())
+            ready.first().is_some_and(|root| !root.revents().is_empty())
         };
-        if !ended {
-            continue;
-        }
-        match waitid(WaitId::PidFd(report.pidfd.as_fd()), WaitIdOptions::EXITED | every_child()) {
-            Ok(Some(status)) => return Ok(status),
-            Ok(None) | Err(Errno::INTR) => {}
-            Err(cause) => return Err(Failure::os(format!("wait for pid {}", report.pid), cause)),
+        if ended {
+            return Ok(report.root.wait()?);
         }
     }
 }
 
-/// `__WALL`: also a child that sends another signal than SIGCHLD when it ends.
-fn every_child() -> WaitIdOptions {
-    WaitIdOptions::from_bits_retain(0x4000_0000)
-}
-
-/// Passes one signal on, unless the program has it already.
-fn pass(report: &RestartReport, origin: &Origin) -> Outcome<()> {
-    if program_has_it(report, origin) {
-        tracing::debug!(
-            "{}: the terminal sent it to pid {} as well",
-            signals::name(origin.signal),
-            report.pid
-        );
+/// Passes one signal on, or the one to be sent `instead`, unless the program has it already.
+fn pass(report: &RestartReport, origin: &Origin, instead: Option<i32>) -> Outcome<()> {
+    let number = instead.unwrap_or(origin.signal);
+    if number == origin.signal && program_has_it(report, origin) {
+        let pid = report.root.pid();
+        tracing::debug!("{}: the terminal sent it to pid {pid} as well", signals::name(number));
         return Ok(());
     }
-    let Some(signal) = Signal::from_named_raw(origin.signal) else { return Ok(()) };
-    match pidfd_send_signal(&report.pidfd, signal) {
-        // It ended meanwhile: the loop will see.
-        Ok(()) | Err(Errno::SRCH) => Ok(()),
-        Err(cause) => {
-            Err(Failure::os(format!("{} to pid {}", signals::name(origin.signal), report.pid), cause))
-        }
-    }
+    let Some(signal) = Signal::from_named_raw(number) else { return Ok(()) };
+    Ok(report.root.signal(signal)?)
 }
 
 /// Whether the kernel has sent the signal to the program as well as to us.
@@ -170,7 +161,7 @@ fn pass(report: &RestartReport, origin: &Origin) -> Outcome<()> {
 /// standard signals mostly merge). A hangup goes to the group only when the session's leader has
 /// ended; when the leader is ourselves (`ssh host restart`) it came to us alone.
 fn program_has_it(report: &RestartReport, origin: &Origin) -> bool {
-    let same_group = Pid::from_raw(report.pid).is_some_and(|pid| getpgid(Some(pid)) == Ok(getpgrp()));
+    let same_group = Pid::from_raw(report.root.pid()).is_some_and(|pid| getpgid(Some(pid)) == Ok(getpgrp()));
     let ours_alone = origin.signal == SIGHUP && getsid(None) == Ok(getpid());
     origin.cause == Cause::Kernel && same_group && !ours_alone
 }
@@ -183,8 +174,8 @@ struct End {
 }
 
 impl End {
-    fn of(status: &WaitIdStatus) -> End {
-        End { exited: status.exit_status(), signal: status.terminating_signal(), core: status.dumped() }
+    fn of(status: ExitStatus) -> End {
+        End { exited: status.code(), signal: status.signal(), core: status.core_dumped() }
     }
 
     fn words(&self) -> String {
@@ -212,7 +203,7 @@ impl End {
 fn words(report: &RestartReport) -> String {
     format!(
         "pid {} ({}): {}, {} from image {}; {} of page contents; took {}",
-        report.pid,
+        report.root.pid(),
         text::name(&report.comm),
         text::count(report.processes as u64, "process"),
         text::count(report.threads as u64, "thread"),
@@ -226,7 +217,8 @@ fn words(report: &RestartReport) -> String {
 fn json(report: &RestartReport, warnings: &[String]) -> Value {
     json!({"restart": {
         "id": uuid(&report.id),
-        "pid": report.pid,
+        "pid": report.root.pid(),
+        "own_pid": report.root.own_pid(),
         "comm": text::name(&report.comm),
         "processes": report.processes,
         "threads": report.threads,

@@ -132,3 +132,29 @@ pub(crate) fn name(signal: i32) -> String {
         None => format!("signal {signal}"),
     }
 }
+
+/// The number of a signal by its name, with or without SIG, or by its number.
+pub(crate) fn parse(text: &str) -> Result<i32, String> {
+    let word = text.to_ascii_uppercase();
+    let short = word.strip_prefix("SIG").unwrap_or(&word);
+    let named = |number: &i32| signal_hook::low_level::signal_name(*number) == Some(&format!("SIG{short}"));
+    match word.parse().ok().filter(|number| (1..=31).contains(number)).or_else(|| (1..=31).find(named)) {
+        Some(number) => Ok(number),
+        None => Err(format!("{text:?} is not a signal")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for text in ["TERM", "SIGTERM", "sigterm", "15"] {
+            assert_eq!(parse(text), Ok(15), "{text}");
+        }
+        for text in ["", "0", "99", "SIG", "TERMX", "-1"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -19,6 +19,7 @@ use ckpt_image::{
 };
 use ckpt_kernel::{
     memory::Span,
+    pidns::Ids,
     program::{Arg, Outcome, Program},
     query::Kcmp,
     visit::{Traces, Visit, Visitor, park_signal},
@@ -261,7 +262,11 @@ pub(crate) fn visitors(process: &Process, frozen: Vec<FrozenThread>) -> Result<(
         let tid = f.thread.tid();
         let status = process.proc.parse(&format!("task/{tid}/status"), parse_status)?;
         let signal = park_signal_of(&status, f.mask)?;
-        visitors.push(Visitor { thread: f.thread, raw: f.raw, mask: f.mask, signal });
+        let own = Ids {
+            pid: status.ns_tgid.last().copied().unwrap_or(process.pid),
+            tid: status.ns_pid.last().copied().unwrap_or(tid),
+        };
+        visitors.push(Visitor { thread: f.thread, own, raw: f.raw, mask: f.mask, signal });
         kept.push((f.raw, f.saved, f.restart, f.mask, status));
     }
     Ok((visitors, kept))

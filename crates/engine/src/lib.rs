@@ -13,24 +13,29 @@ mod freeze;
 mod freezer;
 mod guard;
 mod header;
+mod household;
 mod machine;
 mod objects;
 mod options;
 mod output;
 mod plan;
+mod procfs;
 mod puppets;
 mod registry;
 mod resource;
 mod restart;
 mod restore;
+mod root;
 mod source;
+mod surroundings;
 mod task;
 mod tree;
 
 pub use checkpoint::checkpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use options::{
-    After, CheckpointOptions, CheckpointReport, Input, Observer, Output, RestartOptions, RestartReport,
+    After, CheckpointOptions, CheckpointReport, Input, Observer, Output, Pids, RestartOptions, RestartReport,
     Silent,
 };
 pub use restart::restart;
+pub use root::Root;

@@ -8,6 +8,7 @@
 use crate::{
     error::{Error, Result},
     options::Observer,
+    procfs,
 };
 use ckpt_image::{Image, record::HeaderArch};
 use ckpt_kernel::query;
@@ -39,7 +40,7 @@ pub(crate) fn check_processor(image: &Image, force: bool) -> Result<()> {
 
 /// Which boot of the machine this is: its boot_id as 16 bytes, zero when it cannot be told.
 pub(crate) fn boot_id() -> [u8; 16] {
-    let text = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let text = procfs::read("sys/kernel/random/boot_id").unwrap_or_default();
     let digits: Vec<u8> = text.iter().filter_map(|b| (*b as char).to_digit(16)).map(|d| d as u8).collect();
     let mut id = [0; 16];
     for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {

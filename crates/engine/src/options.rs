@@ -1,5 +1,6 @@
 //! What a caller may ask for, and what it is told.
 
+use crate::root::Root;
 use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 /// What becomes of the tasks after a successful checkpoint.
@@ -47,11 +48,31 @@ pub struct CheckpointOptions {
     pub after: After,
 }
 
+/// Which process ids the restarted tasks get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pids {
+    /// The original ones, in our pid namespace.
+    #[default]
+    Original,
+    /// Whatever the kernel gives.
+    New,
+    /// The original ones, in a pid namespace of their own. Without the privilege to make one, in a
+    /// user namespace of their own as well, where they have the ids of the caller alone.
+    Namespace,
+}
+
 /// What to restart and how.
 #[derive(Debug, Default)]
 pub struct RestartOptions {
-    /// Take whatever pids the kernel gives instead of the original ones.
-    pub new_pids: bool,
+    /// Which ids the tasks get.
+    pub pids: Pids,
+    /// The directory that is the root of the tasks' file system: every path of the image is one below
+    /// it, and no link leads out of it.
+    pub root: Option<PathBuf>,
+    /// Give the tasks a mount namespace of their own; with [`Pids::Namespace`], with a /proc of that.
+    pub mntns: bool,
+    /// Prove the whole image before the first task is made, and not while it is.
+    pub inspect: bool,
     /// Go on although a file changed since the checkpoint.
     pub force_files: bool,
     /// Go on although the processor lacks features that the checkpointed one had.
@@ -109,15 +130,13 @@ pub struct CheckpointReport {
     pub total: Duration,
 }
 
-/// What a restart did. The root process is a child of the caller.
+/// What a restart did.
 #[derive(Debug)]
 pub struct RestartReport {
     /// Identity of the image.
     pub id: [u8; 16],
-    /// Root of the new tree.
-    pub pid: i32,
-    /// A pidfd of it.
-    pub pidfd: OwnedFd,
+    /// The root of the new tree.
+    pub root: Root,
     /// Its name.
     pub comm: Vec<u8>,
     /// Processes made.

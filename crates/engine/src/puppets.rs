@@ -3,41 +3,51 @@
 //! The first puppet is the coordinator's child; all others are made by puppets, from an address
 //! space that holds nothing but the slot and the shared areas. The coordinator is a child subreaper
 //! meanwhile: should anything fail, it kills and reaps every process made so far.
+//!
+//! In a pid namespace of their own the first puppet is process 1 of it: the root, if that is what the
+//! root was, else an init ([`Household`]), which makes the root and stays.
 
 use crate::{
     error::{Context, Doing, Error, Result},
-    options::Observer,
+    household::{self, Household},
+    options::{Observer, Pids},
     plan::{Ghost, Group, Plan, Step, TaskIndex},
-    resource::layout,
+    procfs,
+    resource::cred,
     restore,
+    root::Root,
     source::ImageReader,
     task::show,
 };
-use ckpt_image::{Objref, model, record::Task};
+use ckpt_image::{
+    Objref,
+    model::{self, Cred},
+    record::Task,
+};
 use ckpt_kernel::{
     Errno,
     memory::Span,
     program::{Arg, Program},
-    puppet::{Fork, Puppet},
+    puppet::{Fork, Puppet, Spawn},
 };
 use rustix::process::{Pid, Signal, WaitOptions, getpid, pidfd_send_signal, set_child_subreaper, waitpid};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
 /// How long a pid may stay in use by something that is about to go.
 const PATIENCE: Duration = Duration::from_secs(10);
-const RSEQ_UNREGISTER: u64 = 1;
 const WALL: u32 = 0x4000_0000;
 
 /// What every puppet is made with.
 pub(crate) struct Stage<'a> {
     /// The processes of the image.
     pub(crate) processes: &'a [model::Process],
-    /// Take whatever pids the kernel gives.
-    pub(crate) new_pids: bool,
+    /// Which ids they get.
+    pub(crate) pids: Pids,
+    /// They get a /proc of their pid namespace, in their mount namespace.
+    pub(crate) own_proc: bool,
     /// Where the slot is.
     pub(crate) slot: Span,
     /// Other mappings of the coordinator that puppets keep.
@@ -51,6 +61,8 @@ pub(crate) struct Stage<'a> {
 pub(crate) struct Puppets {
     /// By index of the process in the image, then the ghosts.
     list: Vec<Option<Puppet>>,
+    /// Who runs the pid namespace they are in, unless the root does.
+    household: Option<Household>,
     /// Every pid made.
     made: Vec<i32>,
     /// Whether we were a child subreaper before.
@@ -63,13 +75,18 @@ impl Puppets {
         stage: &Stage<'_>,
         plan: &Plan,
         reader: &mut ImageReader,
-        observer: &dyn Observer,
+        observer: &mut dyn Observer,
     ) -> Result<Puppets> {
         let reaping = rustix::process::child_subreaper().is_ok_and(|reaper| reaper.is_some());
         set_child_subreaper(Some(getpid())).doing(|| "become a subreaper".to_owned())?;
         let count = stage.processes.len() + plan.ghosts.len();
         let list = std::iter::repeat_with(|| None).take(count).collect();
-        let mut puppets = Puppets { list, made: Vec::new(), reaping };
+        let mut puppets = Puppets { list, household: None, made: Vec::new(), reaping };
+        if stage.pids == Pids::Namespace && stage.processes.first().is_some_and(|p| p.task.pid != 1) {
+            let household = Household::found(stage, observer)?;
+            puppets.made.push(household.init.pid());
+            puppets.household = Some(household);
+        }
         let ghosts = &plan.ghosts;
         let spare = Box::new(spare_pids(stage.processes));
         let owners = BTreeMap::new();
@@ -86,9 +103,14 @@ impl Puppets {
         puppet.ok_or_else(|| Error::failed(format!("process number {index} does not exist")))
     }
 
-    /// Pid of process `index`.
-    pub(crate) fn pid(&self, index: TaskIndex) -> i32 {
-        self.list.get(index).and_then(Option::as_ref).map_or(0, Puppet::pid)
+    /// What puppet number `index` and its kin call it.
+    fn own_pid(&self, index: TaskIndex) -> i32 {
+        self.list.get(index).and_then(Option::as_ref).map_or(0, Puppet::own_pid)
+    }
+
+    /// The credentials that all puppets have at first.
+    pub(crate) fn credentials(&mut self) -> Result<Cred> {
+        cred::of(self.get(0)?.pid())
     }
 
     /// Makes process `index` a zombie with a wait status; its parent is not to notice now.
@@ -111,7 +133,7 @@ impl Puppets {
     pub(crate) fn see_stop(&mut self, parent: TaskIndex, child: TaskIndex) -> Result<()> {
         let mut program = Program::new();
         let options = libc::WSTOPPED | libc::WNOHANG;
-        let args = [libc::P_PID.into(), self.pid(child).into(), 0u64.into(), options.into(), 0u64.into()];
+        let args = [libc::P_PID.into(), self.own_pid(child).into(), 0u64.into(), options.into(), 0u64.into()];
         program.call("waitid", 0, libc::SYS_waitid, args);
         self.get(parent)?.run(0, &program)?;
         Ok(())
@@ -127,18 +149,30 @@ impl Puppets {
         Ok(())
     }
 
-    /// Lets all of them live; pid and pidfd of the root.
-    pub(crate) fn release(mut self) -> Result<(i32, OwnedFd)> {
+    /// Lets all of them live.
+    pub(crate) fn release(mut self) -> Result<Root> {
+        let root = self.own_pid(0);
+        if let Some(household) = &mut self.household {
+            household.settle(root)?;
+        }
         // All or none survive a SIGKILL of ours: what is between the first and the last of these is
         // some microseconds, while letting them go takes many times that.
+        self.household.iter_mut().try_for_each(|household| household.init.spare())?;
         self.list.iter_mut().flatten().try_for_each(Puppet::spare)?;
+        let status = match self.household.take() {
+            Some(household) => {
+                household.init.release()?;
+                Some(household.status)
+            }
+            None => None,
+        };
         let mut released = Vec::with_capacity(self.list.len());
         for puppet in self.list.iter_mut().filter_map(Option::take) {
             match puppet.release() {
                 Ok(one) => released.push(one),
                 Err(error) => {
-                    for (_, pidfd) in &released {
-                        let _ = pidfd_send_signal(pidfd, Signal::KILL);
+                    for one in &released {
+                        let _ = pidfd_send_signal(&one.pidfd, Signal::KILL);
                     }
                     return Err(error.into());
                 }
@@ -146,7 +180,8 @@ impl Puppets {
         }
         self.made.clear();
         let root = released.into_iter().next();
-        root.ok_or_else(|| Error::failed("the root of the tree does not exist"))
+        let root = root.ok_or_else(|| Error::failed("the root of the tree does not exist"))?;
+        Ok(Root::new(root, status))
     }
 }
 
@@ -154,6 +189,8 @@ impl Drop for Puppets {
     fn drop(&mut self) {
         // The root first: children whose parent is gone become ours to reap.
         self.list.clear();
+        // Process 1 of a namespace ends when it has seen everybody else off.
+        self.household = None;
         for pid in self.made.drain(..).filter_map(Pid::from_raw) {
             while matches!(waitpid(Some(pid), WaitOptions::from_bits_retain(WALL)), Ok(Some(_))) {}
         }
@@ -174,42 +211,45 @@ struct Maker<'a, 'r> {
     spare: Box<dyn Iterator<Item = i32> + 'r>,
     /// Whoever has a pid we want may be the original, which is about to be killed.
     patient: bool,
-    observer: &'r dyn Observer,
+    observer: &'r mut dyn Observer,
 }
 
 impl Maker<'_, '_> {
     fn take(&mut self, step: &Step, puppets: &mut Puppets) -> Result<()> {
         match *step {
             Step::Fork { maker, task, sibling } => self.fork(maker, task, sibling, puppets),
-            Step::Setsid(task) => call(puppets, task, "setsid", libc::SYS_setsid, []),
+            Step::Setsid(task) => call(puppets.get(task)?, "setsid", libc::SYS_setsid, []),
             Step::Setpgid(task, ref group) => {
                 let group = match group {
                     Group::Own => 0,
-                    Group::Of(leader) => puppets.pid(*leader),
+                    Group::Of(leader) => puppets.own_pid(*leader),
+                    Group::Restarter if self.stage.pids == Pids::Namespace => {
+                        let what = "it is in the process group of restart, which it cannot join from the inside of a pid namespace";
+                        return Err(Error::unsupported(what).task(self.label(task)));
+                    }
                     Group::Restarter => rustix::process::getpgrp().as_raw_nonzero().get(),
                 };
                 let args = [0u64.into(), group.into()];
-                call(puppets, task, "setpgid", libc::SYS_setpgid, args)
+                call(puppets.get(task)?, "setpgid", libc::SYS_setpgid, args)
             }
             Step::Subreaper(task, on) => {
                 let args = [libc::PR_SET_CHILD_SUBREAPER.into(), u64::from(on).into()];
-                call(puppets, task, "prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, args)
+                call(puppets.get(task)?, "prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, args)
             }
             Step::Exit { ghost, parent } => self.exit(ghost, parent, puppets),
         }
     }
 
     fn exit(&self, ghost: TaskIndex, parent: Option<TaskIndex>, puppets: &mut Puppets) -> Result<()> {
-        let pid = puppets.pid(ghost);
+        let pid = puppets.own_pid(ghost);
         let exit_signal = self.exit_signal(ghost);
         puppets.end(ghost, 0, exit_signal, parent)?;
-        match parent {
-            Some(parent) => {
-                let args = [pid.into(), 0u64.into(), WALL.into(), 0u64.into()];
-                call(puppets, parent, "wait4", libc::SYS_wait4, args)
-            }
-            None => Ok(()),
-        }
+        let parent = match (parent, &mut puppets.household) {
+            (Some(parent), _) => puppets.get(parent)?,
+            (None, Some(household)) => &mut household.init,
+            (None, None) => return Ok(()),
+        };
+        call(parent, "wait4", libc::SYS_wait4, [pid.into(), 0u64.into(), WALL.into(), 0u64.into()])
     }
 
     /// Pid and exit signal of a task of the plan.
@@ -235,17 +275,15 @@ impl Maker<'_, '_> {
     ) -> Result<()> {
         let (pid, exit_signal) = self.wanted(task);
         let pid = pid.or_else(|| self.spare.next());
-        let set_tid = pid.filter(|_| !self.stage.new_pids);
+        let set_tid = pid.filter(|_| self.stage.pids != Pids::New);
         let share = self.share(maker, task)?;
-        let puppet = match maker {
-            None => {
-                let Stage { slot, park, .. } = *self.stage;
-                self.when_free(set_tid, || Puppet::spawn(set_tid, slot.start, slot.len, park))
-            }
-            Some(index) => {
+        let fork = Fork { set_tid, exit_signal, sibling, share };
+        let puppet = match (maker, &mut puppets.household) {
+            (None, Some(household)) => household.init.fork(0, &fork).map_err(Error::from),
+            (None, None) => self.spawn(task, set_tid, puppets),
+            (Some(index), _) => {
                 let maker = puppets.get(index)?;
                 let thread = self.thread(maker, index, task, sibling)?;
-                let fork = Fork { set_tid, exit_signal, sibling, share };
                 self.when_free(set_tid, || maker.fork(thread, &fork))
             }
         };
@@ -254,7 +292,22 @@ impl Maker<'_, '_> {
         if let Some(place) = puppets.list.get_mut(task) {
             *place = Some(puppet);
         }
-        if maker.is_none() { self.strip(puppets.get(task)?) } else { Ok(()) }
+        Ok(())
+    }
+
+    /// Makes a process as a child of ours.
+    fn spawn(&mut self, task: TaskIndex, set_tid: Option<i32>, puppets: &Puppets) -> Result<Puppet> {
+        let stage = self.stage;
+        if stage.pids == Pids::Namespace && task == 0 {
+            return household::spawn_first(stage, self.observer);
+        }
+        let root = puppets.list.first().and_then(Option::as_ref);
+        let inside = root.and_then(Puppet::pid_namespace);
+        let Stage { slot, park: signal, .. } = *stage;
+        let spawn = Spawn { set_tid, namespaces: 0, inside, slot, signal };
+        let mut puppet = self.when_free(set_tid, || Puppet::spawn(&spawn))?;
+        household::strip(stage, &mut puppet)?;
+        Ok(puppet)
     }
 
     /// The number of the thread of `maker` whose child `task` was; it is made if need be.
@@ -264,29 +317,13 @@ impl Maker<'_, '_> {
         let is_parent = !sibling && child.task.ppid == parent.task.pid;
         let thread = parent.threads.iter().position(|t| t.record.tid == child.task.parent_tid);
         let Some(thread) = thread.filter(|thread| is_parent && *thread > 0) else { return Ok(0) };
-        restore::threads(maker, parent, self.stage.new_pids)?;
+        restore::threads(maker, parent, self.stage.pids == Pids::New)?;
         Ok(thread)
     }
 
     /// How messages name a task of the plan.
     fn label(&self, task: TaskIndex) -> String {
         self.stage.processes.get(task).map_or_else(|| "a placeholder".to_owned(), label)
-    }
-
-    /// Begins with an empty address space: everything of ours goes but slot and shared areas.
-    fn strip(&self, puppet: &mut Puppet) -> Result<()> {
-        let mut program = Program::new();
-        let (area, size, sig, _) = puppet.thread(0)?.rseq()?;
-        if area != 0 {
-            let args = [area.into(), size.into(), RSEQ_UNREGISTER.into(), sig.into()];
-            program.call("rseq", area, libc::SYS_rseq, args);
-        }
-        // If ours were ignored, zombies would vanish.
-        let default = [libc::SIGCHLD.into(), Arg::In(vec![0; 32]), 0u64.into(), 8u64.into()];
-        program.call("rt_sigaction", libc::SIGCHLD as u64, libc::SYS_rt_sigaction, default);
-        layout::strip(&mut program, &self.stage.areas, self.stage.slot);
-        puppet.run(0, &program)?;
-        Ok(())
     }
 
     /// What `task` shares with its maker, as clone flags.
@@ -344,33 +381,27 @@ impl Maker<'_, '_> {
 /// counts up, will not give them to others soon.
 fn spare_pids(processes: &[model::Process]) -> impl Iterator<Item = i32> + use<> {
     const DEFAULT: i32 = 32768;
-    let max = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
-    let max = max.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT);
+    let max = procfs::read("sys/kernel/pid_max").ok();
+    let max = max.and_then(|text| show(&text).trim().parse().ok()).unwrap_or(DEFAULT);
     let tids = processes.iter().flat_map(|p| &p.threads).map(|t| t.record.tid);
     let others = processes.iter().flat_map(|p| [p.task.pid, p.task.pgid, p.task.sid]);
     let needed: BTreeSet<i32> = tids.chain(others).collect();
-    let free = |pid: &i32| !std::path::Path::new(&format!("/proc/{pid}")).exists();
+    let free = |pid: &i32| procfs::stat(&pid.to_string()).is_err();
     (2..max).rev().filter(move |pid| !needed.contains(pid)).filter(free)
 }
 
-/// Runs one call in puppet `index`.
-fn call<const N: usize>(
-    puppets: &mut Puppets,
-    index: TaskIndex,
-    what: &'static str,
-    nr: i64,
-    args: [Arg; N],
-) -> Result<()> {
+/// Runs one call in a puppet.
+fn call<const N: usize>(puppet: &mut Puppet, what: &'static str, nr: i64, args: [Arg; N]) -> Result<()> {
     let mut program = Program::new();
     program.call(what, 0, nr, args);
-    puppets.get(index)?.run(0, &program)?;
+    puppet.run(0, &program)?;
     Ok(())
 }
 
 /// Whether whoever has `pid` has ended, or it is only the id of a session or group.
 fn is_leaving(pid: i32) -> bool {
     use ckpt_proc::stat::parse_stat;
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok().and_then(|text| parse_stat(&text).ok());
+    let stat = procfs::read(&format!("{pid}/stat")).ok().and_then(|text| parse_stat(&text).ok());
     stat.is_none_or(|stat| stat.state.has_ended())
 }
 
@@ -378,7 +409,7 @@ fn is_leaving(pid: i32) -> bool {
 pub(crate) fn taken_pid(pid: i32, cause: ckpt_kernel::Error) -> Error {
     match cause.errno() {
         Some(Errno::EXIST) => {
-            let occupant = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let occupant = procfs::read(&format!("{pid}/comm")).unwrap_or_default();
             let occupant = occupant.strip_suffix(b"\n").unwrap_or(&occupant);
             let who = if occupant.is_empty() {
                 "is still in use as a session or process group".to_owned()

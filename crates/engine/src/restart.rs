@@ -3,6 +3,7 @@
 //! | phase | why here |
 //! |---|---|
 //! | read | metadata, verified by sums before it is decoded |
+//! | surroundings | root directory and mounts as the tasks are to have them |
 //! | check | another machine, changed files: refused before anything is made |
 //! | open | files and directories, by the coordinator, whose view of paths is the caller's |
 //! | make | all processes, with their pids, parents, sessions and groups; from here on an error kills them |
@@ -19,8 +20,9 @@
 use crate::{
     error::{Context, Doing, Error, Result},
     machine,
-    options::{Input, Observer, RestartOptions, RestartReport},
+    options::{Input, Observer, Pids, RestartOptions, RestartReport},
     plan::{Node, plan},
+    procfs,
     puppets::{Puppets, Stage, label},
     resource::{
         file::{self, Made, OpenContext, external},
@@ -30,6 +32,7 @@ use crate::{
     },
     restore::{self, Parts},
     source,
+    surroundings::Surroundings,
     task::{ProcDir, show},
 };
 use ckpt_image::{
@@ -38,6 +41,7 @@ use ckpt_image::{
 };
 use ckpt_kernel::{memory::Span, puppet::Puppet, query, shared::SharedArea};
 use ckpt_proc::maps::parse_maps;
+use rustix::fs::OFlags;
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::OwnedFd,
@@ -58,24 +62,27 @@ pub(crate) struct Opened {
 /// Whatever fails, no task and no file stays behind.
 pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observer) -> Result<RestartReport> {
     let begin = Instant::now();
-    let mut reader = source::open(input)?;
+    let mut reader = if options.inspect { source::inspect(input, observer)? } else { source::open(input)? };
     let image = reader.metadata()?;
     let parts = parts(&image)?;
     machine::check_processor(&image, options.force_cpu)?;
     machine::warn_of_reboot(&image, observer);
+    let surroundings = Surroundings::enter(&options)?;
     if !options.force_files {
         check_mapped_files(&image)?;
     }
     let opened = open(&image, &options)?;
     let areas = areas(&image)?;
     let mut puppets = make(&image, &options, &areas, &mut reader, observer)?;
-    let materials = Materials { image: &image, new_pids: options.new_pids, parts, opened, areas };
+    let new_pids = options.pids == Pids::New;
+    let born = puppets.credentials()?;
+    let materials = Materials { image: &image, new_pids, parts, opened, areas, born };
     let page_bytes = build(&mut puppets, &materials, reader, observer)?;
-    let (pid, pidfd) = puppets.release()?;
+    let root = puppets.release()?;
+    drop(surroundings);
     Ok(RestartReport {
         id: image.header.id,
-        pid,
-        pidfd,
+        root,
         comm: image
             .processes
             .first()
@@ -225,7 +232,7 @@ fn make(
     options: &RestartOptions,
     areas: &BTreeMap<Objref, SharedArea>,
     reader: &mut source::ImageReader,
-    observer: &dyn Observer,
+    observer: &mut dyn Observer,
 ) -> Result<Puppets> {
     let nodes: Vec<Node> = image.processes.iter().map(|p| node(&p.task)).collect();
     let plan = plan(&nodes)?;
@@ -237,7 +244,8 @@ fn make(
     let start = layout::free_range(&mut taken(image)?, len)?;
     let stage = Stage {
         processes: &image.processes,
-        new_pids: options.new_pids,
+        pids: options.pids,
+        own_proc: options.mntns && options.pids == Pids::Namespace,
         slot: Span { start, len },
         areas: areas.values().map(SharedArea::span).collect(),
         park: park_signal(image)?,
@@ -274,6 +282,8 @@ struct Materials<'a> {
     parts: Vec<Parts<'a>>,
     opened: Opened,
     areas: BTreeMap<Objref, SharedArea>,
+    /// What the puppets' credentials are at first.
+    born: model::Cred,
 }
 
 impl<'a> Materials<'a> {
@@ -303,10 +313,10 @@ fn build(
 ) -> Result<u64> {
     let page_bytes = memory(puppets, materials, &mut reader, observer)?;
     threads(puppets, materials)?;
-    zombies(puppets, materials.image)?;
+    zombies(puppets, materials)?;
     let pids = pids(puppets, materials.image);
     materials.each(puppets, |p, puppet| {
-        restore::tasks(puppet, materials.image, p, &pids)?;
+        restore::tasks(puppet, materials.image, p, &pids, &materials.born)?;
         limits::restore_oom(puppet.pid(), p.signal, observer);
         mm::restore_coredump_filter(puppet.pid(), p.mm)
     })?;
@@ -415,9 +425,9 @@ fn stop(puppets: &mut Puppets, parts: &[Parts<'_>], p: &Parts<'_>) -> Result<()>
 /// Where the pages of an address space go.
 fn target<'a>(puppet: &mut Puppet, parts: &Parts<'a>) -> Result<Target<'a>> {
     let pid = puppet.pid();
-    let mem = std::fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/mem"));
+    let mem = procfs::open(&format!("{pid}/mem"), OFlags::WRONLY);
     let mem = mem.doing(|| "open /proc/PID/mem".to_owned())?;
-    Ok(Target { pid, vmas: &parts.mm.vmas, mem, filler: pages::filler(puppet, &parts.mm.vmas) })
+    Ok(Target { pid, vmas: &parts.mm.vmas, mem: mem.into(), filler: pages::filler(puppet, &parts.mm.vmas) })
 }
 
 /// Reads all page chunks and puts them in place, up to the verified end of the image.
@@ -442,12 +452,15 @@ fn fill(
 }
 
 /// Lets those end that had ended.
-fn zombies(puppets: &mut Puppets, image: &Image) -> Result<()> {
+fn zombies(puppets: &mut Puppets, materials: &Materials<'_>) -> Result<()> {
+    let image = materials.image;
     let by_pid: BTreeMap<i32, usize> = image.processes.iter().map(|p| p.task.pid).zip(0..).collect();
     for (index, process) in image.processes.iter().enumerate() {
         let task = &process.task;
         if task.state == task_state::ZOMBIE {
-            let dress = puppets.get(index).and_then(|puppet| restore::zombie(puppet, image, process));
+            let dress = puppets
+                .get(index)
+                .and_then(|puppet| restore::zombie(puppet, image, process, &materials.born));
             let parent = by_pid.get(&task.ppid).copied();
             dress
                 .and_then(|()| puppets.end(index, task.exit_code, task.exit_signal, parent))
@@ -463,7 +476,7 @@ fn pids(puppets: &mut Puppets, image: &Image) -> BTreeMap<i32, i32> {
     for (index, process) in image.processes.iter().enumerate() {
         let Ok(puppet) = puppets.get(index) else { continue };
         let tids = process.threads.iter().map(|t| t.record.tid).enumerate();
-        pids.extend(tids.map(|(thread, tid)| (tid, puppet.tid(thread))));
+        pids.extend(tids.map(|(thread, tid)| (tid, puppet.own_tid(thread))));
     }
     pids
 }

@@ -3,6 +3,7 @@
 
 use crate::{
     error::{Error, ErrorKind, Result},
+    procfs,
     puppets::taken_pid,
     resource::{call, cred, file, fs, layout, limits, mm, signal, thread, timers},
     restart::Opened,
@@ -84,7 +85,7 @@ fn address_space(
     };
     layout::map(program, parts.mm, staging, &number)?;
     // The kernel does not exchange an exe that is still mapped: ours, when the program's is the same.
-    let own = rustix::fs::stat("/proc/self/exe").map(|s| (s.st_dev, s.st_ino)).ok();
+    let own = procfs::stat("self/exe").map(|s| (s.st_dev, s.st_ino)).ok();
     let same = |f: &model::File| own == Some((f.record.dev, f.record.ino));
     let keep = image.file(parts.mm.record.exe).is_none_or(same);
     let exe = if keep { -1 } else { number(parts.mm.record.exe)? };
@@ -163,7 +164,7 @@ pub(crate) fn rename_tids(puppet: &Puppet, parts: &Parts<'_>) -> Result<()> {
             && memory::read(puppet.pid(), at, &mut word).is_ok()
             && i32::from_le_bytes(word) == thread.record.tid
         {
-            memory::write(puppet.pid(), at, &puppet.tid(index).to_le_bytes())?;
+            memory::write(puppet.pid(), at, &puppet.own_tid(index).to_le_bytes())?;
         }
     }
     Ok(())
@@ -178,14 +179,19 @@ pub(crate) fn finish(puppet: &mut Puppet, parts: &Parts<'_>, staging: &layout::S
 }
 
 /// Gives one that is about to end what can be seen of a zombie: name and owner.
-pub(crate) fn zombie(puppet: &mut Puppet, image: &Image, process: &model::Process) -> Result<()> {
+pub(crate) fn zombie(
+    puppet: &mut Puppet,
+    image: &Image,
+    process: &model::Process,
+    born: &model::Cred,
+) -> Result<()> {
     let Some(leader) = process.threads.first() else { return Ok(()) };
     let mut program = Program::new();
     let mut comm = leader.comm.clone();
     comm.push(0);
     program.call("prctl(PR_SET_NAME)", 0, libc::SYS_prctl, [libc::PR_SET_NAME.into(), Arg::In(comm)]);
     if let Some(creds) = image.cred(leader.record.cred) {
-        cred::restore(&mut program, &cred::own()?, creds, leader);
+        cred::restore(&mut program, born, creds, leader);
     }
     puppet.run(0, &program)?;
     Ok(())
@@ -198,9 +204,9 @@ pub(crate) fn tasks(
     image: &Image,
     parts: &Parts<'_>,
     pids: &BTreeMap<i32, i32>,
+    born: &model::Cred,
 ) -> Result<()> {
-    let own = cred::own()?;
-    let pid = puppet.pid();
+    let pid = puppet.own_pid();
     for (index, thread) in parts.process.threads.iter().enumerate().rev() {
         let creds =
             image.cred(thread.record.cred).ok_or_else(|| Error::bad_image("a thread without credentials"))?;
@@ -209,11 +215,11 @@ pub(crate) fn tasks(
         if index == 0 {
             shared(puppet, &mut program, parts, pids)?;
         }
-        signal::restore_pending(&mut program, pid, puppet.tid(index), false, &thread.pending);
+        signal::restore_pending(&mut program, pid, puppet.own_tid(index), false, &thread.pending);
         if index == 0 {
             limits::restore(&mut program, &parts.signal.record);
         }
-        cred::restore(&mut program, &own, creds, thread);
+        cred::restore(&mut program, born, creds, thread);
         if index == 0 {
             mm::restore_after_cred(&mut program, parts.mm);
             file::owner::restore(&mut program, image, parts.table, |tid| pids.get(&tid).copied())?;
@@ -244,7 +250,7 @@ fn shared(
         }
     }
     timers::restore_itimers(program, &parts.signal.record);
-    let pid = puppet.pid();
+    let pid = puppet.own_pid();
     signal::restore_pending(program, pid, pid, true, &parts.signal.pending);
     Ok(())
 }

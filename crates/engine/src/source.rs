@@ -12,7 +12,7 @@ use rustix::{
 };
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read, Seek, Write},
+    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
     sync::{Mutex, PoisonError},
 };
 
@@ -98,6 +98,27 @@ pub(crate) fn open(input: Input) -> Result<ImageReader> {
     };
     let stream = !file.metadata().is_ok_and(|m| m.file_type().is_file());
     Ok(Reader::new(Source { input: BufReader::with_capacity(BUFFER, file), stream }))
+}
+
+/// Opens the image, once it is proved whole.
+pub(crate) fn inspect(input: Input, observer: &dyn Observer) -> Result<ImageReader> {
+    let mut reader = open(input)?;
+    let source = reader.source_mut();
+    if source.is_stream() {
+        source.spool(observer)?;
+    }
+    let again = || "read the image again".to_owned();
+    let mut file = source.input.get_ref().try_clone().doing(again)?;
+    let begin = file.stream_position().doing(again)?;
+    reader.metadata()?;
+    let mut chunk = Chunk::new();
+    while reader.chunk(&mut chunk)? {
+        if observer.cancelled() {
+            return Err(Error::failed("interrupted by a signal"));
+        }
+    }
+    file.seek(SeekFrom::Start(begin)).doing(again)?;
+    Ok(Reader::new(Source { input: BufReader::with_capacity(BUFFER, file), stream: false }))
 }
 
 /// What is done to one chunk.

@@ -1,6 +1,9 @@
 //! A process seen from outside: its pidfd and its directory in /proc.
 
-use crate::error::{Context, Doing, Error, Result};
+use crate::{
+    error::{Context, Doing, Error, Result},
+    procfs,
+};
 use ckpt_proc::{
     ParseError,
     stat::{Stat, parse_stat},
@@ -24,14 +27,14 @@ use std::{
 pub(crate) struct ProcDir(OwnedFd);
 
 impl ProcDir {
-    fn open_path(path: &str) -> Result<ProcDir, Errno> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(path, flags, Mode::empty()).map(ProcDir)
+    /// The directory `name` below /proc.
+    fn find(name: &str) -> Result<ProcDir, Errno> {
+        procfs::open(name, OFlags::PATH | OFlags::DIRECTORY).map(ProcDir)
     }
 
     /// Our own.
     pub(crate) fn own() -> Result<ProcDir> {
-        ProcDir::open_path("/proc/self").doing(|| "open /proc/self".to_owned())
+        ProcDir::find("self").doing(|| "open /proc/self".to_owned())
     }
 
     /// Opens the file `name` below the directory.
@@ -119,7 +122,7 @@ impl Process {
             }
             other => other.doing(|| format!("pidfd_open({pid})"))?,
         };
-        let proc = match ProcDir::open_path(&format!("/proc/{pid}")) {
+        let proc = match ProcDir::find(&pid.to_string()) {
             Err(Errno::NOENT) => return Err(gone()),
             other => other.doing(|| format!("open /proc/{pid}"))?,
         };

@@ -5,7 +5,7 @@
 //! The unsafe blocks of this crate are of four kinds. *System calls* through `libc::syscall` or
 //! `libc::ptrace`: every pointer handed over comes from a live reference or slice of at least the
 //! length handed over with it, for the duration of the call. *The clone in [`puppet`]*: the child
-//! runs six instructions of our own that touch no memory. *The code images in [`code`]*: byte
+//! runs a few instructions of our own that touch nothing but their own stack. *The code images in [`code`]*: byte
 //! slices between two symbols of one `global_asm!` block. *Mappings* of our own at addresses we chose,
 //! in [`puppet`] and [`shared`]. What happens to *other* processes is
 //! outside Rust's memory model; keeping them whole is the contract of [`visit`].
@@ -14,8 +14,11 @@
 pub mod code;
 pub mod error;
 pub mod guardian;
+mod init;
 pub mod memory;
+pub mod mntns;
 pub mod pagemap;
+pub mod pidns;
 pub mod program;
 pub mod puppet;
 pub mod query;

@@ -8,7 +8,9 @@
 
 use crate::{
     error::{Error, Named, Result},
-    memory::Span,
+    init,
+    memory::{self, Span},
+    pidns::{Ids, PidNamespace},
     program::{Arg, Outcome, Program},
     sys,
     tracee::{Running, Seize, Stopped},
@@ -19,7 +21,7 @@ use rustix::io::Errno;
 use std::{
     arch::asm,
     cell::Cell,
-    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     rc::Rc,
 };
 
@@ -60,12 +62,20 @@ fn set_mask(mask: u64) -> u64 {
     old
 }
 
-/// clone3(2): the child asks to die with its parent and pauses for ever.
-fn clone_pausing(set_tid: Option<i32>) -> Result<(i32, OwnedFd), Errno> {
+/// A child that waits to be seized, and ends if the pipe is closed before.
+struct Waiting {
+    pid: i32,
+    pidfd: OwnedFd,
+    pipe: OwnedFd,
+}
+
+/// clone3(2) of a child that waits.
+fn clone_waiting(set_tid: Option<i32>, namespaces: i32) -> Result<Waiting, Errno> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let tid = set_tid.unwrap_or(0);
     let mut pidfd: RawFd = -1;
     let mut args = libc::clone_args {
-        flags: libc::CLONE_PIDFD as u64,
+        flags: (libc::CLONE_PIDFD | namespaces) as u64,
         pidfd: (&raw mut pidfd) as u64,
         child_tid: 0,
         parent_tid: 0,
@@ -79,24 +89,23 @@ fn clone_pausing(set_tid: Option<i32>) -> Result<(i32, OwnedFd), Errno> {
     };
     let mut result: i64;
     // SAFETY: `args` and what it points to live through the call. In the parent this is an
-    // ordinary system call. The child, a copy of this process, leaves the block never: it runs
-    // prctl(PR_SET_PDEATHSIG, SIGKILL), getppid, exits if that is not us, and pauses in a loop; no
-    // instruction of the child reads or writes memory.
+    // ordinary system call. The child, a copy of this process, leaves the block never: it closes
+    // its copy of the pipe's write end, reads from the pipe, which ends when we let it or have ended,
+    // and exits then; of memory it touches nothing but the red zone of its own copy of the stack.
     unsafe {
         asm!(
             "syscall",
             "test rax, rax",
             "jnz 3f",
-            "mov eax, 157", "mov edi, 1", "mov esi, 9", "syscall",
-            "mov eax, 110", "syscall",
-            "cmp eax, r12d", "jne 4f",
-            "2: mov eax, 34", "syscall", "jmp 2b",
-            "4: mov eax, 231", "mov edi, 1", "syscall",
+            "mov eax, 3", "mov edi, r12d", "syscall",
+            "xor eax, eax", "mov edi, r13d", "lea rsi, [rsp - 64]", "mov edx, 1", "syscall",
+            "mov eax, 231", "mov edi, 1", "syscall",
             "3:",
             inlateout("rax") libc::SYS_clone3 => result,
             inlateout("rdi") &raw mut args => _,
             inlateout("rsi") size_of::<libc::clone_args>() => _,
-            in("r12") std::process::id() as u64,
+            in("r12") write.as_raw_fd(),
+            in("r13") read.as_raw_fd(),
             out("rcx") _, out("r11") _,
         );
     }
@@ -105,7 +114,7 @@ fn clone_pausing(set_tid: Option<i32>) -> Result<(i32, OwnedFd), Errno> {
     }
     // SAFETY: CLONE_PIDFD stored a new descriptor that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok((result as i32, pidfd))
+    Ok(Waiting { pid: result as i32, pidfd, pipe: write })
 }
 
 /// How a puppet makes another process.
@@ -142,17 +151,54 @@ pub fn clone_args(flags: i32, exit_signal: i32, set_tid: Option<i32>) -> [Arg; 2
     [Arg::Linked(args, links), (ARGS as u64).into()]
 }
 
+/// How the coordinator makes a puppet.
+#[derive(Debug)]
+pub struct Spawn<'a> {
+    /// The pid it gets, or any.
+    pub set_tid: Option<i32>,
+    /// New namespaces that begin with it: CLONE_NEWPID, CLONE_NEWUSER.
+    pub namespaces: i32,
+    /// The pid namespace it is made in, if not ours or a new one.
+    pub inside: Option<&'a PidNamespace>,
+    /// Where its slot is.
+    pub slot: Span,
+    /// The park signal: any that is not pending in what is to be restored.
+    pub signal: i32,
+}
+
+/// A puppet that was let go.
+#[derive(Debug)]
+pub struct Released {
+    /// Its pid, as we see it.
+    pub pid: i32,
+    /// Its pid, as it sees it.
+    pub own_pid: i32,
+    /// A pidfd of it.
+    pub pidfd: OwnedFd,
+}
+
+/// A thread of a puppet.
+#[derive(Debug)]
+struct Strand {
+    thread: Stopped,
+    bay: Bay,
+    /// What it calls itself.
+    own: i32,
+}
+
 /// A process under construction. Dropped unfinished, it is killed and reaped.
 #[derive(Debug)]
 pub struct Puppet {
     pid: i32,
     pidfd: OwnedFd,
-    threads: Vec<(Stopped, Bay)>,
+    threads: Vec<Strand>,
     base: Regs,
     slot: Span,
     /// Small bays in use in the address space; shared by those who share that.
     bays: Rc<Cell<usize>>,
     signal: i32,
+    /// The pid namespace it is in, when it is not ours.
+    pidns: Option<Rc<PidNamespace>>,
     released: bool,
 }
 
@@ -162,16 +208,17 @@ impl Puppet {
         PUPPET_BAY_SIZE + threads.saturating_sub(1) * BAY_SIZE
     }
 
-    /// Makes a process with the given pid (or any), whose slot of `len` bytes is at `address`.
-    /// `signal` is the park signal: any that is not pending in what is to be restored.
-    pub fn spawn(set_tid: Option<i32>, address: u64, len: usize, signal: i32) -> Result<Puppet> {
-        let slot = Slot::map(Span { start: address, len })?;
+    /// Makes a process as a child of ours.
+    pub fn spawn(spawn: &Spawn<'_>) -> Result<Puppet> {
+        let slot = Slot::map(spawn.slot)?;
         let mask = set_mask(!0);
-        let cloned = clone_pausing(set_tid);
+        let clone = || clone_waiting(spawn.set_tid, spawn.namespaces).named("clone3");
+        let cloned = spawn.inside.map_or_else(clone, |namespace| namespace.inside(clone));
         set_mask(mask);
-        let (pid, pidfd) = cloned.named("clone3")?;
+        let Waiting { pid, pidfd, pipe } = cloned?;
         let span = slot.0;
         drop(slot);
+        let is_apart = spawn.inside.is_some() || spawn.namespaces & libc::CLONE_NEWPID != 0;
         let mut puppet = Puppet {
             pid,
             pidfd,
@@ -179,14 +226,24 @@ impl Puppet {
             base: Regs::default(),
             slot: span,
             bays: Rc::default(),
-            signal,
+            signal: spawn.signal,
+            pidns: None,
             released: false,
         };
         let leader = Running::seize(pid, Seize::Puppet)?.interrupt()?;
+        drop(pipe);
+        if is_apart {
+            puppet.pidns = Some(Rc::new(PidNamespace::of(&puppet.pidfd)?));
+        }
+        let own = match (is_apart, spawn.set_tid) {
+            (false, _) => pid,
+            (true, Some(pid)) => pid,
+            (true, None) => 1,
+        };
         puppet.base = Regs { orig_rax: NO_SYSCALL, ..leader.regs()? };
         let bay = Bay { address: span.start, size: PUPPET_BAY_SIZE };
-        bay.furnish(pid, pid, &puppet.base, !0, signal)?;
-        puppet.threads.push((leader, bay));
+        bay.furnish(pid, Ids { pid: own, tid: own }, &puppet.base, !0, spawn.signal)?;
+        puppet.threads.push(Strand { thread: leader, bay, own });
         Ok(puppet)
     }
 
@@ -198,7 +255,8 @@ impl Puppet {
         let args = clone_args(fork.share | parent, exit_signal, fork.set_tid);
         let object = fork.set_tid.unwrap_or(0) as u64;
         program.call("clone3 of a process", object, libc::SYS_clone3, args);
-        let pid = self.run(index, &program)?.first().map_or(0, |o| o.result as i32);
+        let own = self.run(index, &program)?.first().map_or(0, |o| o.result as i32);
+        let pid = self.ours(own)?;
         let thread = Running::born(pid).wait_stop()?;
         let flags = rustix::process::PidfdFlags::empty();
         let raw = rustix::process::Pid::from_raw(pid).ok_or(Error::Gone { tid: pid })?;
@@ -208,11 +266,16 @@ impl Puppet {
         } else {
             (self.small_bay()?, Rc::clone(&self.bays))
         };
-        let (base, slot, signal) = (self.base, self.slot, self.signal);
-        let puppet =
-            Puppet { pid, pidfd, threads: vec![(thread, bay)], base, slot, bays, signal, released: false };
-        bay.furnish(pid, pid, &base, !0, signal)?;
+        let (base, slot, signal, pidns) = (self.base, self.slot, self.signal, self.pidns.clone());
+        let threads = vec![Strand { thread, bay, own }];
+        let puppet = Puppet { pid, pidfd, threads, base, slot, bays, signal, pidns, released: false };
+        bay.furnish(pid, Ids { pid: own, tid: own }, &base, !0, signal)?;
         Ok(puppet)
+    }
+
+    /// Our id of the task that it knows as `own`.
+    fn ours(&self, own: i32) -> Result<i32> {
+        self.pidns.as_ref().map_or(Ok(own), |namespace| namespace.ours(own))
     }
 
     /// The next free small bay of the slot.
@@ -224,9 +287,24 @@ impl Puppet {
         Ok(Bay { address: self.slot.start + before as u64, size: BAY_SIZE })
     }
 
-    /// Its pid.
+    /// Its pid, as we see it.
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Its pid, as it sees it.
+    pub fn own_pid(&self) -> i32 {
+        self.own_tid(0)
+    }
+
+    /// The id of thread `index`, as it sees it.
+    pub fn own_tid(&self, index: usize) -> i32 {
+        self.threads.get(index).map_or(0, |strand| strand.own)
+    }
+
+    /// The pid namespace it is in, when it is not ours.
+    pub fn pid_namespace(&self) -> Option<&PidNamespace> {
+        self.pidns.as_deref()
     }
 
     /// A pidfd of it.
@@ -239,11 +317,6 @@ impl Puppet {
         self.slot
     }
 
-    /// Thread id of thread `index`.
-    pub fn tid(&self, index: usize) -> i32 {
-        self.threads.get(index).map_or(self.pid, |(t, _)| t.tid())
-    }
-
     /// Threads it has.
     pub fn threads(&self) -> usize {
         self.threads.len()
@@ -252,23 +325,23 @@ impl Puppet {
     /// Thread `index`, to look at or to set its state.
     pub fn thread(&mut self, index: usize) -> Result<&mut Stopped> {
         let pid = self.pid;
-        self.threads.get_mut(index).map(|(t, _)| t).ok_or(Error::Gone { tid: pid })
+        self.threads.get_mut(index).map(|strand| &mut strand.thread).ok_or(Error::Gone { tid: pid })
     }
 
     /// Runs `program` in thread `index`.
     pub fn run(&mut self, index: usize, program: &Program) -> Result<Vec<Outcome>> {
-        let Some((thread, bay)) = self.threads.get_mut(index) else {
+        let Some(Strand { thread, bay, .. }) = self.threads.get_mut(index) else {
             return Err(Error::Gone { tid: self.pid });
         };
         bay.run(self.pid, thread, &self.base, program)
     }
 
-    /// Takes charge of a thread that a program made with [`clone_args`].
-    pub fn adopt(&mut self, tid: i32) -> Result<()> {
-        let thread = Running::born(tid).wait_stop()?;
+    /// Takes charge of a thread that a program made with [`clone_args`], by the id it got.
+    pub fn adopt(&mut self, own: i32) -> Result<()> {
+        let thread = Running::born(self.ours(own)?).wait_stop()?;
         let bay = self.small_bay()?;
-        bay.furnish(self.pid, tid, &self.base, !0, self.signal)?;
-        self.threads.push((thread, bay));
+        bay.furnish(self.pid, Ids { pid: self.own_pid(), tid: own }, &self.base, !0, self.signal)?;
+        self.threads.push(Strand { thread, bay, own });
         Ok(())
     }
 
@@ -287,7 +360,9 @@ impl Puppet {
             self.run(0, &program)?;
         }
         let (pid, base) = (self.pid, self.base);
-        let Some((mut thread, bay)) = self.threads.pop() else { return Err(Error::Gone { tid: pid }) };
+        let Some(Strand { mut thread, bay, .. }) = self.threads.pop() else {
+            return Err(Error::Gone { tid: pid });
+        };
         self.released = true;
         match signal {
             0 => {
@@ -314,10 +389,10 @@ impl Puppet {
     /// Returns what the call left in rax: -516 when it waits to be restarted, else its result.
     pub fn rearm(&mut self, index: usize, nr: u64, args: [u64; 6], data: &[u8]) -> Result<u64> {
         let scratch = self.scratch(index);
-        let Some((thread, bay)) = self.threads.get_mut(index) else {
+        let Some(Strand { thread, bay, .. }) = self.threads.get_mut(index) else {
             return Err(Error::Gone { tid: self.pid });
         };
-        crate::memory::write(self.pid, scratch, data)?;
+        memory::write(self.pid, scratch, data)?;
         let [rdi, rsi, rdx, r10, r8, r9] = args;
         thread.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi, rsi, rdx, r10, r8, r9, ..self.base })?;
         thread.run_to_syscall()?;
@@ -327,7 +402,7 @@ impl Puppet {
 
     /// Scratch memory of thread `index` for [`Puppet::rearm`].
     pub fn scratch(&self, index: usize) -> u64 {
-        self.threads.get(index).map_or(0, |(_, bay)| bay.scratch())
+        self.threads.get(index).map_or(0, |strand| strand.bay.scratch())
     }
 
     /// Whether rax says that an interrupted call waits to be restarted.
@@ -338,7 +413,9 @@ impl Puppet {
     /// Unmaps the slot; from now on only registers, mask and xstate can be set.
     pub fn close_slot(&mut self) -> Result<()> {
         let (start, len, pid) = (self.slot.start, self.slot.len as u64, self.pid);
-        let Some((leader, bay)) = self.threads.first_mut() else { return Err(Error::Gone { tid: pid }) };
+        let Some(Strand { thread: leader, bay, .. }) = self.threads.first_mut() else {
+            return Err(Error::Gone { tid: pid });
+        };
         let nr = libc::SYS_munmap as u64;
         leader.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi: start, rsi: len, ..self.base })?;
         leader.run_to_syscall()?;
@@ -357,25 +434,36 @@ impl Puppet {
         rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::STOP)
             .named("pidfd_send_signal")?;
         // The first to go on takes the signal and begins the stop, which holds the others.
-        self.threads.iter_mut().try_for_each(|(thread, _)| thread.join_stop())
+        self.threads.iter_mut().try_for_each(|strand| strand.thread.join_stop())
+    }
+
+    /// Makes it the init of its pid namespace, once it is released: it waits for all children, says
+    /// on descriptor `fd` of its own how its child `pid` ended, and ends when there are none.
+    pub fn become_init(&mut self, pid: i32, fd: i32) -> Result<()> {
+        let Some(Strand { thread, bay, .. }) = self.threads.first_mut() else {
+            return Err(Error::Gone { tid: self.pid });
+        };
+        memory::write(self.pid, bay.scratch(), &init::code(pid, fd))?;
+        thread.set_regs(&Regs { rip: bay.scratch(), ..self.base })
     }
 
     /// From now on it lives, finished as it is, even if we die before it is released.
     pub fn spare(&mut self) -> Result<()> {
-        self.threads.iter_mut().try_for_each(|(thread, _)| thread.spare())
+        self.threads.iter_mut().try_for_each(|strand| strand.thread.spare())
     }
 
-    /// Lets the process live. It is the caller's child from now on.
-    pub fn release(mut self) -> Result<(i32, OwnedFd)> {
-        for (thread, _) in std::mem::take(&mut self.threads) {
-            thread.detach()?;
+    /// Lets the process live.
+    pub fn release(mut self) -> Result<Released> {
+        let (pid, own_pid) = (self.pid, self.own_pid());
+        for strand in std::mem::take(&mut self.threads) {
+            strand.thread.detach()?;
         }
         self.released = true;
         let pidfd = self
             .pidfd
             .try_clone()
             .map_err(|e| Error::Os { call: "dup", errno: Errno::from_io_error(&e).unwrap_or(Errno::IO) })?;
-        Ok((self.pid, pidfd))
+        Ok(Released { pid, own_pid, pidfd })
     }
 }
 
@@ -386,7 +474,7 @@ impl Drop for Puppet {
         }
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
         let mut status = 0;
-        for tid in self.threads.iter().skip(1).map(|(t, _)| t.tid()) {
+        for tid in self.threads.iter().skip(1).map(|strand| strand.thread.tid()) {
             // SAFETY: `status` is a live i32. Threads of ours are traced, hence ours to wait for.
             unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) };
         }

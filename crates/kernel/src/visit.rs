@@ -16,6 +16,7 @@ use crate::{
     code::{self, Code, DESC_SIZE, MAGIC},
     error::{Error, Result},
     memory::{self, Span},
+    pidns::Ids,
     program::{Batch, Outcome, Program},
     tracee::Stopped,
 };
@@ -68,15 +69,15 @@ pub fn home_regs(raw: &Regs) -> Regs {
 }
 
 /// The data words of a code image (see `code.rs`), behind the magic.
-fn words(raw: &Regs, mask: u64, pid: i32, tid: i32, signal: i32) -> [u64; 24] {
+fn words(raw: &Regs, mask: u64, own: Ids, signal: i32) -> [u64; 24] {
     let home = home_regs(raw);
     let block = !(1u64 << (signal - 1));
     let mut words = [
         MAGIC,
         block,
         mask,
-        pid as u64,
-        tid as u64,
+        own.pid as u64,
+        own.tid as u64,
         signal as u64,
         home.eflags,
         home.rsp,
@@ -144,10 +145,10 @@ impl Bay {
         self.address + Self::descs(&code::bay()) as u64
     }
 
-    /// Writes the loop and the way home of one thread.
-    pub fn furnish(&self, pid: i32, tid: i32, raw: &Regs, mask: u64, signal: i32) -> Result<()> {
+    /// Writes the loop and the way home of one thread of process `pid`.
+    pub fn furnish(&self, pid: i32, own: Ids, raw: &Regs, mask: u64, signal: i32) -> Result<()> {
         let code = code::bay();
-        let words = words(raw, mask, pid, tid, signal);
+        let words = words(raw, mask, own, signal);
         memory::write(pid, self.address, &image(code, &words, &[self.scratch(), 0, 0]))
     }
 
@@ -205,6 +206,7 @@ impl Bay {
 #[derive(Debug)]
 struct Guest {
     thread: Stopped,
+    own: Ids,
     raw: Regs,
     mask: u64,
     signal: i32,
@@ -271,9 +273,9 @@ impl Foothold {
     }
 
     /// One system call in `guest`, which must be the only thread that uses the stub.
-    fn syscall(&self, pid: i32, guest: &mut Guest, nr: i64, args: [u64; 6]) -> Result<u64> {
+    fn syscall(&self, guest: &mut Guest, nr: i64, args: [u64; 6]) -> Result<u64> {
         let code = code::stub();
-        let words = words(&guest.raw, guest.mask, pid, guest.thread.tid(), guest.signal);
+        let words = words(&guest.raw, guest.mask, guest.own, guest.signal);
         let extra: Vec<u64> = std::iter::once(nr as u64).chain(args).collect();
         self.write(&image(code, &words, &extra))?;
         let home = home_regs(&guest.raw);
@@ -308,6 +310,8 @@ pub struct Visit {
 pub struct Visitor {
     /// The thread.
     pub thread: Stopped,
+    /// What it calls itself.
+    pub own: Ids,
     /// Its registers, which it gets back.
     pub raw: Regs,
     /// Its blocked signals, which it gets back.
@@ -325,6 +329,7 @@ impl Visit {
         let nowhere = Bay { address: 0, size: BAY_SIZE };
         let guest = |v: Visitor| Guest {
             thread: v.thread,
+            own: v.own,
             raw: v.raw,
             mask: v.mask,
             signal: v.signal,
@@ -350,14 +355,14 @@ impl Visit {
         let prot = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
         let args = [address, len as u64, prot, flags, u64::MAX, 0];
-        let start = self.foothold.syscall(self.pid, leader, libc::SYS_mmap, args)?;
+        let start = self.foothold.syscall(leader, libc::SYS_mmap, args)?;
         self.slot = Some(Span { start, len });
         let mut at = start;
         for (i, guest) in self.guests.iter_mut().enumerate() {
             let size = if i == 0 { LEADER_BAY_SIZE } else { BAY_SIZE };
             guest.bay = Bay { address: at, size };
             at += size as u64;
-            guest.bay.furnish(self.pid, guest.thread.tid(), &guest.raw, guest.mask, guest.signal)?;
+            guest.bay.furnish(self.pid, guest.own, &guest.raw, guest.mask, guest.signal)?;
         }
         Ok(())
     }
@@ -422,7 +427,7 @@ impl Visit {
         }
         if let Some(slot) = self.slot.take() {
             let args = [slot.start, slot.len as u64, 0, 0, 0, 0];
-            self.foothold.syscall(self.pid, leader, libc::SYS_munmap, args)?;
+            self.foothold.syscall(leader, libc::SYS_munmap, args)?;
         }
         leader.put_back(self.foothold.address, code::stub().settled)?;
         self.foothold.write(&self.foothold.saved)

@@ -16,6 +16,7 @@
 use crate::{
     error::{Error, Result},
     options::Observer,
+    procfs,
     task::Process,
 };
 use ckpt_image::record::{Regs, RestartBlock, restart_kind};
@@ -109,7 +110,7 @@ impl Before {
 
 /// The machine's high-resolution timers, if we may see them.
 fn timers() -> Option<Vec<HrTimer>> {
-    let text = std::fs::read("/proc/timer_list").ok()?;
+    let text = procfs::read("timer_list").ok()?;
     parse_timer_list(&text).ok().map(|list| list.timers)
 }
 

@@ -5,7 +5,7 @@
 //! capabilities, ambient set. Whoever restarts gets nothing they could not have given themselves:
 //! the kernel checks each call against their own privileges. *Lost*: keyrings, LSM labels.
 
-use crate::{error::Result, task::ProcDir};
+use crate::{error::Result, task::Process};
 use ckpt_image::{
     model::{Cred, Thread},
     record,
@@ -36,10 +36,9 @@ pub(crate) fn checkpoint(status: &Status) -> Cred {
     }
 }
 
-/// The coordinator's own credentials: a puppet starts with these.
-pub(crate) fn own() -> Result<Cred> {
-    let status = ProcDir::own()?.parse("status", ckpt_proc::status::parse_status)?;
-    Ok(checkpoint(&status))
+/// The credentials of process `pid`: what its offspring starts with.
+pub(crate) fn of(pid: i32) -> Result<Cred> {
+    Ok(checkpoint(&Process::open(pid)?.status()?))
 }
 
 /// Appends the calls that turn credentials `from` into those of `thread`.

@@ -8,7 +8,8 @@
 use crate::{
     error::{Error, Result},
     options::Observer,
-    task::Process,
+    procfs,
+    task::{Process, show},
 };
 use ckpt_image::{model, record::Signal};
 use ckpt_kernel::program::{Arg, Outcome, Program};
@@ -54,12 +55,12 @@ pub(crate) fn restore(program: &mut Program, signal: &Signal) {
 /// Writes oom_score_adj of process `pid`; being forbidden to is reported only.
 pub(crate) fn restore_oom(pid: i32, signal: &model::Signal, observer: &mut dyn Observer) {
     let value = signal.record.oom_score_adj;
-    let path = format!("/proc/{pid}/oom_score_adj");
-    let now = std::fs::read_to_string(&path).unwrap_or_default();
+    let path = format!("{pid}/oom_score_adj");
+    let now = show(&procfs::read(&path).unwrap_or_default());
     if now.trim().parse() == Ok(value) {
         return;
     }
-    if let Err(cause) = std::fs::write(&path, value.to_string()) {
+    if let Err(cause) = procfs::write(&path, &value.to_string()) {
         observer.warn(&format!(
             "pid {pid}: oom_score_adj stays {} instead of {value}: {cause}; lowering it needs CAP_SYS_RESOURCE",
             now.trim()

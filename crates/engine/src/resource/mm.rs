@@ -10,8 +10,9 @@
 
 use super::file::Descriptor;
 use crate::{
-    error::{Context, Doing, Error, Result},
-    objects::Objects,
+    error::{Context, Doing, Error, ErrorKind, Result},
+    objects::{FileKey, Objects},
+    procfs,
     registry::FILE_KINDS,
     task::{Process, show},
 };
@@ -187,7 +188,7 @@ fn mapped_object(process: &Process, mapping: &Mapping, objects: &mut Objects) ->
     let key = (rustix::fs::makedev(mapping.dev.0, mapping.dev.1), mapping.inode, flags.bits());
     objects.mapped(key, |objects| {
         let link = mapping.path_as_shown();
-        mapped_file(process, name, link, flags, objects)
+        mapped_file(process, name, link, flags, key, objects)
             .map_err(|e| e.advice("its path must lead to it, or CAP_CHECKPOINT_RESTORE is needed"))
     })
 }
@@ -198,9 +199,17 @@ fn mapped_file(
     name: String,
     link: Vec<u8>,
     flags: OFlags,
+    (dev, ino, _): FileKey,
     objects: &mut Objects,
 ) -> Result<Object> {
-    let stat = process.proc.stat(&name)?;
+    let stat = match process.proc.stat(&name) {
+        // map_files is for the privileged; a path that leads to what maps says is as good.
+        Err(e) if e.kind == ErrorKind::Permission => rustix::fs::stat(link.as_slice())
+            .ok()
+            .filter(|stat| (stat.st_dev, stat.st_ino) == (dev, ino))
+            .ok_or(e)?,
+        other => other?,
+    };
     let info = FdInfo { flags: flags.bits(), ..FdInfo::default() };
     let descriptor = Descriptor { process, name, link, stat, info };
     let what =
@@ -228,7 +237,7 @@ pub(crate) fn build_id(path: &[u8]) -> Option<Vec<u8>> {
 
 /// The object behind memory shared anonymously.
 fn shared_anonymous(process: &Process, name: &str, objects: &mut Objects) -> Result<Objref> {
-    let stat = process.proc.stat(name)?;
+    let stat = process.proc.stat(name).map_err(|e| e.advice("shared memory needs CAP_CHECKPOINT_RESTORE"))?;
     let inode = model::Inode {
         record: record::Inode {
             kind: inode_kind::SHMEM,
@@ -282,7 +291,7 @@ pub(crate) fn checkpoint(
     let exe_stat = process.proc.stat("exe")?;
     let key = (exe_stat.st_dev, exe_stat.st_ino, OFlags::RDONLY.bits());
     let exe = objects
-        .mapped(key, |objects| mapped_file(process, "exe".to_owned(), link, OFlags::RDONLY, objects))?;
+        .mapped(key, |objects| mapped_file(process, "exe".to_owned(), link, OFlags::RDONLY, key, objects))?;
     let record = record::Mm {
         nr_vmas: vmas.len() as u32,
         exe,
@@ -360,5 +369,5 @@ pub(crate) fn restore_after_cred(program: &mut Program, mm: &model::Mm) {
 /// Sets what the coordinator sets from outside.
 pub(crate) fn restore_coredump_filter(pid: i32, mm: &model::Mm) -> Result<()> {
     let filter = format!("{:#x}", mm.record.coredump_filter);
-    std::fs::write(format!("/proc/{pid}/coredump_filter"), filter).doing(|| "coredump_filter".to_owned())
+    procfs::write(&format!("{pid}/coredump_filter"), &filter).doing(|| "coredump_filter".to_owned())
 }

@@ -9,6 +9,7 @@ use super::{Descriptor, FileKind, Made, OpenContext};
 use crate::{
     error::{Context, Doing, Error, Result},
     objects::Objects,
+    procfs,
     task::{Process, show},
 };
 use ckpt_image::{
@@ -24,7 +25,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{Read, Seek, Write},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::atomic::AtomicBool,
 };
 
@@ -61,9 +62,8 @@ impl FileKind for InnerPipe {
             rustix::fs::fcntl_setfl(source, flags & (OFlags::NONBLOCK | OFlags::DIRECT)).doing(failed)?;
             return rustix::io::dup(source).doing(failed).map(Some);
         }
-        let path = format!("/proc/self/fd/{}", source.as_raw_fd());
         let flags = flags & (OFlags::RWMODE | OFlags::NONBLOCK | OFlags::DIRECT);
-        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).doing(failed).map(Some)
+        procfs::reopen(source, flags).doing(failed).map(Some)
     }
 }
 

@@ -10,6 +10,7 @@ use super::{Descriptor, FileKind, Made, OpenContext, seek};
 use crate::{
     error::{Doing, Error, Result},
     objects::Objects,
+    procfs,
     task::show,
 };
 use ckpt_image::{
@@ -21,7 +22,7 @@ use rustix::{
     io::Errno,
 };
 use std::{
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -77,9 +78,7 @@ impl FileKind for Unlinked {
             fd
         } else {
             // O_NOFOLLOW would not let us through /proc, and has no effect afterwards.
-            let path = format!("/proc/self/fd/{}", inode.fd.as_raw_fd());
-            let flags = flags & !OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            rustix::fs::open(path, flags, Mode::empty()).doing(doing)?
+            procfs::reopen(&inode.fd, flags & !OFlags::NOFOLLOW).doing(doing)?
         };
         seek(&fd, &file.record, &file.path)?;
         Ok(Some(fd))
