@@ -5,6 +5,7 @@ mod bad_image;
 mod common;
 mod errors;
 mod info;
+mod pidns;
 mod sweep;
 mod tree;
 mod waiting;
@@ -48,6 +49,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("bad_image", bad_image::TESTS),
     ("errors", errors::TESTS),
     ("info", info::TESTS),
+    ("pidns", pidns::TESTS),
     ("sweep", sweep::TESTS),
     ("tree", tree::TESTS),
     ("waiting", waiting::TESTS),

@@ -130,7 +130,8 @@ fn python() -> Result<&'static OsString> {
 /// What the compiler says.
 pub fn compile_c(ctx: &Context, source: &Path, cflags: &[String]) -> Result<PathBuf> {
     let stem = source.file_stem().unwrap().to_string_lossy();
-    let output = ctx.cache.join(&*stem);
+    let linked = if cflags.iter().any(|flag| flag == "-static") { ".static" } else { "" };
+    let output = ctx.cache.join(format!("{stem}{linked}"));
     let headers = ["fixture.h", "tree.h"].map(|name| ctx.fixtures.join(name));
     let _one_at_a_time = ctx.compiling.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if newer(&output, &[source, &headers[0], &headers[1]]) {

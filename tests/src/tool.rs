@@ -63,6 +63,12 @@ impl Run {
     }
 
     #[must_use]
+    pub fn args(mut self, args: &[&str]) -> Run {
+        self.command.args(args);
+        self
+    }
+
+    #[must_use]
     pub fn stdin_bytes(mut self, bytes: Vec<u8>) -> Run {
         self.stdin = Input::Bytes(bytes);
         self

@@ -422,7 +422,7 @@ pub(crate) fn taken_pid(pid: i32, cause: ckpt_kernel::Error) -> Error {
         }
         Some(Errno::PERM) if pid != 0 => Error::permission(format!("make a process with pid {pid}"))
             .why("Operation not permitted")
-            .advice("it needs CAP_CHECKPOINT_RESTORE, or restart with --new-pids"),
+            .advice("it needs CAP_CHECKPOINT_RESTORE; without privilege, restart with --pidns or --new-pids"),
         _ => cause.into(),
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::Signal;
+use rustix::{process::Signal, thread::CapabilitySet};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -128,13 +128,8 @@ impl Demo {
         if read(&self.path("output"))?.len() != first.len {
             return Err(Failure::failed("something wrote to the output although the program was gone"));
         }
-        let image = self.path("image.ckpt");
-        let mut command = run::ourselves(["restart", "-W", "--json", "-i"])?;
-        command.arg(&image);
-        let ran = run::run(command)?;
-        let report: Value = ran.report("restart")?;
-        let pid = number(&report, "pid") as i32;
-        *target = Target::adopt(pid)?;
+        let (report, line) = if may_choose_pids() { self.back(target)? } else { self.apart(target)? };
+        let pid = number(&report, "own_pid") as i32;
         if pid != first.pid || number(&report, "threads") != first.threads {
             let made = text::count(number(&report, "threads") as u64, "thread");
             return Err(Failure::failed(format!(
@@ -142,10 +137,41 @@ impl Demo {
             )));
         }
         data(&format!(
-            "3. One second later, `ckpt restart -i image.ckpt -W`: {} for the whole command.\n   pid {pid} runs again, with its {}.\n",
-            text::span(ran.wall),
+            "3. One second later, `ckpt restart -i image.ckpt {line}\n   pid {pid} runs again, with its {}.\n",
             text::count(first.threads as u64, "thread"),
         ))
+    }
+
+    /// Brings it back with the pids it had. The report, and how the command goes on.
+    fn back(&self, target: &mut Target) -> Outcome<(Value, String)> {
+        let mut command = run::ourselves(["restart", "-W", "--json", "-i"])?;
+        command.arg(self.path("image.ckpt"));
+        let ran = run::run(command)?;
+        let report = ran.report("restart")?;
+        *target = Target::adopt(number(&report, "pid") as i32)?;
+        Ok((report, format!("-W`: {} for the whole command.", text::span(ran.wall))))
+    }
+
+    /// Brings it back in a pid namespace, where everybody may have any pids. The command stands in for
+    /// it from now on.
+    fn apart(&self, target: &mut Target) -> Outcome<(Value, String)> {
+        let said = self.path("said");
+        let trouble = |cause| Failure::os(said.display().to_string(), cause);
+        let mut command = run::ourselves(["restart", "--pidns", "--copy-status", "--json", "-i"])?;
+        command.arg(self.path("image.ckpt")).stderr(std::fs::File::create(&said).map_err(trouble)?);
+        *target = Target::start(command)?;
+        let begun = Instant::now();
+        loop {
+            let text = String::from_utf8_lossy(&read(&said)?).into_owned();
+            let all = text.lines().find_map(|line| serde_json::from_str::<Value>(line).ok());
+            if let Some(report) = all.as_ref().and_then(|all| all.get("restart")) {
+                let took = text::span(time(report, "total_ms"));
+                return Ok((report.clone(), format!("--pidns`, as pids are not ours to choose: {took}.")));
+            }
+            if target.wait(Duration::from_millis(2))?.is_some() || begun.elapsed() > PATIENCE {
+                return Err(Failure::failed(format!("restart --pidns: {}", text.trim())));
+            }
+        }
     }
 
     /// Lets it run on, asks it to end, returns all it wrote in both lives.
@@ -164,6 +190,12 @@ impl Demo {
             None => Err(Failure::failed(format!("pid {pid} does not answer SIGTERM after its restart"))),
         }
     }
+}
+
+/// Whether a restart can give its processes the pids they had.
+fn may_choose_pids() -> bool {
+    let enough = CapabilitySet::CHECKPOINT_RESTORE | CapabilitySet::SYS_ADMIN;
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.intersects(enough))
 }
 
 fn lines(bytes: &[u8]) -> u64 {

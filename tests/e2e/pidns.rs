@@ -1,0 +1,409 @@
+//! Restart in other surroundings: a pid namespace, a mount namespace, another root directory; as an ordinary user.
+
+use std::ffi::OsString;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use ckpt_tests::context::Context;
+use ckpt_tests::fixture::compile_c;
+use ckpt_tests::sys;
+use ckpt_tests::target::{Ended, Target, all_pids, field_of_stat, reap_strays};
+use ckpt_tests::tool::{LIMIT, Run};
+
+use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("copies_status", copies_status),
+    ("sends_signals", sends_signals),
+    ("lives_on_alone", lives_on_alone),
+    ("lives_as_long_as_anybody", lives_as_long_as_anybody),
+    ("two_copies", two_copies),
+    ("killed", killed),
+    ("mount_namespace", mount_namespace),
+    ("root_directory", root_directory),
+    ("root_directory_missing", root_directory_missing),
+    ("inspect", inspect),
+    ("ordinary_user", ordinary_user),
+    ("ordinary_user_demo", ordinary_user_demo),
+];
+
+/// A line of /proc/PID/status.
+fn line(pid: i32, key: &str) -> Result<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+    Ok(line.context("no such line")?.trim().to_owned())
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    field_of_stat(pid, 4).and_then(|ppid| i32::try_from(ppid).ok())
+}
+
+/// The one process that works in `dir`, once it is let go.
+fn the_one_in(dir: &Path) -> Result<i32> {
+    sys::poll("a restarted process", LIMIT, || {
+        let here = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir);
+        let free = |pid: &i32| line(*pid, "TracerPid").is_ok_and(|tracer| tracer == "0");
+        Ok(all_pids().into_iter().find(|pid| here(pid) && free(pid)))
+    })
+}
+
+/// A waiting `restart --pidns`.
+fn waiting(ctx: &Context, program: &Program, image: &Path, args: &[&str]) -> Result<Target> {
+    ctx.run("restart", &["--pidns", "--copy-status"])
+        .args(args)
+        .arg("-i")
+        .arg(image)
+        .stand_in(program.dir.path())
+}
+
+/// The command ends as the program does, and the namespace with it.
+fn copies_status(ctx: &Context) -> Result<()> {
+    for (signal, want) in [(None, 7), (Some(libc::SIGKILL), 128 + 9)] {
+        let mut program = Program::start(ctx, "exits", &["7"])?;
+        let image = program.save_and_kill(ctx)?;
+        let mut restart = waiting(ctx, &program, &image, &[])?;
+        let pid = the_one_in(program.dir.path())?;
+        let init = parent(pid).context("its parent")?;
+        ensure(line(pid, "NSpid")? == format!("{pid}\t{}", program.pid()), "it has another pid")?;
+        ensure(line(init, "Name")? == "ckpt-init", "its parent is not an init")?;
+        ensure(line(init, "NSpid")? == format!("{init}\t1"), "the init is not process 1")?;
+        ensure(parent(init) == Some(restart.pid()), "the init is not a child of restart")?;
+        match signal {
+            None => std::fs::write(program.path("go"), "")?,
+            Some(signal) => Target::adopt(pid)?.signal(signal)?,
+        }
+        let ended = restart.wait(LIMIT)?;
+        ensure(ended == Ended::Exit(want), format!("restart ended with {ended:?}, not {want}"))?;
+        gone(&[pid, init])?;
+    }
+    Ok(())
+}
+
+fn gone(pids: &[i32]) -> Result<()> {
+    sys::poll("the namespace to be gone", LIMIT, || {
+        reap_strays();
+        Ok((!pids.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists())).then_some(()))
+    })
+}
+
+/// Signals to the command reach the program; with --signal, another one than what came.
+fn sends_signals(ctx: &Context) -> Result<()> {
+    for (args, want) in [(&[][..], 100 + libc::SIGTERM), (&["--signal", "int"], 100 + libc::SIGINT)] {
+        let mut program = Program::start(ctx, "exits", &["7"])?;
+        let image = program.save_and_kill(ctx)?;
+        let mut restart = waiting(ctx, &program, &image, args)?;
+        the_one_in(program.dir.path())?;
+        restart.signal(libc::SIGTERM)?;
+        let ended = restart.wait(LIMIT)?;
+        ensure(ended == Ended::Exit(want), format!("{args:?}: restart ended with {ended:?}, not {want}"))?;
+    }
+    Ok(())
+}
+
+/// With -W it prints the pid by which we know the program, which goes on when restart has ended.
+fn lives_on_alone(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let image = program.save_and_kill(ctx)?;
+    let outcome = ctx.run("restart", &["-p", "-W", "-i"]).arg(&image).finish()?;
+    outcome.expect_code(0)?;
+    let pid: i32 = String::from_utf8_lossy(&outcome.stdout).trim().parse()?;
+    ensure(pid == the_one_in(program.dir.path())?, "it printed another pid")?;
+    let init = parent(pid).context("its parent")?;
+    ensure(line(init, "Name")? == "ckpt-init", "its parent is not an init")?;
+    let fds = std::fs::read_dir(format!("/proc/{init}/fd"))?.count();
+    let maps = std::fs::read_to_string(format!("/proc/{init}/maps"))?;
+    let areas = maps.lines().filter(|line| !line.ends_with("[vsyscall]")).count();
+    ensure(fds == 1 && areas == 1, format!("the init keeps {fds} descriptors and {areas} areas:\n{maps}"))?;
+    std::fs::write(program.path("go"), "")?;
+    gone(&[pid, init])
+}
+
+/// The namespace is there until the last of its processes has ended, though the root and restart have.
+fn lives_as_long_as_anybody(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "kin", &["plain"])?;
+    let image = program.save_and_kill(ctx)?;
+    let mut restart = waiting(ctx, &program, &image, &[])?;
+    let child = sys::poll("the child", LIMIT, || {
+        let is_child = |pid: &i32| line(*pid, "Name").is_ok_and(|name| name == "kin-child");
+        let here = |pid: &i32| {
+            std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == program.dir.path())
+        };
+        let free = |pid: &i32| line(*pid, "TracerPid").is_ok_and(|tracer| tracer == "0");
+        Ok(all_pids().into_iter().find(|pid| is_child(pid) && here(pid) && free(pid)))
+    })?;
+    let root = parent(child).context("the root")?;
+    let init = parent(root).context("the init")?;
+    Target::adopt(root)?.signal(libc::SIGKILL)?;
+    let ended = restart.wait(LIMIT)?;
+    ensure(ended == Ended::Exit(128 + 9), format!("restart ended with {ended:?}"))?;
+    sys::poll("the child to be the init's", LIMIT, || Ok((parent(child) == Some(init)).then_some(())))?;
+    Target::adopt(child)?.signal(libc::SIGTERM)?;
+    gone(&[child, init])
+}
+
+/// One image, twice at the same time.
+fn two_copies(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let image = program.save_and_kill(ctx)?;
+    let mut both = [waiting(ctx, &program, &image, &[])?, waiting(ctx, &program, &image, &[])?];
+    let here =
+        |pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == program.dir.path());
+    let own = |pid: &i32| Some(line(*pid, "NSpid").ok()?.split_once('\t')?.1.to_owned());
+    let found = sys::poll("both copies", LIMIT, || {
+        let there: Vec<String> = all_pids().iter().filter(|pid| here(pid)).filter_map(own).collect();
+        Ok((there.len() == 2).then_some(there))
+    })?;
+    ensure(found == [program.pid(), program.pid()], format!("they are {found:?}"))?;
+    std::fs::write(program.path("go"), "")?;
+    for restart in &mut both {
+        let ended = restart.wait(LIMIT)?;
+        ensure(ended == Ended::Exit(7), format!("restart ended with {ended:?}"))?;
+    }
+    Ok(())
+}
+
+/// SIGKILL of restart at any instant: nothing of the namespace stays, or all of it has been let go.
+fn killed(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "spinner", &["8", "fork"])?;
+    let image = program.save_and_kill(ctx)?;
+    let begun = Instant::now();
+    let outcome = ctx.run("restart", &["-p", "-W", "-i"]).arg(&image).finish()?;
+    outcome.expect_code(0)?;
+    let whole = begun.elapsed();
+    let (mut hits, mut finished) = (0, 0);
+    end_of(program.dir.path())?;
+    for round in 0..(ctx.kills / 4).max(20) {
+        let mut run = ctx.run("restart", &["-p", "-W", "-i"]).arg(&image).start()?;
+        let span = u64::try_from((whole * 5 / 4).as_nanos())? / (1 << (round % 3));
+        std::thread::sleep(Duration::from_nanos(sys::random_below(span)));
+        hits += u32::from(run.kill());
+        drop(run);
+        let context = || format!("kill {round}");
+        // Either all eight run or, soon, none.
+        let left = sys::poll("none or all", LIMIT, || {
+            reap_strays();
+            let there = working_in(program.dir.path());
+            let whole = there.len() == 8
+                && there.iter().all(|pid| line(*pid, "TracerPid").is_ok_and(|tracer| tracer == "0"));
+            Ok((whole || there.is_empty()).then_some(there))
+        });
+        finished += u32::from(!left.with_context(context)?.is_empty());
+        end_of(program.dir.path()).with_context(context)?;
+        let inits = all_pids().into_iter().filter(|pid| line(*pid, "Name").is_ok_and(|n| n == "ckpt"));
+        let stray: Vec<i32> =
+            inits.filter(|pid| line(*pid, "NSpid").is_ok_and(|n| n.ends_with("\t1"))).collect();
+        let ended = |pid: &i32| line(*pid, "State").map_or(true, |state| state.starts_with('Z'));
+        ensure(stray.iter().all(ended), format!("kill {round}: {stray:?} stayed"))?;
+    }
+    println!("    {hits} kills while restart ran, {finished} had let the tasks go");
+    ensure(hits > 5, "hardly any kill found restart running")
+}
+
+fn working_in(dir: &Path) -> Vec<i32> {
+    let here = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir);
+    all_pids().into_iter().filter(here).collect()
+}
+
+/// Kills what works in `dir`.
+fn end_of(dir: &Path) -> Result<()> {
+    sys::poll("all to be gone", LIMIT, || {
+        reap_strays();
+        let there = working_in(dir);
+        for pid in &there {
+            if let Ok(mut target) = Target::adopt(*pid) {
+                let _ = target.signal(libc::SIGKILL);
+                let _ = target.ended();
+                target.release();
+            }
+        }
+        Ok(there.is_empty().then_some(()))
+    })
+}
+
+/// --mntns: the tasks see the processes of their pid namespace below /proc; nobody else does.
+fn mount_namespace(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let image = program.save_and_kill(ctx)?;
+    let before = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mut restart = waiting(ctx, &program, &image, &["--mntns"])?;
+    let pid = the_one_in(program.dir.path())?;
+    let of = |pid: i32, name: &str| std::fs::read_link(format!("/proc/{pid}/{name}"));
+    ensure(
+        of(pid, "ns/mnt")? != std::fs::read_link("/proc/self/ns/mnt")?,
+        "it has no mount namespace of its own",
+    )?;
+    let comm = |id: &str| std::fs::read_to_string(format!("/proc/{pid}/root/proc/{id}/comm"));
+    ensure(comm("1")? == "ckpt-init\n", "its /proc does not show its namespace")?;
+    ensure(comm(&program.pid())? == "exits\n", "its /proc does not show itself")?;
+    ensure(of(pid, "cwd")? == program.dir.path(), "its directory is elsewhere")?;
+    ensure(std::fs::read_to_string("/proc/self/mountinfo")? == before, "our mounts changed")?;
+    std::fs::write(program.path("go"), "")?;
+    let ended = restart.wait(LIMIT)?;
+    ensure(ended == Ended::Exit(7), format!("restart ended with {ended:?}"))
+}
+
+/// A directory with all that a static `exits` with the working directory `dir` needs.
+fn other_root(binary: &Path, dir: &Path) -> Result<tempfile::TempDir> {
+    let root = tempfile::tempdir()?;
+    let below = |path: &Path| -> Result<PathBuf> { Ok(root.path().join(path.strip_prefix("/")?)) };
+    for path in [binary, Path::new("/dev/null")] {
+        std::fs::create_dir_all(below(path.parent().context("parent")?)?)?;
+        let copied = Command::new("cp").arg("-a").arg(path).arg(below(path)?).status()?;
+        ensure(copied.success(), "cp failed")?;
+    }
+    std::fs::create_dir_all(below(dir)?)?;
+    for name in ["out", "err"] {
+        std::fs::copy(dir.join(name), below(&dir.join(name))?)?;
+    }
+    Ok(root)
+}
+
+/// --root: every file is the one below the directory, and no link leads out of it.
+fn root_directory(ctx: &Context) -> Result<()> {
+    let binary = compile_c(ctx, &ctx.helpers.join("exits.c"), &["-static".to_owned()])?;
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    let argv: Vec<OsString> = vec![binary.clone().into(), "7".into()];
+    let mut program = Program::start_argv(&argv, dir, None)?;
+    let image = program.save_and_kill(ctx)?;
+    let root = other_root(&binary, program.dir.path())?;
+    let below = root.path().join(program.dir.path().strip_prefix("/")?);
+    // A link to a file outside: inside of the new root there is no such file.
+    let (out, outside) = (below.join("out"), program.path("outside"));
+    std::fs::rename(&out, below.join("kept"))?;
+    std::fs::copy(below.join("kept"), &outside)?;
+    symlink(&outside, &out)?;
+    let run = |args: &[&str]| ctx.run("restart", args).arg("-r").arg(root.path()).arg("-i").arg(&image);
+    expect_line(&run(&["-p", "-W"]).finish()?, "restart", &[1, 4], &["/out"])?;
+    std::fs::remove_file(&out)?;
+    std::fs::rename(below.join("kept"), &out)?;
+    for args in [&["--copy-status"][..], &["--copy-status", "--pidns", "--mntns"]] {
+        let mut restart = run(args).stand_in(program.dir.path())?;
+        let pid = the_one_in(&below)?;
+        let of = |name: &str| std::fs::read_link(format!("/proc/{pid}/{name}"));
+        ensure(of("root")? == root.path(), format!("{args:?}: its root is {:?}", of("root")))?;
+        ensure(of("fd/1")? == out, format!("{args:?}: its stdout is {:?}", of("fd/1")))?;
+        std::fs::write(below.join("go"), "")?;
+        let ended = restart.wait(LIMIT)?;
+        ensure(ended == Ended::Exit(7), format!("{args:?}: restart ended with {ended:?}"))?;
+        std::fs::remove_file(below.join("go"))?;
+    }
+    nothing_runs_in(root.path())
+}
+
+fn root_directory_missing(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let image = program.save_and_kill(ctx)?;
+    for (root, word) in [("/no/such/place", "/no/such/place"), ("/dev/null", "directory")] {
+        let outcome = ctx.run("restart", &["-W", "--root", root, "-i"]).arg(&image).finish()?;
+        expect_line(&outcome, "restart", &[1], &["--root", word])?;
+    }
+    // A file of the image that is not there below it.
+    let empty = tempfile::tempdir()?;
+    let outcome = ctx.run("restart", &["-W", "--root"]).arg(empty.path()).arg("-i").arg(&image).finish()?;
+    expect_line(&outcome, "restart", &[1], &["exits"])?;
+    program.back_from(ctx, &image).context("the image still works")?;
+    program.ends_with(7)
+}
+
+/// --inspect: a damaged end is found before there is any task; a whole image restarts from file and pipe.
+fn inspect(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let image = program.save_and_kill(ctx)?;
+    let whole = std::fs::read(&image)?;
+    let mut bytes = whole.clone();
+    let at = bytes.len() - 40;
+    bytes[at] ^= 1;
+    let damaged = program.path("damaged");
+    std::fs::write(&damaged, &bytes)?;
+    // The pid is taken: with --inspect the image is what is complained about, without it the pid.
+    let squatter = Program::start(ctx, "squatter", &[&program.pid()])?;
+    let run = |args: &[&str]| ctx.run("restart", args).arg("-i").arg(&damaged).finish();
+    expect_line(&run(&["-W"])?, "restart", &[1], &["taken"])?;
+    expect_line(&run(&["-W", "--inspect"])?, "restart", &[5], &["byte"])?;
+    let outcome = ctx.run("restart", &["-W", "--inspect"]).stdin_bytes(bytes).finish()?;
+    expect_line(&outcome, "restart", &[5], &["byte"])?;
+    drop(squatter);
+    for piped in [false, true] {
+        let run = ctx.run("restart", &["-W", "--inspect"]);
+        let run = if piped { run.stdin_bytes(whole.clone()) } else { run.arg("-i").arg(&image) };
+        run.finish()?.expect_code(0)?;
+        program.adopt()?;
+        program.target.kill();
+    }
+    Ok(())
+}
+
+/// A copy of the binary and a directory that everybody may use.
+fn for_everybody(ctx: &Context) -> Result<(tempfile::TempDir, PathBuf)> {
+    let open = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    std::fs::set_permissions(open.path(), std::fs::Permissions::from_mode(0o777))?;
+    let copy = open.path().join("ckpt");
+    std::fs::copy(ctx.ckpt.as_ref().context("binary")?, &copy)?;
+    Ok((open, copy))
+}
+
+const NOBODY: [&str; 6] = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+
+fn as_nobody(copy: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(NOBODY[0]);
+    command.args(&NOBODY[1..]).arg(copy).args(args);
+    command
+}
+
+/// Without any privilege: checkpoint of a tree, restart in a namespace; what is missing without that is said.
+fn ordinary_user(ctx: &Context) -> Result<()> {
+    let (open, copy) = for_everybody(ctx)?;
+    let kin = open.path().join("kin");
+    std::fs::copy(compile_c(ctx, &ctx.helpers.join("kin.c"), &["-pthread".to_owned()])?, &kin)?;
+    let mut argv: Vec<OsString> = NOBODY.iter().map(OsString::from).collect();
+    argv.extend([kin.into(), "plain".into()]);
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777))?;
+    let mut program = Program::start_argv(&argv, dir, None)?;
+    let child = sys::poll("the child", LIMIT, || Ok(std::fs::read_to_string(program.path("child")).ok()))?;
+    let image = open.path().join("image");
+    let image = image.to_str().context("path")?;
+    let mut members = program.target.members();
+    Run::new(as_nobody(&copy, &["checkpoint", "--kill", "-o", image, &program.pid()]))
+        .finish()?
+        .expect_code(0)?;
+    program.target.wait(LIMIT)?;
+    members.retain(|(pid, _)| *pid != program.target.pid());
+    program.target.all_gone(&members)?;
+    let outcome = Run::new(as_nobody(&copy, &["restart", "-W", "-i", image])).finish()?;
+    expect_line(&outcome, "restart", &[4], &["CAP_CHECKPOINT_RESTORE", "--pidns"])?;
+    let restart = as_nobody(&copy, &["restart", "--pidns", "--copy-status", "-i", image]);
+    let mut restart = Run::new(restart).stand_in(program.dir.path())?;
+    let there = sys::poll("both processes", LIMIT, || {
+        let there = working_in(program.dir.path());
+        let free = |pid: &i32| line(*pid, "TracerPid").is_ok_and(|tracer| tracer == "0");
+        Ok((there.len() == 2 && there.iter().all(free)).then_some(there))
+    })?;
+    let own = |pid: &i32| Ok(line(*pid, "NSpid")?.split_once('\t').context("NSpid")?.1.to_owned());
+    let mut own = there.iter().map(own).collect::<Result<Vec<String>>>()?;
+    own.sort();
+    let mut want = vec![program.pid(), child];
+    want.sort();
+    ensure(own == want, format!("they are {own:?}, not {want:?}"))?;
+    for pid in &there {
+        ensure(line(*pid, "Uid")? == "65534\t65534\t65534\t65534", "it has another user")?;
+        ensure(line(*pid, "CapEff")? == "0000000000000000", "it has capabilities")?;
+    }
+    std::fs::write(program.path("go"), "")?;
+    let ended = restart.wait(LIMIT)?;
+    ensure(ended == Ended::Exit(7), format!("restart ended with {ended:?}"))?;
+    let said = std::fs::read_to_string(program.path("restart.err"))?;
+    let words = "restart: warning: without CAP_SYS_ADMIN";
+    ensure(said.starts_with(words) && said.lines().count() == 1, format!("it said: {said}"))
+}
+
+fn ordinary_user_demo(ctx: &Context) -> Result<()> {
+    let (_open, copy) = for_everybody(ctx)?;
+    let demo = Run::new(as_nobody(&copy, &["demo", "--seconds", "0.3", "--shell"]));
+    let outcome = demo.start()?.finish(Duration::from_secs(60))?;
+    outcome.expect_code(0)?;
+    ensure(String::from_utf8_lossy(&outcome.stdout).contains("exactly where it was"), "no proof")
+}
