@@ -5,6 +5,7 @@ mod bad_image;
 mod common;
 mod errors;
 mod info;
+mod leaks;
 mod sweep;
 mod tree;
 mod waiting;
@@ -48,6 +49,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("bad_image", bad_image::TESTS),
     ("errors", errors::TESTS),
     ("info", info::TESTS),
+    ("leaks", leaks::TESTS),
     ("sweep", sweep::TESTS),
     ("tree", tree::TESTS),
     ("waiting", waiting::TESTS),

@@ -13,6 +13,7 @@ mod freeze;
 mod freezer;
 mod guard;
 mod header;
+mod leaks;
 mod machine;
 mod objects;
 mod options;
@@ -29,8 +30,9 @@ mod tree;
 
 pub use checkpoint::checkpoint;
 pub use error::{Error, ErrorKind, Result};
+pub use leaks::{Holder, Leak};
 pub use options::{
     After, CheckpointOptions, CheckpointReport, Input, Observer, Output, RestartOptions, RestartReport,
-    Silent,
+    Scope, Silent,
 };
 pub use restart::restart;
