@@ -5,6 +5,7 @@ mod bad_image;
 mod common;
 mod errors;
 mod info;
+mod leaks;
 mod pidns;
 mod sweep;
 mod tree;
@@ -49,6 +50,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("bad_image", bad_image::TESTS),
     ("errors", errors::TESTS),
     ("info", info::TESTS),
+    ("leaks", leaks::TESTS),
     ("pidns", pidns::TESTS),
     ("sweep", sweep::TESTS),
     ("tree", tree::TESTS),

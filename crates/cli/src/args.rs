@@ -98,6 +98,9 @@ pub(crate) struct CheckpointArgs {
     /// Leave the program stopped (as by SIGSTOP) once the image is complete
     #[arg(long)]
     pub(crate) stop: bool,
+    /// PID is the init of a container: refuse whatever it shares with a process outside
+    #[arg(short, long)]
+    pub(crate) container: bool,
     /// Report as JSON: on stdout, or on stderr when the image goes to stdout
     #[arg(long)]
     pub(crate) json: bool,

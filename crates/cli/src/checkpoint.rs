@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use ckpt_engine::{After, CheckpointOptions, CheckpointReport, Output};
+use ckpt_engine::{After, CheckpointOptions, CheckpointReport, Holder, Leak, Output, Scope};
 use serde_json::{Value, json};
 
 use crate::{
@@ -26,7 +26,13 @@ pub(crate) fn run(args: CheckpointArgs, console: &Console) -> Outcome {
     };
     let cancel = Cancel::new()?;
     let mut progress = Progress::new(console, cancel.flag());
-    let done = ckpt_engine::checkpoint(&CheckpointOptions { pid: args.pid, after }, output, &mut progress);
+    let options = CheckpointOptions {
+        pid: args.pid,
+        after,
+        scope: if args.container { Scope::Container } else { Scope::Subtree },
+        report_shared: args.log.verbose > 0,
+    };
+    let done = ckpt_engine::checkpoint(&options, output, &mut progress);
     let warnings = progress.end();
     let report = done.map_err(|error| cancel.explain(error))?;
     tracing::info!("{}", words(&report));
@@ -71,7 +77,7 @@ fn words(report: &CheckpointReport) -> String {
 
 /// The report as JSON.
 fn json(report: &CheckpointReport, warnings: &[String]) -> Value {
-    json!({"checkpoint": {
+    let mut value = json!({"checkpoint": {
         "id": uuid(&report.id),
         "pid": report.pid,
         "comm": text::name(&report.comm),
@@ -82,5 +88,15 @@ fn json(report: &CheckpointReport, warnings: &[String]) -> Value {
         "frozen_ms": millis(report.frozen),
         "total_ms": millis(report.total),
         "warnings": warnings,
-    }})
+    }});
+    if let (Some(leaks), Some(report)) = (&report.shared_outside, value.get_mut("checkpoint")) {
+        report["shared_outside"] = leaks.iter().map(leak).collect();
+    }
+    value
+}
+
+/// Something shared with the outside as JSON.
+fn leak(leak: &Leak) -> Value {
+    let holder = |h: &Holder| json!({"pid": h.pid, "comm": text::name(&h.comm), "place": h.place});
+    json!({"what": leak.what, "inside": holder(&leak.inside), "outside": holder(&leak.outside)})
 }

@@ -70,6 +70,16 @@ impl Admission {
         process.tids()?.into_iter().try_for_each(|tid| self.admit_thread(process, tid))
     }
 
+    /// Refuses a process that cannot be the root of a container.
+    pub(crate) fn admit_init(&self, process: &Process) -> Result<()> {
+        // The last of its pids is the one in its own namespace.
+        if process.status()?.ns_pid.last() == Some(&1) {
+            return Ok(());
+        }
+        let error = Error::failed("it is not the init (pid 1) of a pid namespace, so it is no container");
+        Err(error.advice("leave -c out to take it with everything below it"))
+    }
+
     /// Refuses threads in seccomp mode, and others.
     fn admit_thread(&self, process: &Process, tid: i32) -> Result<()> {
         let Ok(status) = process.proc.parse(&format!("task/{tid}/status"), parse_status) else {

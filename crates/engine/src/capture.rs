@@ -70,8 +70,11 @@ struct Collector {
     unseen: BTreeMap<i32, i32>,
 }
 
-/// Collects everything of a frozen tree.
-pub(crate) fn capture(tree: Vec<FrozenProcess>) -> Result<Capture> {
+/// Collects everything of a frozen tree. `approve` has a look at its objects.
+pub(crate) fn capture(
+    tree: Vec<FrozenProcess>,
+    approve: impl FnOnce(&Objects) -> Result<()>,
+) -> Result<Capture> {
     let mut all = Collector::default();
     all.objects.members = tree.iter().map(|member| member.process.pid).collect();
     let header = header::header()?;
@@ -87,6 +90,7 @@ pub(crate) fn capture(tree: Vec<FrozenProcess>) -> Result<Capture> {
     }
     let tables = all.processes.iter().map(|p| p.task.files);
     file::pipe::adopt(all.held.iter().map(|(process, _)| process).zip(tables), &mut all.objects)?;
+    approve(&all.objects)?;
     let mut image = Image { header, uts: header::uts(), processes: all.processes, ..Image::default() };
     image.tree = record::Tree {
         nr_tasks: image.processes.len() as u32,

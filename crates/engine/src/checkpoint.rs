@@ -4,10 +4,10 @@
 //! |---|---|
 //! | admit | refuses what can never work, before anything is opened |
 //! | destination | an output that cannot be created must not cost the tasks a moment |
-//! | survey | unsupported state is refused before the program is disturbed |
+//! | survey | unsupported state is refused before the program is disturbed, and leaks are looked for if asked |
 //! | guardian | from here on a killed coordinator leaves nothing behind |
 //! | freeze | the whole tree stands still from here on |
-//! | capture | process by process: a visit for what only the tasks know, then what is seen from outside |
+//! | capture | process by process: a visit for what only the tasks know, then what is seen from outside; of a container leaks again, as now they are certain |
 //! | write | metadata, then pages, which need nothing but the stopped tasks |
 //! | settle | resume at once, or publish first and then kill |
 
@@ -16,16 +16,16 @@ use crate::{
     capture::{Capture, capture},
     error::{Context, Error, ErrorKind, Result},
     freeze::thaw,
-    guard,
+    guard, leaks,
     objects::Objects,
-    options::{After, CheckpointOptions, CheckpointReport, Observer, Output},
+    options::{After, CheckpointOptions, CheckpointReport, Observer, Output, Scope},
     output::{Destination, failure, same_file},
     resource::{file, fs, mm},
     task::Process,
     tree::{self, Held},
 };
-use ckpt_image::{BLOCK_SIZE, Block, Object, Writer, record};
-use ckpt_kernel::tracee::Stopped;
+use ckpt_image::{BLOCK_SIZE, Block, Object, Objref, Writer, model, record};
+use ckpt_kernel::{query::Kcmp, tracee::Stopped};
 use std::time::{Duration, Instant};
 
 /// Writes an image of the tree below the process `options.pid` to `output`.
@@ -44,13 +44,36 @@ pub fn checkpoint(
     let label = || root.label();
     let admission = Admission::new()?;
     admission.admit(&root).task(label)?;
+    let container = options.scope == Scope::Container;
+    if container {
+        admission.admit_init(&root).task(label)?;
+    }
     let destination = Destination::open(output)?;
-    survey(&admission, root.pid, &destination).task(label)?;
+    let surveyed = survey(&admission, root.pid, &destination).task(label)?;
+    let mut shared_outside = None;
+    if container || options.report_shared {
+        let found = leaks::find(&surveyed, &[own_pid()]).task(label)?;
+        if container {
+            found.refuse()?;
+        } else if let Some(unknown) = found.unknown() {
+            tracing::info!("{unknown}");
+        }
+        shared_outside = Some(found.leaks);
+    }
+    drop(surveyed);
     let guardian = guard::post().task(label)?;
     let frozen_at = Instant::now();
     let frozen = tree::freeze_tree(root.pid, &admission, observer).task(label)?;
     guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
-    let mut capture = capture(frozen).task(label)?;
+    let approve = |objects: &Objects| {
+        if !container {
+            return Ok(());
+        }
+        let found = leaks::find(objects, &[own_pid(), guardian.pid()])?;
+        found.unknown().iter().for_each(|unknown| observer.warn(unknown));
+        found.refuse()
+    };
+    let mut capture = capture(frozen, approve).task(label)?;
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
     let mut report = CheckpointReport {
@@ -59,6 +82,7 @@ pub fn checkpoint(
         comm: root.comm.clone(),
         processes: capture.image.processes.len(),
         threads: capture.held.iter().map(|(_, threads)| threads.len()).sum(),
+        shared_outside,
         page_bytes: written.pages * record::PAGE_SIZE as u64,
         image_bytes: written.bytes,
         frozen: Duration::ZERO,
@@ -71,9 +95,14 @@ pub fn checkpoint(
     Ok(report)
 }
 
+fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
+}
+
 /// Looks for state that cannot be carried while the tree runs undisturbed. As it opens and closes
-/// things meanwhile, only a clear refusal counts, and only one that is there every time.
-fn survey(admission: &Admission, root: i32, destination: &Destination) -> Result<()> {
+/// things meanwhile, only a clear refusal counts, and only one that is there every time. Returns what it
+/// has seen.
+fn survey(admission: &Admission, root: i32, destination: &Destination) -> Result<Objects> {
     const TIMES: u32 = 3;
     let mut objects = Objects::default();
     for time in 1..=TIMES {
@@ -85,7 +114,11 @@ fn survey(admission: &Admission, root: i32, destination: &Destination) -> Result
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
-            _ => break,
+            Err(e) => {
+                tracing::info!("the tree changes while it is looked at, not all of it was seen: {e}");
+                break;
+            }
+            Ok(()) => break,
         }
     }
     let output = destination.stat()?;
@@ -99,7 +132,7 @@ fn survey(admission: &Admission, root: i32, destination: &Destination) -> Result
         )
         .advice("write it elsewhere with -o"));
     }
-    Ok(())
+    Ok(objects)
 }
 
 fn survey_once(admission: &Admission, root: i32, objects: &mut Objects) -> Result<()> {
@@ -112,12 +145,17 @@ fn survey_once(admission: &Admission, root: i32, objects: &mut Objects) -> Resul
     file::pipe::adopt(tables, objects)
 }
 
-fn survey_process(admission: &Admission, process: &Process, objects: &mut Objects) -> Result<i32> {
+fn survey_process(admission: &Admission, process: &Process, objects: &mut Objects) -> Result<Objref> {
     admission.admit(process)?;
-    let table = file::checkpoint(process, objects)?;
-    mm::areas(process, &mm::mappings(process)?, objects)?;
-    fs::checkpoint(process)?;
-    Ok(objects.add(Object::Files(table)))
+    let pid = process.pid;
+    let (table, _) = objects.task(Kcmp::Files, pid, |o| file::checkpoint(process, o).map(Object::Files))?;
+    objects.task(Kcmp::Vm, pid, |o| {
+        let vmas = mm::areas(process, &mm::mappings(process)?, o)?;
+        Ok(Object::Mm(model::Mm { vmas, ..model::Mm::default() }))
+    })?;
+    objects.task(Kcmp::Fs, pid, |_| fs::checkpoint(process).map(Object::Fs))?;
+    objects.task(Kcmp::Sighand, pid, |_| Ok(Object::Sighand(model::Sighand::default())))?;
+    Ok(table)
 }
 
 /// What was written.

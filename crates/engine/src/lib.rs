@@ -14,6 +14,7 @@ mod freezer;
 mod guard;
 mod header;
 mod household;
+mod leaks;
 mod machine;
 mod objects;
 mod options;
@@ -33,9 +34,10 @@ mod tree;
 
 pub use checkpoint::checkpoint;
 pub use error::{Error, ErrorKind, Result};
+pub use leaks::{Holder, Leak};
 pub use options::{
     After, CheckpointOptions, CheckpointReport, Input, Observer, Output, Pids, RestartOptions, RestartReport,
-    Silent,
+    Scope, Silent,
 };
 pub use restart::restart;
 pub use root::Root;

@@ -1,6 +1,6 @@
 //! Shared objects: identity at checkpoint, one objref each.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use ckpt_image::{Object, Objref, model::Cred};
 use ckpt_kernel::query::{Kcmp, kcmp};
 use std::{
@@ -13,7 +13,7 @@ use std::{
 pub(crate) type FileKey = (u64, u64, u32);
 
 /// Objects in kcmp(2) order: each with one that has it.
-type Ordered<T> = Vec<(T, Objref)>;
+pub(crate) type Ordered<T> = Vec<(T, Objref)>;
 
 /// The objects found so far.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ impl Objects {
     ) -> Result<(Objref, bool)> {
         let known = self.shared.entry(kind).or_default();
         match position(known, |other| kcmp(*other, pid, kind))? {
-            Ok(objref) => Ok((objref, false)),
+            Ok((_, objref)) => Ok((objref, false)),
             Err(at) => {
                 let object = make(self)?;
                 let objref = self.add(object);
@@ -73,7 +73,7 @@ impl Objects {
     ) -> Result<Objref> {
         let known = self.descriptions.entry(key).or_default();
         match position(known, |(other, there)| kcmp(*other, pid, Kcmp::File(*there, fd)))? {
-            Ok(objref) => Ok(objref),
+            Ok((_, objref)) => Ok(objref),
             Err(at) => {
                 let object = make(self)?;
                 let objref = self.add(object);
@@ -108,6 +108,43 @@ impl Objects {
         (objref, true)
     }
 
+    /// The address spaces, descriptor tables, ... (`kind`) of the tree in the order they were found, each
+    /// with the first process that has it.
+    pub(crate) fn holders(&self, kind: Kcmp) -> Ordered<i32> {
+        let mut holders = self.shared.get(&kind).cloned().unwrap_or_default();
+        holders.sort_unstable_by_key(|(_, objref)| *objref);
+        holders
+    }
+
+    /// The process of the tree that has the same address space, descriptor table, ... (`kind`) as task
+    /// `tid`, wherever that is.
+    pub(crate) fn holder(&self, kind: Kcmp, tid: i32) -> Result<Option<i32>> {
+        let known = self.shared.get(&kind).map_or(&[][..], Vec::as_slice);
+        Ok(search(known, |other| kcmp(*other, tid, kind))?.map(|(pid, _)| pid))
+    }
+
+    /// The process, descriptor and objref in the tree of the description behind descriptor `fd` of task
+    /// `tid`, wherever that is, whose file is `dev_ino`.
+    pub(crate) fn same_description(
+        &self,
+        (dev, ino): (u64, u64),
+        tid: i32,
+        fd: i32,
+    ) -> Result<Option<(i32, i32, Objref)>> {
+        for (_, known) in self.descriptions.range((dev, ino, 0)..=(dev, ino, u32::MAX)) {
+            let found = search(known, |(other, there)| kcmp(*other, tid, Kcmp::File(*there, fd)))?;
+            if let Some(((pid, inside), objref)) = found {
+                return Ok(Some((pid, inside, objref)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Contents without a name, with device and inode.
+    pub(crate) fn inodes(&self) -> impl Iterator<Item = (Objref, (u64, u64))> + '_ {
+        self.inodes.iter().map(|(dev_ino, objref)| (*objref, *dev_ino))
+    }
+
     /// Credentials equal to `cred`, added when new.
     pub(crate) fn cred(&mut self, cred: Cred) -> Objref {
         let same = |(objref, object): (&Objref, &Object)| match object {
@@ -121,11 +158,24 @@ impl Objects {
     }
 }
 
-/// Where in an ordered list something is, or would have to be inserted.
-fn position<T>(
+/// What an ordered list has of something. In a tree that runs some of the list may have ended: it is then
+/// gone through one by one.
+fn search<T: Copy + Default>(
     known: &[(T, Objref)],
     compare: impl Fn(&T) -> ckpt_kernel::Result<Ordering>,
-) -> Result<Result<Objref, usize>> {
+) -> Result<Option<(T, Objref)>> {
+    match position(known, &compare) {
+        Err(error) if error.kind == ErrorKind::Permission => Err(error),
+        Err(_) => Ok(known.iter().find(|(other, _)| compare(other).is_ok_and(Ordering::is_eq)).copied()),
+        Ok(found) => Ok(found.ok()),
+    }
+}
+
+/// What an ordered list has of something, or where it would have to be inserted.
+fn position<T: Copy + Default>(
+    known: &[(T, Objref)],
+    compare: impl Fn(&T) -> ckpt_kernel::Result<Ordering>,
+) -> Result<Result<(T, Objref), usize>> {
     let mut failure = None;
     let found = known.binary_search_by(|(other, _)| {
         compare(other).unwrap_or_else(|error| {
@@ -136,5 +186,5 @@ fn position<T>(
     if let Some(error) = failure {
         return Err(Error::from(error).advice("kcmp(2) needs CONFIG_KCMP and the right to ptrace the task"));
     }
-    Ok(found.map(|at| known.get(at).map_or(0, |(_, objref)| *objref)))
+    Ok(found.map(|at| known.get(at).copied().unwrap_or_default()))
 }

@@ -1,6 +1,6 @@
 //! What a caller may ask for, and what it is told.
 
-use crate::root::Root;
+use crate::{leaks::Leak, root::Root};
 use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 /// What becomes of the tasks after a successful checkpoint.
@@ -13,6 +13,16 @@ pub enum After {
     Kill,
     /// They stay stopped, as by SIGSTOP.
     Stop,
+}
+
+/// How much on its own the tree must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Not at all: what it shares with the outside is carried as far as it can be.
+    #[default]
+    Subtree,
+    /// Wholly: its root is the init of a pid namespace, and whatever it shares with the outside is refused.
+    Container,
 }
 
 /// Where an image goes.
@@ -46,6 +56,10 @@ pub struct CheckpointOptions {
     pub pid: i32,
     /// What becomes of it.
     pub after: After,
+    /// How much on its own it must be.
+    pub scope: Scope,
+    /// Look for what it shares with the outside and report it. That is a look at every process there is.
+    pub report_shared: bool,
 }
 
 /// Which process ids the restarted tasks get.
@@ -120,6 +134,8 @@ pub struct CheckpointReport {
     pub processes: usize,
     /// Threads saved.
     pub threads: usize,
+    /// What the tree shares with the outside, if that was looked for.
+    pub shared_outside: Option<Vec<Leak>>,
     /// Bytes of page contents stored.
     pub page_bytes: u64,
     /// Bytes of the image.

@@ -10,7 +10,7 @@ use ckpt_proc::{
     status::{Status, parse_status},
 };
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, Stat as FileStat},
+    fs::{AtFlags, Mode, OFlags, Stat as FileStat, StatxFlags},
     io::Errno,
     process::{Pid, PidfdFlags},
 };
@@ -35,6 +35,16 @@ impl ProcDir {
     /// Our own.
     pub(crate) fn own() -> Result<ProcDir> {
         ProcDir::find("self").doing(|| "open /proc/self".to_owned())
+    }
+
+    /// /proc itself, whose numbers are all processes.
+    pub(crate) fn all() -> Result<ProcDir> {
+        ProcDir::find(".").doing(|| "open /proc".to_owned())
+    }
+
+    /// The directory `name` below the directory.
+    pub(crate) fn dir(&self, name: &str) -> Result<ProcDir> {
+        self.open(name, OFlags::PATH | OFlags::DIRECTORY).map(ProcDir)
     }
 
     /// Opens the file `name` below the directory.
@@ -79,6 +89,14 @@ impl ProcDir {
     /// What the link `name` leads to.
     pub(crate) fn stat(&self, name: &str) -> Result<FileStat> {
         rustix::fs::statat(&self.0, name, AtFlags::empty()).doing(|| format!("stat {name}"))
+    }
+
+    /// Device and inode of what the link `name` leads to; no file system is asked anything for it that it
+    /// does not know at once.
+    pub(crate) fn identity(&self, name: &str) -> Result<(u64, u64)> {
+        let found = rustix::fs::statx(&self.0, name, AtFlags::STATX_DONT_SYNC, StatxFlags::INO)
+            .doing(|| format!("statx {name}"))?;
+        Ok((rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino))
     }
 
     /// The numbers that name the entries of the directory `name`, ascending.

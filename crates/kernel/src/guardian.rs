@@ -43,6 +43,11 @@ impl Guardian {
         Ok(Guardian { pid, pipe: write })
     }
 
+    /// Its pid.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Tells it which processes to watch over.
     pub fn watch(&self, pids: &[i32]) -> Result<()> {
         let words: Vec<u8> = pids.iter().flat_map(|pid| pid.to_ne_bytes()).collect();
