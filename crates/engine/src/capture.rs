@@ -9,6 +9,7 @@ use crate::{
     freeze::FrozenThread,
     header,
     objects::Objects,
+    options::{Observer, interrupted},
     resource::{cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
     task::Process,
     tree::{FrozenProcess, Held},
@@ -70,7 +71,7 @@ struct Collector {
 }
 
 /// Collects everything of a frozen tree.
-pub(crate) fn capture(tree: Vec<FrozenProcess>) -> Result<Capture> {
+pub(crate) fn capture(tree: Vec<FrozenProcess>, observer: &dyn Observer) -> Result<Capture> {
     let mut all = Collector::default();
     all.objects.members = tree.iter().map(|member| member.process.pid).collect();
     let header = header::header()?;
@@ -79,6 +80,7 @@ pub(crate) fn capture(tree: Vec<FrozenProcess>) -> Result<Capture> {
         stopped.entry(member.process.stat()?.ppid).or_default().push(member.process.pid);
     }
     for member in tree {
+        interrupted(observer)?;
         let label = member.process.label();
         let children = stopped.remove(&member.process.pid).unwrap_or_default();
         if member.is_zombie() { all.zombie(member) } else { all.process(member, &children) }

@@ -50,7 +50,7 @@ pub fn checkpoint(
     let frozen_at = Instant::now();
     let frozen = tree::freeze_tree(root.pid, &admission, observer).task(label)?;
     guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
-    let mut capture = capture(frozen).task(label)?;
+    let mut capture = capture(frozen, observer).task(label)?;
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
     let mut report = CheckpointReport {

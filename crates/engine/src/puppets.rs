@@ -6,7 +6,7 @@
 
 use crate::{
     error::{Context, Doing, Error, Result},
-    options::Observer,
+    options::{Observer, interrupted},
     plan::{Ghost, Group, Plan, Step, TaskIndex},
     resource::layout,
     restore,
@@ -179,6 +179,7 @@ struct Maker<'a, 'r> {
 
 impl Maker<'_, '_> {
     fn take(&mut self, step: &Step, puppets: &mut Puppets) -> Result<()> {
+        interrupted(self.observer)?;
         match *step {
             Step::Fork { maker, task, sibling } => self.fork(maker, task, sibling, puppets),
             Step::Setsid(task) => call(puppets, task, "setsid", libc::SYS_setsid, []),

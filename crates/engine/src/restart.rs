@@ -19,7 +19,7 @@
 use crate::{
     error::{Context, Doing, Error, Result},
     machine,
-    options::{Input, Observer, RestartOptions, RestartReport},
+    options::{Input, Observer, RestartOptions, RestartReport, interrupted},
     plan::{Node, plan},
     puppets::{Puppets, Stage, label},
     resource::{
@@ -71,6 +71,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let mut puppets = make(&image, &options, &areas, &mut reader, observer)?;
     let materials = Materials { image: &image, new_pids: options.new_pids, parts, opened, areas };
     let page_bytes = build(&mut puppets, &materials, reader, observer)?;
+    interrupted(observer)?;
     let (pid, pidfd) = puppets.release()?;
     Ok(RestartReport {
         id: image.header.id,
@@ -281,10 +282,12 @@ impl<'a> Materials<'a> {
     fn each(
         &self,
         puppets: &mut Puppets,
-        mut phase: impl FnMut(&Parts<'a>, &mut Puppet) -> Result<()>,
+        observer: &mut dyn Observer,
+        mut phase: impl FnMut(&Parts<'a>, &mut Puppet, &mut dyn Observer) -> Result<()>,
     ) -> Result<()> {
         self.parts.iter().try_for_each(|p| {
-            puppets.get(p.index).and_then(|puppet| phase(p, puppet)).task(|| label(p.process))
+            interrupted(observer)?;
+            puppets.get(p.index).and_then(|puppet| phase(p, puppet, observer)).task(|| label(p.process))
         })
     }
 
@@ -302,10 +305,10 @@ fn build(
     observer: &mut dyn Observer,
 ) -> Result<u64> {
     let page_bytes = memory(puppets, materials, &mut reader, observer)?;
-    threads(puppets, materials)?;
+    threads(puppets, materials, observer)?;
     zombies(puppets, materials.image)?;
     let pids = pids(puppets, materials.image);
-    materials.each(puppets, |p, puppet| {
+    materials.each(puppets, observer, |p, puppet, observer| {
         restore::tasks(puppet, materials.image, p, &pids)?;
         limits::restore_oom(puppet.pid(), p.signal, observer);
         mm::restore_coredump_filter(puppet.pid(), p.mm)
@@ -333,28 +336,25 @@ fn memory(
     let Materials { image, opened, areas, .. } = materials;
     let staging = materials.staging();
     let mut spaces = BTreeMap::new();
-    materials.each(puppets, |p, puppet| {
+    materials.each(puppets, observer, |p, puppet, _| {
         restore::memory(puppet, image, p, opened, &staging)?;
         if p.makes_mm {
             spaces.insert(p.process.task.mm, target(puppet, p)?);
         }
         Ok(())
     })?;
-    materials.each(
-        puppets,
-        |p, puppet| {
-            if p.makes_files { restore::descriptors(puppet, p, opened) } else { Ok(()) }
-        },
-    )?;
+    materials.each(puppets, observer, |p, puppet, _| {
+        if p.makes_files { restore::descriptors(puppet, p, opened) } else { Ok(()) }
+    })?;
     // What a filler leaves in the areas goes with the targets.
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
     fill(reader, image, &targets, observer)
 }
 
 /// The threads of all processes, and what is done to memory that is filled.
-fn threads(puppets: &mut Puppets, materials: &Materials<'_>) -> Result<()> {
+fn threads(puppets: &mut Puppets, materials: &Materials<'_>, observer: &mut dyn Observer) -> Result<()> {
     let staging = materials.staging();
-    materials.each(puppets, |p, puppet| {
+    materials.each(puppets, observer, |p, puppet, _| {
         restore::threads(puppet, p.process, materials.new_pids)?;
         if materials.new_pids {
             restore::rename_tids(puppet, p)?;
@@ -429,9 +429,7 @@ fn fill(
 ) -> Result<u64> {
     let mut bytes = 0;
     let mut in_order = |chunk: &Chunk| {
-        if observer.cancelled() {
-            return Err(Error::failed("interrupted by a signal"));
-        }
+        interrupted(observer)?;
         let len = chunk.data().len() as u64;
         bytes += len;
         observer.advance(len);

@@ -10,7 +10,7 @@
 use super::file::Made;
 use crate::{
     error::{Error, Result},
-    options::Observer,
+    options::{Observer, interrupted},
     task::Process,
 };
 use ckpt_image::{
@@ -182,11 +182,6 @@ impl Contents {
 /// Bytes of a run.
 fn run_len(run: &Run) -> u64 {
     u64::from(run.nr_pages) * PAGE
-}
-
-/// Whether the user wants it to end.
-fn interrupted(observer: &dyn Observer) -> Result<()> {
-    if observer.cancelled() { Err(Error::failed("interrupted by a signal")) } else { Ok(()) }
 }
 
 fn add(sum: &mut PagesWritten, more: Result<PagesWritten, PagesError<Error>>) -> Result<()> {
