@@ -3,7 +3,9 @@
 
 mod bad_image;
 mod common;
+mod edits;
 mod errors;
+mod failures;
 mod info;
 mod sweep;
 mod tree;
@@ -46,7 +48,9 @@ fn main() -> ExitCode {
 
 const SPECIAL: &[(&str, &[common::Test])] = &[
     ("bad_image", bad_image::TESTS),
+    ("edits", edits::TESTS),
     ("errors", errors::TESTS),
+    ("failures", failures::TESTS),
     ("info", info::TESTS),
     ("sweep", sweep::TESTS),
     ("tree", tree::TESTS),

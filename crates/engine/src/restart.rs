@@ -377,9 +377,9 @@ fn registers(puppets: &mut Puppets, running: &[&Parts<'_>]) -> Result<()> {
     for (p, going) in running.iter().zip(going) {
         let puppet = puppets.get(p.index)?;
         restore::registers(puppet, p, going).task(|| label(p.process))?;
-        restore::masks(puppet, p)?;
+        restore::masks(puppet, p).task(|| label(p.process))?;
         if p.process.task.state == task_state::STOPPED {
-            query::kill(puppet.pid(), libc::SIGSTOP)?;
+            query::kill(puppet.pid(), libc::SIGSTOP).task(|| label(p.process))?;
         }
     }
     Ok(())
@@ -417,7 +417,8 @@ fn target<'a>(puppet: &mut Puppet, parts: &Parts<'a>) -> Result<Target<'a>> {
     let pid = puppet.pid();
     let mem = std::fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/mem"));
     let mem = mem.doing(|| "open /proc/PID/mem".to_owned())?;
-    Ok(Target { pid, vmas: &parts.mm.vmas, mem, filler: pages::filler(puppet, &parts.mm.vmas) })
+    let filler = pages::filler(puppet, &parts.mm.vmas);
+    Ok(Target { pid, label: label(parts.process), vmas: &parts.mm.vmas, mem, filler })
 }
 
 /// Reads all page chunks and puts them in place, up to the verified end of the image.

@@ -9,7 +9,7 @@
 
 use super::file::Made;
 use crate::{
-    error::{Error, Result},
+    error::{Context, Error, Result},
     options::{Observer, interrupted},
     task::Process,
 };
@@ -253,6 +253,8 @@ pub(crate) struct Targets<'a> {
 pub(crate) struct Target<'a> {
     /// Process being made.
     pub(crate) pid: i32,
+    /// How messages name it.
+    pub(crate) label: String,
     /// Its areas, ascending.
     pub(crate) vmas: &'a [model::Vma],
     /// Its /proc/PID/mem, writable.
@@ -288,7 +290,8 @@ pub(crate) fn filler(puppet: &mut Puppet, vmas: &[model::Vma]) -> Option<Filler>
 impl Targets<'_> {
     /// Puts a chunk in place that is of an address space.
     pub(crate) fn fill_memory(&self, chunk: &Chunk) -> Result<()> {
-        self.spaces.get(&chunk.objref).map_or(Ok(()), |space| space.fill_memory(chunk))
+        let Some(space) = self.spaces.get(&chunk.objref) else { return Ok(()) };
+        space.fill_memory(chunk).task(|| space.label.clone())
     }
 
     /// Puts a chunk in place that is of anything else. Those of a pipe come in order.
@@ -454,7 +457,7 @@ fn fill_file(fd: &OwnedFd, chunk: &Chunk, size: u64, pipe: bool) -> Result<()> {
         let mut at = run.start;
         let mut left = data.get(..len.min(whole)).unwrap_or_default();
         if pipe {
-            crate::resource::file::pipe::fill(fd, chunk.objref, std::mem::take(&mut left))?;
+            crate::resource::file::pipe::fill(fd, chunk.objref, size, std::mem::take(&mut left))?;
         }
         while !left.is_empty() {
             let n = rustix::io::pwrite(fd, left, at).map_err(|e| Error::os("fill an unlinked file", e))?;

@@ -96,6 +96,8 @@ fn is_as_made(flags: OFlags) -> bool {
 pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
     let path = show(&inode.path);
     let (fd, name) = create(&inode.path)?;
+    // At once: whatever ends us from here on leaves no file.
+    rustix::fs::unlink(name.as_slice()).doing(|| format!("unlink {path}"))?;
     let ready = (|| {
         rustix::fs::ftruncate(&fd, inode.record.size)?;
         rustix::fs::fchown(
@@ -105,7 +107,6 @@ pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
         )?;
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(inode.record.mode & 0o7777))
     })();
-    rustix::fs::unlink(name.as_slice()).doing(|| format!("unlink {path}"))?;
     ready.doing(|| format!("prepare the unlinked {path}"))?;
     Ok(Made { fd, read: None, taken: AtomicBool::default() })
 }
