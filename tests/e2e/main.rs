@@ -3,7 +3,9 @@
 
 mod bad_image;
 mod common;
+mod edits;
 mod errors;
+mod failures;
 mod info;
 mod leaks;
 mod pidns;
@@ -48,7 +50,9 @@ fn main() -> ExitCode {
 
 const SPECIAL: &[(&str, &[common::Test])] = &[
     ("bad_image", bad_image::TESTS),
+    ("edits", edits::TESTS),
     ("errors", errors::TESTS),
+    ("failures", failures::TESTS),
     ("info", info::TESTS),
     ("leaks", leaks::TESTS),
     ("pidns", pidns::TESTS),

@@ -1,4 +1,5 @@
-//! SIGKILL at random instants: of `checkpoint` (the target must not notice) and of `restart` (nothing may stay).
+//! SIGKILL at random instants: of `checkpoint` (the target must not notice) and of `restart` (nothing may stay); and
+//! SIGINT, of a `checkpoint` of many processes.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -7,16 +8,19 @@ use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
 use ckpt_tests::sys::{self, random_below};
 use ckpt_tests::target::{Target, own_children, reap_strays};
-use ckpt_tests::tool::Running;
+use ckpt_tests::tool::{LIMIT, Running};
 use ckpt_tests::tree::{Tree, family};
 use ckpt_tests::view::{View, living_threads, raw_maps};
 
-use crate::common::{Program, Test, ensure};
+use crate::common::{Program, Test, ensure, expect_line};
 
 pub(crate) const TESTS: &[Test] = &[
     ("checkpoint_killed_single", |ctx| checkpoint_killed(ctx, &["1"])),
     ("checkpoint_killed_threads", |ctx| checkpoint_killed(ctx, &["5"])),
     ("checkpoint_killed_tree", |ctx| checkpoint_killed(ctx, &["8", "fork"])),
+    ("checkpoint_interrupted", checkpoint_interrupted),
+    ("target_killed_threads", |ctx| target_killed(ctx, &["5"])),
+    ("target_killed_tree", |ctx| target_killed(ctx, &["8", "fork"])),
     ("restart_killed_single", |ctx| restart_killed(ctx, &["1"])),
     ("restart_killed_threads", |ctx| restart_killed(ctx, &["5"])),
     ("restart_killed_tree", |ctx| restart_killed(ctx, &["8", "fork"])),
@@ -31,6 +35,10 @@ fn counts(dir: &Path, threads: usize) -> Result<Vec<[u64; 3]>> {
 
 /// Every thread counts on, and none has noticed anything.
 fn counting(target: &mut Target, dir: &Path, threads: usize) -> Result<()> {
+    counting_by(1000, target, dir, threads)
+}
+
+fn counting_by(least: u64, target: &mut Target, dir: &Path, threads: usize) -> Result<()> {
     let before = counts(dir, threads)?;
     sys::poll("every thread to count on", Duration::from_secs(5), || {
         target.must_live()?;
@@ -38,7 +46,7 @@ fn counting(target: &mut Target, dir: &Path, threads: usize) -> Result<()> {
         if let Some(t) = now.iter().position(|line| line[2] != 0) {
             bail!("thread {t} saw something wrong: code {}", now[t][2]);
         }
-        Ok(now.iter().zip(&before).all(|(n, b)| n[0] > b[0] + 1000).then_some(()))
+        Ok(now.iter().zip(&before).all(|(n, b)| n[0] > b[0] + least).then_some(()))
     })
 }
 
@@ -119,6 +127,68 @@ fn checkpoint_killed(ctx: &Context, args: &[&str]) -> Result<()> {
     let image = program.save_and_kill(ctx)?;
     program.back_from(ctx, &image).context("a full checkpoint and restart after the kills")?;
     counting(&mut program.target, program.dir.path(), threads)
+}
+
+/// SIGINT while 200 processes are found, stopped, looked at, written: it ends by that, they go on, no file is left.
+fn checkpoint_interrupted(ctx: &Context) -> Result<()> {
+    const CROWD: usize = 200;
+    let mut program = Program::start(ctx, "spinner", &[&CROWD.to_string(), "fork", "calm"])?;
+    let pid = program.target.pid();
+    counting_by(1, &mut program.target, program.dir.path(), CROWD)?;
+    let (view, files, image) = (Tree::of(pid)?, program.files()?, program.path("image"));
+    let run = ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).start()?;
+    let whole = run.finish(LIMIT * 4)?;
+    whole.expect_code(0)?;
+    let (rounds, mut hits, mut span) = ((ctx.kills / 6).max(5), 0, whole.wall);
+    for round in 0..rounds * 10 {
+        let _ = std::fs::remove_file(&image);
+        if hits >= rounds {
+            break;
+        }
+        let run = ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).start()?;
+        std::thread::sleep(Duration::from_nanos(random_below(u64::try_from(span.as_nanos())?)));
+        let _ = run.signal(libc::SIGINT); // it may be over
+        let outcome = run.finish(LIMIT * 4)?;
+        let context = || format!("interrupt {round}: {}, {}", outcome.status, outcome.stderr);
+        // It was measured on a machine that may have had more to do, or less.
+        span = if outcome.status.success() { span / 2 } else { (span * 9 / 8).min(whole.wall * 2) };
+        if !outcome.status.success() {
+            hits += 1;
+            let by = std::os::unix::process::ExitStatusExt::signal(&outcome.status);
+            ensure(by == Some(libc::SIGINT) && outcome.stderr.lines().count() <= 1, context())?;
+            ensure(program.files()? == files, format!("{}: it left {:?}", context(), program.files()?))?;
+        }
+        program.unharmed().with_context(context)?;
+        counting_by(1, &mut program.target, program.dir.path(), CROWD).with_context(context)?;
+    }
+    ensure(hits >= rounds, format!("only {hits} signals found checkpoint running"))?;
+    let found = view.differences(&Tree::of(pid)?, false, View::clone);
+    ensure(found.is_empty(), format!("the tree was touched: {found:?}"))
+}
+
+/// A process is killed by somebody else while it is being checkpointed: an error, or an image from before.
+fn target_killed(ctx: &Context, args: &[&str]) -> Result<()> {
+    let (mut failures, mut span) = (0, Duration::from_millis(20));
+    for round in 0..(ctx.kills / 3).max(10) {
+        let program = Program::start(ctx, "spinner", args)?;
+        let (files, image, pids) = (program.files()?, program.path("image"), family(program.target.pid()));
+        let victim = pids[random_below(pids.len() as u64) as usize];
+        let run = ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).start()?;
+        std::thread::sleep(Duration::from_nanos(random_below(u64::try_from(span.as_nanos())?)));
+        let victim = rustix::process::Pid::from_raw(victim).context("pid 0")?;
+        rustix::process::kill_process(victim, rustix::process::Signal::KILL)?;
+        let outcome = run.finish(LIMIT).with_context(|| format!("round {round}: {victim:?} of {pids:?}"))?;
+        span = (span + outcome.wall) / 2;
+        if outcome.status.success() {
+            ctx.run("info", &["--verify"]).arg(&image).finish()?.expect_code(0)?;
+        } else {
+            expect_line(&outcome, "checkpoint", &[1, 3, 4], &["pid "])?;
+            ensure(program.files()? == files, format!("it left {:?}", program.files()?))?;
+            failures += 1;
+        }
+    }
+    println!("    {failures} checkpoints failed");
+    Ok(())
 }
 
 /// How many of `pids` are processes that a dead `restart` left to us.

@@ -1,5 +1,5 @@
-// spinner N [fork]: N threads, or processes in a tree, count for ever in a shared file `count` (one cache line each): the count, a twin that must
-// always be count * K + id, and a word that is set for good once the two disagree or a signal mask changes.
+// spinner N [fork [calm]]: N threads, or processes in a tree, count for ever in a shared file `count` (one cache line each): the count, a twin that
+// must always be count * K + id, and a word that is set for good once the two disagree or a signal mask changes. Calm ones do so seldom.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
@@ -13,7 +13,7 @@
 #define K 0x9e3779b97f4a7c15ULL
 struct line { volatile uint64_t count, twin, wrong, pad[5]; };
 static struct line *lines;
-static int processes;
+static int processes, calm;
 static void *spin(void *arg) {
     uint64_t id = (uint64_t)arg, a = 0, b = id;
     struct line *l = &lines[id];
@@ -24,9 +24,12 @@ static void *spin(void *arg) {
         l->count = a; l->twin = b;
         if (d > 1e15) d = 1.5;
         if (!(d >= 1.5)) l->wrong = 2;
-        if ((a & 0x3fff) == 0 && (processes || (id & 1))) { // odd threads also sleep, and must not see EINTR
+        if ((calm || (a & 0x3fff) == 0) && (processes || (id & 1))) { // odd threads also sleep, and must not see EINTR
             struct timespec t = {0, processes ? 2000000 : 200000};
-            if (nanosleep(&t, NULL) != 0) l->wrong = 3;
+            if (calm) clock_gettime(CLOCK_MONOTONIC, &t); // until a point in time: nothing need be known of what remains
+            t.tv_nsec += calm ? 200000000 : 0;
+            if (t.tv_nsec > 999999999) t.tv_nsec -= 1000000000, t.tv_sec++;
+            if (clock_nanosleep(CLOCK_MONOTONIC, calm ? TIMER_ABSTIME : 0, &t, NULL) != 0) l->wrong = 3;
         }
         if ((a & 0xfffff) == 0) {
             sigset_t s;
@@ -45,10 +48,12 @@ int main(int argc, char **argv) {
     pthread_t t;
     sigset_t s;
     sigemptyset(&s); sigaddset(&s, SIGUSR2); sigprocmask(SIG_BLOCK, &s, NULL);
-    if (fd < 0 || ftruncate(fd, 4096) != 0) return 2;
-    lines = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    size_t len = (n * sizeof *lines + 4095) & ~4095UL;
+    if (fd < 0 || ftruncate(fd, len) != 0) return 2;
+    lines = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (lines == MAP_FAILED) return 2;
     processes = argc > 2;
+    calm = argc > 3;
     if (processes) family(0, n);
     for (long i = 1; !processes && i < n; i++) if (pthread_create(&t, NULL, spin, (void *)i)) return 2;
     if (write(1, "ready 1\n", 8) != 8) return 2;

@@ -41,6 +41,7 @@ pub struct Context {
     pub helpers: PathBuf,
     pub kills: u32,
     pub flips: u32,
+    pub failures: u32,
     no_skip: bool,
     pub ledger: Ledger,
     /// Held while something is compiled into the cache: a binary must not be replaced under a running target.
@@ -67,6 +68,7 @@ impl Context {
             helpers: here.join("helpers"),
             kills: number("CKPT_TEST_KILLS", 60)?,
             flips: number("CKPT_TEST_FLIPS", 300)?,
+            failures: number("CKPT_TEST_FAILURES", 100)?,
             no_skip: set("CKPT_TEST_NO_SKIP"),
             ledger: Ledger::default(),
             compiling: Mutex::new(()),

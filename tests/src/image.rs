@@ -1,6 +1,8 @@
-//! As much of the image format as a black-box test may know (docs/image-format.md): framing and checksums.
+//! As much of the image format as a black-box test may know (docs/image-format.md): framing and checksums; and, to
+//! make images that are sound but say something else, the product's own reader and writer.
 
 use anyhow::{Context as _, Result, bail};
+use ckpt_image::{BLOCK_SIZE, Block, BlockSink, Image, Reader, Writer};
 use twox_hash::XxHash3_64;
 
 /// The offset of `arch` in every image of every revision.
@@ -84,6 +86,46 @@ pub fn reseal(image: &mut [u8]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The metadata of an image.
+///
+/// # Errors
+/// It is damaged.
+pub fn metadata(image: &[u8]) -> Result<Image> {
+    Ok(Reader::new(image).metadata()?)
+}
+
+/// An image of `metadata` with the pages of `image`, copied as they are.
+///
+/// # Errors
+/// The metadata breaks a rule of the format, or `image` is damaged.
+pub fn rewritten(image: &[u8], metadata: &Image) -> Result<Vec<u8>> {
+    const TAIL_LEN: usize = 40;
+    const PAGE: usize = 4096;
+    let mut writer = Writer::new(Blocks(Vec::new()), Block::new(BLOCK_SIZE));
+    metadata.write(&mut writer)?;
+    let (Blocks(mut bytes), _) = writer.tail()?;
+    bytes.truncate(bytes.len() - TAIL_LEN);
+    let pad = (bytes.len() + 8).next_multiple_of(PAGE) - bytes.len();
+    bytes.extend(PAD.to_le_bytes());
+    bytes.extend(u32::try_from(pad)?.to_le_bytes());
+    bytes.resize(bytes.len() + pad - 8, 0);
+    bytes.extend(&image[record_of_type(image, PGARR)?..]);
+    let (len, tail) = (bytes.len() as u64, record_of_type(&bytes, TAIL)?);
+    bytes[tail + 24..tail + 32].copy_from_slice(&len.to_le_bytes());
+    reseal(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Takes blocks into memory.
+struct Blocks(Vec<u8>);
+
+impl BlockSink for Blocks {
+    fn submit(&mut self, block: Block, _: bool) -> std::io::Result<Option<Block>> {
+        self.0.extend(block.as_slice());
+        Ok(Some(block))
+    }
 }
 
 #[cfg(test)]

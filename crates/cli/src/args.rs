@@ -219,7 +219,7 @@ pub(crate) struct BenchArgs {
     /// Run this criu binary on the same programs
     #[arg(long, value_name = "PATH")]
     pub(crate) peer: Option<PathBuf>,
-    /// Fewer runs, and 256 MiB instead of 1 GiB
+    /// Fewer runs, no more than 1000 tasks, and 256 MiB instead of 1 GiB
     #[arg(long)]
     pub(crate) quick: bool,
     /// Directory the images go to

@@ -19,7 +19,7 @@ use std::{
 use ckpt_engine::Error;
 use signal_hook::{
     SigId,
-    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ},
     flag,
     iterator::{backend::SignalDelivery, exfiltrator::WithOrigin},
     low_level::{siginfo::Origin, unregister},
@@ -49,14 +49,16 @@ impl Cancel {
     pub(crate) fn new() -> Outcome<Cancel> {
         let (signal, again) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let mut cancel = Cancel { signal: Arc::clone(&signal), ids: Vec::new() };
+        let mut keep = |id: std::io::Result<SigId>| match id {
+            Ok(id) => {
+                cancel.ids.push(id);
+                Ok(())
+            }
+            Err(cause) => Err(Failure::os("signal handler", cause)),
+        };
+        // A file that may not become so long (RLIMIT_FSIZE) is an error like others, and not our end.
+        keep(flag::register(SIGXFSZ, Arc::default()))?;
         for number in wanted() {
-            let mut keep = |id: std::io::Result<SigId>| match id {
-                Ok(id) => {
-                    cancel.ids.push(id);
-                    Ok(())
-                }
-                Err(cause) => Err(Failure::os("signal handler", cause)),
-            };
             // In this order: the first signal finds `again` false and sets it; the second dies of it.
             keep(flag::register_conditional_default(number, Arc::clone(&again)))?;
             keep(flag::register(number, Arc::clone(&again)))?;

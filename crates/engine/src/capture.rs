@@ -9,6 +9,7 @@ use crate::{
     freeze::FrozenThread,
     header,
     objects::Objects,
+    options::{Observer, interrupted},
     resource::{cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
     task::Process,
     tree::{FrozenProcess, Held},
@@ -73,7 +74,8 @@ struct Collector {
 /// Collects everything of a frozen tree. `approve` has a look at its objects.
 pub(crate) fn capture(
     tree: Vec<FrozenProcess>,
-    approve: impl FnOnce(&Objects) -> Result<()>,
+    observer: &mut dyn Observer,
+    approve: impl FnOnce(&Objects, &mut dyn Observer) -> Result<()>,
 ) -> Result<Capture> {
     let mut all = Collector::default();
     all.objects.members = tree.iter().map(|member| member.process.pid).collect();
@@ -83,6 +85,7 @@ pub(crate) fn capture(
         stopped.entry(member.process.stat()?.ppid).or_default().push(member.process.pid);
     }
     for member in tree {
+        interrupted(observer)?;
         let label = member.process.label();
         let children = stopped.remove(&member.process.pid).unwrap_or_default();
         if member.is_zombie() { all.zombie(member) } else { all.process(member, &children) }
@@ -90,7 +93,7 @@ pub(crate) fn capture(
     }
     let tables = all.processes.iter().map(|p| p.task.files);
     file::pipe::adopt(all.held.iter().map(|(process, _)| process).zip(tables), &mut all.objects)?;
-    approve(&all.objects)?;
+    approve(&all.objects, observer)?;
     let mut image = Image { header, uts: header::uts(), processes: all.processes, ..Image::default() };
     image.tree = record::Tree {
         nr_tasks: image.processes.len() as u32,

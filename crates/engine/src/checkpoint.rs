@@ -65,7 +65,7 @@ pub fn checkpoint(
     let frozen_at = Instant::now();
     let frozen = tree::freeze_tree(root.pid, &admission, observer).task(label)?;
     guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
-    let approve = |objects: &Objects| {
+    let approve = |objects: &Objects, observer: &mut dyn Observer| {
         if !container {
             return Ok(());
         }
@@ -73,7 +73,7 @@ pub fn checkpoint(
         found.unknown().iter().for_each(|unknown| observer.warn(unknown));
         found.refuse()
     };
-    let mut capture = capture(frozen, approve).task(label)?;
+    let mut capture = capture(frozen, observer, approve).task(label)?;
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
     let mut report = CheckpointReport {

@@ -193,6 +193,9 @@ impl<T, E: Into<std::io::Error>> Doing<T> for std::result::Result<T, E> {
     }
 }
 
+/// Pids, descriptors and signals are below, addresses hardly ever (PID_MAX_LIMIT).
+const MOST_NUMBER: u64 = 1 << 22;
+
 impl From<ckpt_kernel::Error> for Error {
     fn from(cause: ckpt_kernel::Error) -> Self {
         use ckpt_kernel::Errno;
@@ -205,7 +208,11 @@ impl From<ckpt_kernel::Error> for Error {
                 Error { why: Some(cause_text(&errno.into())), ..Error::new(kind, call) }
             }
             ckpt_kernel::Error::Call { what, object, errno, tid } => {
-                let what = if object == 0 { what.to_owned() } else { format!("{what} ({object:#x})") };
+                let what = match object {
+                    0 => what.to_owned(),
+                    1..MOST_NUMBER => format!("{what} ({object})"),
+                    address => format!("{what} ({address:#x})"),
+                };
                 Error { why: Some(cause_text(&errno.into())), ..Error::new(kind, what) }
                     .task(format!("task {tid}"))
             }

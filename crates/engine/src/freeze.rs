@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Context, Error, Result},
-    options::Observer,
+    options::{Observer, interrupted},
     resource::call,
     task::Process,
 };
@@ -66,6 +66,7 @@ pub(crate) fn freeze(
             break;
         }
         for tid in new {
+            interrupted(observer)?;
             match freeze_thread(process, tid, purpose, observer) {
                 // Its id may be given to another thread yet.
                 Err(error) if error.gone && tid != process.pid => drop(known.remove(&tid)),

@@ -6,13 +6,13 @@
 use crate::{
     error::{Doing, Error, Result},
     options::Observer,
-    procfs,
     puppets::Stage,
     resource::layout,
 };
 use ckpt_kernel::{
     Errno,
     memory::Span,
+    procfs,
     program::{Arg, Program},
     puppet::{Puppet, Spawn},
 };

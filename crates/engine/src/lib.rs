@@ -20,7 +20,6 @@ mod objects;
 mod options;
 mod output;
 mod plan;
-mod procfs;
 mod puppets;
 mod registry;
 mod resource;

@@ -8,10 +8,9 @@
 use crate::{
     error::{Error, Result},
     options::Observer,
-    procfs,
 };
 use ckpt_image::{Image, record::HeaderArch};
-use ckpt_kernel::query;
+use ckpt_kernel::{procfs, query};
 
 /// What the processor offers; the rest of the record is the program's.
 pub(crate) fn processor() -> HeaderArch {

@@ -1,6 +1,10 @@
 //! What a caller may ask for, and what it is told.
 
-use crate::{leaks::Leak, root::Root};
+use crate::{
+    error::{Error, Result},
+    leaks::Leak,
+    root::Root,
+};
 use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 /// What becomes of the tasks after a successful checkpoint.
@@ -106,6 +110,11 @@ pub trait Observer: Send {
     fn warn(&mut self, text: &str);
     /// Asked between steps: true makes the operation give up, undo what it did and fail.
     fn cancelled(&self) -> bool;
+}
+
+/// Fails when the operation is to be given up.
+pub(crate) fn interrupted(observer: &dyn Observer) -> Result<()> {
+    if observer.cancelled() { Err(Error::failed("interrupted by a signal")) } else { Ok(()) }
 }
 
 /// An observer that ignores everything.

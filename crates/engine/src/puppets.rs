@@ -10,9 +10,8 @@
 use crate::{
     error::{Context, Doing, Error, Result},
     household::{self, Household},
-    options::{Observer, Pids},
+    options::{Observer, Pids, interrupted},
     plan::{Ghost, Group, Plan, Step, TaskIndex},
-    procfs,
     resource::cred,
     restore,
     root::Root,
@@ -27,6 +26,7 @@ use ckpt_image::{
 use ckpt_kernel::{
     Errno,
     memory::Span,
+    procfs,
     program::{Arg, Program},
     puppet::{Fork, Puppet, Spawn},
 };
@@ -216,6 +216,7 @@ struct Maker<'a, 'r> {
 
 impl Maker<'_, '_> {
     fn take(&mut self, step: &Step, puppets: &mut Puppets) -> Result<()> {
+        interrupted(self.observer)?;
         match *step {
             Step::Fork { maker, task, sibling } => self.fork(maker, task, sibling, puppets),
             Step::Setsid(task) => call(puppets.get(task)?, "setsid", libc::SYS_setsid, []),
@@ -380,14 +381,19 @@ impl Maker<'_, '_> {
 /// Pids that nobody has and that an image does not need, the highest first: the kernel, which
 /// counts up, will not give them to others soon.
 fn spare_pids(processes: &[model::Process]) -> impl Iterator<Item = i32> + use<> {
-    const DEFAULT: i32 = 32768;
-    let max = procfs::read("sys/kernel/pid_max").ok();
-    let max = max.and_then(|text| show(&text).trim().parse().ok()).unwrap_or(DEFAULT);
+    let max = pid_max();
     let tids = processes.iter().flat_map(|p| &p.threads).map(|t| t.record.tid);
     let others = processes.iter().flat_map(|p| [p.task.pid, p.task.pgid, p.task.sid]);
     let needed: BTreeSet<i32> = tids.chain(others).collect();
     let free = |pid: &i32| procfs::stat(&pid.to_string()).is_err();
     (2..max).rev().filter(move |pid| !needed.contains(pid)).filter(free)
+}
+
+/// One past the highest pid there can be.
+fn pid_max() -> i32 {
+    const DEFAULT: i32 = 32768;
+    let max = procfs::read("sys/kernel/pid_max").ok();
+    max.and_then(|text| show(&text).trim().parse().ok()).unwrap_or(DEFAULT)
 }
 
 /// Runs one call in a puppet.
@@ -420,6 +426,9 @@ pub(crate) fn taken_pid(pid: i32, cause: ckpt_kernel::Error) -> Error {
             };
             Error::failed(format!("pid {pid} {who}")).advice("end it, or restart with --new-pids")
         }
+        Some(Errno::INVAL) if pid >= pid_max() => Error::failed(format!("pid {pid} is too high"))
+            .why(format!("this machine gives them below {}", pid_max()))
+            .advice("raise kernel.pid_max, or restart with --new-pids"),
         Some(Errno::PERM) if pid != 0 => Error::permission(format!("make a process with pid {pid}"))
             .why("Operation not permitted")
             .advice("it needs CAP_CHECKPOINT_RESTORE; without privilege, restart with --pidns or --new-pids"),

@@ -20,9 +20,8 @@
 use crate::{
     error::{Context, Doing, Error, Result},
     machine,
-    options::{Input, Observer, Pids, RestartOptions, RestartReport},
+    options::{Input, Observer, Pids, RestartOptions, RestartReport, interrupted},
     plan::{Node, plan},
-    procfs,
     puppets::{Puppets, Stage, label},
     resource::{
         file::{self, Made, OpenContext, external},
@@ -39,7 +38,7 @@ use ckpt_image::{
     Chunk, Image, Object, Objref, model,
     record::{self, file_kind, inode_kind, task_state, vma_kind},
 };
-use ckpt_kernel::{memory::Span, puppet::Puppet, query, shared::SharedArea};
+use ckpt_kernel::{memory::Span, procfs, puppet::Puppet, query, shared::SharedArea};
 use ckpt_proc::maps::parse_maps;
 use rustix::fs::OFlags;
 use std::{
@@ -78,6 +77,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let born = puppets.credentials()?;
     let materials = Materials { image: &image, new_pids, parts, opened, areas, born };
     let page_bytes = build(&mut puppets, &materials, reader, observer)?;
+    interrupted(observer)?;
     let root = puppets.release()?;
     drop(surroundings);
     Ok(RestartReport {
@@ -291,10 +291,12 @@ impl<'a> Materials<'a> {
     fn each(
         &self,
         puppets: &mut Puppets,
-        mut phase: impl FnMut(&Parts<'a>, &mut Puppet) -> Result<()>,
+        observer: &mut dyn Observer,
+        mut phase: impl FnMut(&Parts<'a>, &mut Puppet, &mut dyn Observer) -> Result<()>,
     ) -> Result<()> {
         self.parts.iter().try_for_each(|p| {
-            puppets.get(p.index).and_then(|puppet| phase(p, puppet)).task(|| label(p.process))
+            interrupted(observer)?;
+            puppets.get(p.index).and_then(|puppet| phase(p, puppet, observer)).task(|| label(p.process))
         })
     }
 
@@ -312,10 +314,10 @@ fn build(
     observer: &mut dyn Observer,
 ) -> Result<u64> {
     let page_bytes = memory(puppets, materials, &mut reader, observer)?;
-    threads(puppets, materials)?;
+    threads(puppets, materials, observer)?;
     zombies(puppets, materials)?;
     let pids = pids(puppets, materials.image);
-    materials.each(puppets, |p, puppet| {
+    materials.each(puppets, observer, |p, puppet, observer| {
         restore::tasks(puppet, materials.image, p, &pids, &materials.born)?;
         limits::restore_oom(puppet.pid(), p.signal, observer);
         mm::restore_coredump_filter(puppet.pid(), p.mm)
@@ -343,28 +345,25 @@ fn memory(
     let Materials { image, opened, areas, .. } = materials;
     let staging = materials.staging();
     let mut spaces = BTreeMap::new();
-    materials.each(puppets, |p, puppet| {
+    materials.each(puppets, observer, |p, puppet, _| {
         restore::memory(puppet, image, p, opened, &staging)?;
         if p.makes_mm {
             spaces.insert(p.process.task.mm, target(puppet, p)?);
         }
         Ok(())
     })?;
-    materials.each(
-        puppets,
-        |p, puppet| {
-            if p.makes_files { restore::descriptors(puppet, p, opened) } else { Ok(()) }
-        },
-    )?;
+    materials.each(puppets, observer, |p, puppet, _| {
+        if p.makes_files { restore::descriptors(puppet, p, opened) } else { Ok(()) }
+    })?;
     // What a filler leaves in the areas goes with the targets.
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
     fill(reader, image, &targets, observer)
 }
 
 /// The threads of all processes, and what is done to memory that is filled.
-fn threads(puppets: &mut Puppets, materials: &Materials<'_>) -> Result<()> {
+fn threads(puppets: &mut Puppets, materials: &Materials<'_>, observer: &mut dyn Observer) -> Result<()> {
     let staging = materials.staging();
-    materials.each(puppets, |p, puppet| {
+    materials.each(puppets, observer, |p, puppet, _| {
         restore::threads(puppet, p.process, materials.new_pids)?;
         if materials.new_pids {
             restore::rename_tids(puppet, p)?;
@@ -387,9 +386,9 @@ fn registers(puppets: &mut Puppets, running: &[&Parts<'_>]) -> Result<()> {
     for (p, going) in running.iter().zip(going) {
         let puppet = puppets.get(p.index)?;
         restore::registers(puppet, p, going).task(|| label(p.process))?;
-        restore::masks(puppet, p)?;
+        restore::masks(puppet, p).task(|| label(p.process))?;
         if p.process.task.state == task_state::STOPPED {
-            query::kill(puppet.pid(), libc::SIGSTOP)?;
+            query::kill(puppet.pid(), libc::SIGSTOP).task(|| label(p.process))?;
         }
     }
     Ok(())
@@ -427,7 +426,8 @@ fn target<'a>(puppet: &mut Puppet, parts: &Parts<'a>) -> Result<Target<'a>> {
     let pid = puppet.pid();
     let mem = procfs::open(&format!("{pid}/mem"), OFlags::WRONLY);
     let mem = mem.doing(|| "open /proc/PID/mem".to_owned())?;
-    Ok(Target { pid, vmas: &parts.mm.vmas, mem: mem.into(), filler: pages::filler(puppet, &parts.mm.vmas) })
+    let filler = pages::filler(puppet, &parts.mm.vmas);
+    Ok(Target { pid, label: label(parts.process), vmas: &parts.mm.vmas, mem: mem.into(), filler })
 }
 
 /// Reads all page chunks and puts them in place, up to the verified end of the image.
@@ -439,9 +439,7 @@ fn fill(
 ) -> Result<u64> {
     let mut bytes = 0;
     let mut in_order = |chunk: &Chunk| {
-        if observer.cancelled() {
-            return Err(Error::failed("interrupted by a signal"));
-        }
+        interrupted(observer)?;
         let len = chunk.data().len() as u64;
         bytes += len;
         observer.advance(len);

@@ -3,7 +3,6 @@
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    procfs,
     puppets::taken_pid,
     resource::{call, cred, file, fs, layout, limits, mm, signal, thread, timers},
     restart::Opened,
@@ -14,7 +13,7 @@ use ckpt_image::{
     record::{Regs, vma_kind},
 };
 use ckpt_kernel::{
-    Errno, memory,
+    memory, procfs,
     program::{Arg, Program},
     puppet::{Puppet, clone_args},
 };
@@ -146,6 +145,7 @@ pub(crate) fn threads(puppet: &mut Puppet, process: &model::Process, new_pids: b
     for thread in process.threads.iter().skip(puppet.threads()) {
         let mut program = Program::new();
         let tid = thread.record.tid;
+        puppet.thread(0)?.with_others();
         let args = clone_args(CLONE_THREAD_FLAGS, 0, (!new_pids).then_some(tid));
         program.call("clone3 of a thread", tid as u64, libc::SYS_clone3, args);
         let outcomes = puppet.run(0, &program).map_err(|e| taken_pid(tid, e))?;
@@ -243,8 +243,8 @@ fn shared(
         let mut attempt = Program::new();
         timers::restore_posix(&mut attempt, &parts.signal.timers, tid);
         match puppet.run(0, &attempt) {
-            Err(e) if e.errno() == Some(Errno::INVAL) => {
-                timers::restore_posix_by_counting(program, &parts.signal.timers, tid);
+            Err(e) if timers::lacks_ids(&e) => {
+                timers::restore_posix_by_counting(program, &parts.signal.timers, tid)?;
             }
             other => other.map(|_| ())?,
         }

@@ -63,7 +63,7 @@ impl Root {
         let options = WaitOptions::from_bits_retain(libc::__WALL as u32);
         loop {
             match rustix::process::waitpid(Pid::from_raw(self.pid), options) {
-                Ok(Some((_, status))) => return Ok(ExitStatus::from_raw(status.as_raw() as i32)),
+                Ok(Some((_, status))) => return Ok(ExitStatus::from_raw(status.as_raw())),
                 Ok(None) | Err(rustix::io::Errno::INTR) => {}
                 Err(cause) => return Err(Error::os(format!("wait for pid {}", self.pid), cause)),
             }

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Doing, Error, Result},
-    options::{Input, Observer},
+    options::{Input, Observer, interrupted},
 };
 use ckpt_image::{Chunk, Reader};
 use rustix::{
@@ -47,9 +47,7 @@ impl Source {
         let what = || format!("an unnamed file in {} for the image", dir.display());
         let mut file = File::from(rustix::fs::open(&dir, flags, Mode::RUSR | Mode::WUSR).doing(what)?);
         loop {
-            if observer.cancelled() {
-                return Err(Error::failed("interrupted by a signal"));
-            }
+            interrupted(observer)?;
             if self.input.buffer().is_empty() && !self.is_ready()? {
                 continue;
             }

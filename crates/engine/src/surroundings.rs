@@ -4,9 +4,9 @@
 use crate::{
     error::{Doing, Error, Result},
     options::RestartOptions,
-    procfs,
 };
 use ckpt_kernel::mntns::{self, MountNamespace};
+use ckpt_kernel::procfs;
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
@@ -23,7 +23,7 @@ pub(crate) struct Surroundings {
 impl Surroundings {
     /// Goes where the tasks are to be.
     pub(crate) fn enter(options: &RestartOptions) -> Result<Surroundings> {
-        procfs::find()?;
+        procfs::find().doing(|| "open /proc".to_owned())?;
         let mut before = Surroundings { mounts: None, directories: None };
         if options.root.is_none() && !options.mntns {
             return Ok(before);

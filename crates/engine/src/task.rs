@@ -1,9 +1,7 @@
 //! A process seen from outside: its pidfd and its directory in /proc.
 
-use crate::{
-    error::{Context, Doing, Error, Result},
-    procfs,
-};
+use crate::error::{Context, Doing, Error, Result};
+use ckpt_kernel::procfs;
 use ckpt_proc::{
     ParseError,
     stat::{Stat, parse_stat},

@@ -9,7 +9,7 @@ use crate::{
     admit::Admission,
     error::{Context, Error, Result},
     freeze::{FrozenThread, Purpose, freeze},
-    options::Observer,
+    options::{Observer, interrupted},
     task::{Process, show},
 };
 use ckpt_kernel::tracee::Stopped;
@@ -115,6 +115,7 @@ fn hold(
     admission: &Admission,
     observer: &mut dyn Observer,
 ) -> Result<Option<FrozenProcess>> {
+    interrupted(observer)?;
     let Ok(stat) = process.stat() else { return Ok(None) };
     let stopped = stat.state == TaskState::Stopped;
     let held = |process, threads| Ok(Some(FrozenProcess { process, threads, stopped, parent_tid: 0 }));

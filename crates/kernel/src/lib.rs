@@ -19,6 +19,7 @@ pub mod memory;
 pub mod mntns;
 pub mod pagemap;
 pub mod pidns;
+pub mod procfs;
 pub mod program;
 pub mod puppet;
 pub mod query;

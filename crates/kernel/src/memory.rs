@@ -1,7 +1,7 @@
 //! Reading and writing another process's memory (process_vm_readv(2), proc_pid_mem(5)).
 
 use crate::{
-    error::{Error, Named, Result},
+    error::{Error, Result},
     sys,
 };
 use rustix::io::Errno;
@@ -20,17 +20,24 @@ pub struct Span {
 
 /// One process_vm_* call: `local` against `spans`.
 fn transfer(
+    call: &'static str,
     nr: libc::c_long,
     pid: i32,
     local: *mut u8,
     len: usize,
     spans: &[libc::iovec],
-) -> Result<usize, Errno> {
+) -> Result<usize> {
     let iov = libc::iovec { iov_base: local.cast(), iov_len: len };
     // SAFETY: `iov` covers a buffer the callers borrow for the whole call (exclusively for
     // readv); `spans` is a live slice; its addresses are only interpreted in the other process.
-    sys::check(unsafe { libc::syscall(nr, pid, &raw const iov, 1usize, spans.as_ptr(), spans.len(), 0u64) })
-        .map(|n| n as usize)
+    let done = sys::check(unsafe {
+        libc::syscall(nr, pid, &raw const iov, 1usize, spans.as_ptr(), spans.len(), 0u64)
+    });
+    match done {
+        Ok(n) => Ok(n as usize),
+        Err(Errno::SRCH) => Err(Error::Gone { tid: pid }),
+        Err(errno) => Err(Error::Os { call, errno }),
+    }
 }
 
 /// Refuses our own pid: then the "foreign" addresses would be ours.
@@ -54,8 +61,8 @@ pub fn read_spans(pid: i32, spans: &[Span], out: &mut [u8]) -> Result<()> {
     for group in spans.chunks(IOV_MAX) {
         let len: usize = group.iter().map(|s| s.len).sum();
         let (now, later) = rest.split_at_mut_checked(len).ok_or(Error::TooBig { need: len, have: 0 })?;
-        let done = transfer(libc::SYS_process_vm_readv, pid, now.as_mut_ptr(), len, &iovecs(group))
-            .named("process_vm_readv")?;
+        let (call, nr) = ("process_vm_readv", libc::SYS_process_vm_readv);
+        let done = transfer(call, nr, pid, now.as_mut_ptr(), len, &iovecs(group))?;
         if done != len {
             return Err(Error::Os { call: "process_vm_readv", errno: Errno::FAULT });
         }
@@ -85,8 +92,8 @@ pub fn write_spans(pid: i32, spans: &[Span], data: &[u8]) -> Result<usize> {
     for group in spans.chunks(IOV_MAX) {
         let len: usize = group.iter().map(|s| s.len).sum();
         let now = data.get(done..done + len).ok_or(Error::TooBig { need: done + len, have: data.len() })?;
-        let n = transfer(libc::SYS_process_vm_writev, pid, now.as_ptr().cast_mut(), len, &iovecs(group))
-            .named("process_vm_writev")?;
+        let (call, nr) = ("process_vm_writev", libc::SYS_process_vm_writev);
+        let n = transfer(call, nr, pid, now.as_ptr().cast_mut(), len, &iovecs(group))?;
         done += n;
         if n != len {
             break;

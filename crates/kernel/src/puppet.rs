@@ -11,6 +11,7 @@ use crate::{
     init,
     memory::{self, Span},
     pidns::{Ids, PidNamespace},
+    procfs,
     program::{Arg, Outcome, Program},
     sys,
     tracee::{Running, Seize, Stopped},
@@ -257,15 +258,21 @@ impl Puppet {
         program.call("clone3 of a process", object, libc::SYS_clone3, args);
         let own = self.run(index, &program)?.first().map_or(0, |o| o.result as i32);
         let pid = self.ours(own)?;
-        let thread = Running::born(pid).wait_stop()?;
-        let flags = rustix::process::PidfdFlags::empty();
         let raw = rustix::process::Pid::from_raw(pid).ok_or(Error::Gone { tid: pid })?;
-        let pidfd = rustix::process::pidfd_open(raw, flags).named("pidfd_open")?;
-        let (bay, bays) = if fork.share & libc::CLONE_VM == 0 {
-            (Bay { address: self.slot.start, size: PUPPET_BAY_SIZE }, Rc::default())
-        } else {
-            (self.small_bay()?, Rc::clone(&self.bays))
-        };
+        let taken = (|| {
+            let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty());
+            let (bay, bays) = if fork.share & libc::CLONE_VM == 0 {
+                (Bay { address: self.slot.start, size: PUPPET_BAY_SIZE }, Rc::default())
+            } else {
+                (self.small_bay()?, Rc::clone(&self.bays))
+            };
+            Ok((pidfd.named("pidfd_open")?, bay, bays, Running::born(pid).wait_stop()?))
+        })();
+        let (pidfd, bay, bays, thread) = taken.inspect_err(|_| {
+            // It is ours to wait for, so the pid is still its own.
+            let _ = rustix::process::kill_process(raw, rustix::process::Signal::KILL);
+            reap(pid);
+        })?;
         let (base, slot, signal, pidns) = (self.base, self.slot, self.signal, self.pidns.clone());
         let threads = vec![Strand { thread, bay, own }];
         let puppet = Puppet { pid, pidfd, threads, base, slot, bays, signal, pidns, released: false };
@@ -473,17 +480,31 @@ impl Drop for Puppet {
             return;
         }
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
-        let mut status = 0;
-        for tid in self.threads.iter().skip(1).map(|strand| strand.thread.tid()) {
-            // SAFETY: `status` is a live i32. Threads of ours are traced, hence ours to wait for.
-            unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) };
+        reap(self.pid);
+    }
+}
+
+/// Waits for the end of a process that we trace and that has been killed.
+fn reap(pid: i32) {
+    loop {
+        // The leader can be waited for when the others have been, also those that we never came to
+        // know: it may have been killed while it made them.
+        let tids = procfs::numbers(&format!("{pid}/task")).unwrap_or_default();
+        tids.into_iter().filter(|tid| *tid != pid).for_each(|tid| while waited(tid, 0) == Some(false) {});
+        match waited(pid, libc::WNOHANG) {
+            None => std::thread::sleep(std::time::Duration::from_micros(20)),
+            Some(false) => {}
+            Some(true) => return,
         }
-        loop {
-            // SAFETY: as above; `pid` is our child, not yet reaped.
-            let pid = unsafe { libc::waitpid(self.pid, &raw mut status, libc::__WALL) };
-            if pid != self.pid || !libc::WIFSTOPPED(status) {
-                break;
-            }
-        }
+    }
+}
+
+/// waitpid(2) of a task that has been killed: whether it is gone; `None` when there is no news.
+fn waited(tid: i32, flags: i32) -> Option<bool> {
+    let mut status = 0;
+    // SAFETY: `status` is a live i32.
+    match unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | flags) } {
+        0 => None,
+        result => Some(result != tid || !libc::WIFSTOPPED(status)),
     }
 }

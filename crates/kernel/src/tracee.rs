@@ -54,6 +54,8 @@ pub struct Stopped {
     attached: bool,
     /// SIGSTOPs taken out of the way while the thread was ours.
     held: Vec<i32>,
+    /// See [`Stopped::with_others`].
+    others: bool,
     not_send: PhantomData<*const ()>,
 }
 
@@ -82,6 +84,13 @@ fn wait(tid: i32, block: bool) -> Result<Option<Event>> {
         Err(Errno::CHILD) => Ok(Some(Event::Ended)),
         Err(errno) => Err(Error::Os { call: "waitpid", errno }),
     }
+}
+
+/// Whether a thread has ended, though waitpid(2) may not say so yet.
+fn is_dead(tid: i32) -> bool {
+    let stat = std::fs::read(format!("/proc/{tid}/stat")).unwrap_or_default();
+    let state = stat.iter().rposition(|b| *b == b')').and_then(|at| stat.get(at + 2));
+    state.is_none_or(|state| b"ZX".contains(state))
 }
 
 /// Names a ptrace failure; ESRCH means the thread is gone.
@@ -141,7 +150,13 @@ impl Running {
                     ptraced(tid, "ptrace(PTRACE_CONT)", sys::ptrace(request, tid, 0, 0))?;
                 }
                 Some(Event::Stop(_)) => {
-                    return Ok(Stopped { tid, attached: true, held: Vec::new(), not_send: PhantomData });
+                    return Ok(Stopped {
+                        tid,
+                        attached: true,
+                        held: Vec::new(),
+                        others: false,
+                        not_send: PhantomData,
+                    });
                 }
                 Some(Event::Ended) => return Err(Error::Gone { tid }),
                 None => {}
@@ -162,6 +177,12 @@ impl Stopped {
     /// Thread id.
     pub fn tid(&self) -> i32 {
         self.tid
+    }
+
+    /// It leads a process other threads of which we trace too. Should the process be killed, the kernel
+    /// tells of the leader's end only when we have waited for theirs: it must be looked for.
+    pub fn with_others(&mut self) {
+        self.others = true;
     }
 
     /// General registers (NT_PRSTATUS).
@@ -355,16 +376,17 @@ impl Stopped {
     fn go_with(&mut self, request: libc::c_uint, call: &'static str, signal: i32) -> Result<i32> {
         let tid = self.tid();
         ptraced(tid, call, sys::ptrace(request, tid, 0, signal as u64))?;
-        loop {
-            match wait(tid, true)? {
+        for turn in 0u64.. {
+            match wait(tid, !self.others)? {
                 Some(Event::Stop(status)) => return Ok(status),
-                Some(Event::Ended) => {
-                    self.attached = false;
-                    return Err(Error::Gone { tid });
-                }
-                None => {}
+                Some(Event::Ended) => break,
+                None if !self.others || turn < 200 => rustix::thread::sched_yield(),
+                None if turn % 16 == 0 && is_dead(tid) => break,
+                None => std::thread::sleep(Duration::from_micros(50)),
             }
         }
+        self.attached = false;
+        Err(Error::Gone { tid })
     }
 
     /// Lets it end by `signal`, which it must not block or handle, from the delivery of another.

@@ -56,6 +56,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Outcome {
     if console.is_json() {
         console.report(&json!({"bench": rows.iter().map(table::json).collect::<Vec<_>>()}))?;
     } else {
+        data(&table::growth(&rows))?;
         data(table::NOTES)?;
     }
     if failed > 0 {
@@ -68,6 +69,8 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Outcome {
 #[derive(Debug, Default)]
 pub(super) struct Row {
     name: &'static str,
+    /// See [`Program::tasks`].
+    tasks: Option<(&'static str, usize)>,
     runs: usize,
     image_bytes: u64,
     page_bytes: u64,
@@ -101,7 +104,8 @@ struct Bench {
 impl Bench {
     /// Measures one program. Only an interruption ends the whole benchmark.
     fn program(&self, program: &Program) -> Outcome<Row> {
-        let mut row = Row { name: program.name, runs: program.runs, ..Row::default() };
+        let Program { name, runs, tasks, .. } = *program;
+        let mut row = Row { name, runs, tasks, ..Row::default() };
         let mut samples = Samples::default();
         for turn in 0..program.runs {
             run::sleep(Duration::ZERO, &self.cancel)?;

@@ -37,6 +37,22 @@ int main(int argc, char **argv) {
 }
 "#;
 
+const PROCESSES: &str = "process";
+const THREADS: &str = "thread";
+/// Name, what there are many of, how many, how often it is measured; fewer before more.
+const CROWDS: &[(&str, &str, usize, usize)] = &[
+    ("50 processes", PROCESSES, 50, 7),
+    ("200 processes", PROCESSES, 200, 7),
+    ("1000 processes", PROCESSES, 1000, 3),
+    ("2000 processes", PROCESSES, 2000, 3),
+    ("100 threads", THREADS, 100, 7),
+    ("300 threads", THREADS, 300, 7),
+    ("1000 threads", THREADS, 1000, 7),
+    ("3000 threads", THREADS, 3000, 3),
+];
+/// The largest of them when it is to be quick.
+const QUICK_CROWD: usize = 1000;
+
 /// The same in python.
 const PYTHON: &str = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(1e6)";
 
@@ -46,6 +62,8 @@ pub(super) struct Program {
     pub(super) name: &'static str,
     /// How often it is measured.
     pub(super) runs: usize,
+    /// Of what there are how many in it, when that is what is measured.
+    pub(super) tasks: Option<(&'static str, usize)>,
     /// Executable and arguments; the name of the ready file is added.
     words: Vec<OsString>,
     /// Whether it creates the ready file.
@@ -84,18 +102,22 @@ pub(super) fn all(dir: &Path, quick: bool) -> Outcome<Vec<Program>> {
         let size = size.to_string();
         let words = ["bench-target", "--random", "--size", &size, "--ready"].map(OsString::from);
         let words = std::iter::once(exe.clone().into()).chain(words).collect();
-        Program { name, runs, words, tells: true }
+        Program { name, runs, tasks: None, words, tells: true }
     };
     let many = compiled(dir);
     let mut programs = vec![tiny(many.as_deref(), if quick { 5 } else { 21 })];
     if quiet(Command::new("python3")).arg("-V").status().is_ok_and(|status| status.success()) {
         let words = ["python3", "-c", PYTHON].map(OsString::from).to_vec();
-        programs.push(Program { name: "python3", runs: if quick { 3 } else { 11 }, words, tells: true });
+        let runs = if quick { 3 } else { 11 };
+        programs.push(Program { name: "python3", runs, tasks: None, words, tells: true });
     }
-    for (name, children, threads) in [("200 processes", "199", "0"), ("1000 threads", "0", "999")] {
-        let Some(path) = &many else { break };
-        let words = [path.into(), children.into(), threads.into()].to_vec();
-        programs.push(Program { name, runs: if quick { 3 } else { 7 }, words, tells: true });
+    let crowds = CROWDS.iter().filter(|(_, _, count, _)| !quick || *count <= QUICK_CROWD);
+    for ((name, kind, count, runs), path) in crowds.zip(std::iter::repeat(&many)) {
+        let Some(path) = path else { break };
+        let others = |of: &str| (if of == *kind { count - 1 } else { 0 }).to_string();
+        let words = [path.into(), others(PROCESSES).into(), others(THREADS).into()].to_vec();
+        let runs = if quick { 3 } else { *runs };
+        programs.push(Program { name, runs, tasks: Some((kind, *count)), words, tells: true });
     }
     programs.push(memory("64 MiB", if quick { 3 } else { 7 }, 64 << 20));
     programs.push(if quick { memory("256 MiB", 3, 256 << 20) } else { memory("1 GiB", 5, 1 << 30) });
@@ -107,11 +129,11 @@ fn tiny(program: Option<&Path>, runs: usize) -> Program {
     match program {
         Some(path) => {
             let words = vec![path.into()];
-            Program { name: "tiny (static C)", runs, words, tells: true }
+            Program { name: "tiny (static C)", runs, tasks: None, words, tells: true }
         }
         None => {
             let words = ["sleep", "1000000"].map(OsString::from).to_vec();
-            Program { name: "tiny (sleep)", runs, words, tells: false }
+            Program { name: "tiny (sleep)", runs, tasks: None, words, tells: false }
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::{console::millis, text};
 pub(super) const NOTES: &str = "
 checkpoint, restart: the whole command (-o FILE --kill, -i FILE -W), from start to exit; median of the runs.
 A restart finds its image in the page cache and free memory that was used a moment ago.
+growth: the time for each process or thread, and x how much that is of the first row's: 1 is linear.
 frozen: how long the program stood still. MB/s: page contents by whole-command time (10^6 bytes).
 x dd: checkpoint against `dd oflag=direct bs=1M` of the same image into the same directory.
 RSS: most memory any of our commands had in core.
@@ -55,11 +56,35 @@ pub(super) fn row(row: &Row, peer: bool) -> String {
     line + "\n"
 }
 
+/// How times grow with the number of tasks: for each, and against the first, smallest row of its kind.
+pub(super) fn growth(rows: &[Row]) -> String {
+    let mut text = format!(
+        "\n{:16} {:>10} {:>8} {:>8} {:>10} {:>8} {:>8}\n",
+        "growth", "checkpoint", "each", "x", "restart", "each", "x"
+    );
+    for row in rows {
+        let Some((kind, _)) = row.tasks else { continue };
+        let each = |row: &Row, time: fn(&Row) -> Option<Duration>| {
+            let (_, count) = row.tasks?;
+            time(row)?.checked_div(u32::try_from(count).ok()?)
+        };
+        let first = rows.iter().find(|other| other.tasks.is_some_and(|(other, _)| other == kind));
+        text.push_str(&format!("{:16}", row.name));
+        for time in [|row: &Row| row.checkpoint, |row: &Row| row.restart] {
+            let (here, there) = (each(row, time), first.and_then(|first| each(first, time)));
+            text.push_str(&format!(" {:>10} {:>8} {:>8}", span(time(row)), span(here), ratio(here, there)));
+        }
+        text.push('\n');
+    }
+    text
+}
+
 /// One row as JSON.
 pub(super) fn json(row: &Row) -> Value {
     let time = |time: Option<Duration>| time.map(millis);
     json!({
         "program": row.name,
+        "tasks": row.tasks.map(|(_, count)| count),
         "runs": row.runs,
         "image_bytes": row.image_bytes,
         "page_bytes": row.page_bytes,

@@ -16,11 +16,10 @@
 use crate::{
     error::{Error, Result},
     options::Observer,
-    procfs,
     task::Process,
 };
 use ckpt_image::record::{Regs, RestartBlock, restart_kind};
-use ckpt_kernel::{memory, puppet::Puppet};
+use ckpt_kernel::{memory, procfs, puppet::Puppet};
 use ckpt_proc::{
     syscall::{Syscall, parse_syscall},
     timer_list::{HrTimer, parse_timer_list},

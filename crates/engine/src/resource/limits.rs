@@ -8,10 +8,10 @@
 use crate::{
     error::{Error, Result},
     options::Observer,
-    procfs,
     task::{Process, show},
 };
 use ckpt_image::{model, record::Signal};
+use ckpt_kernel::procfs;
 use ckpt_kernel::program::{Arg, Outcome, Program};
 use zerocopy::IntoBytes;
 

@@ -12,7 +12,6 @@ use super::file::Descriptor;
 use crate::{
     error::{Context, Doing, Error, ErrorKind, Result},
     objects::{FileKey, Objects},
-    procfs,
     registry::FILE_KINDS,
     task::{Process, show},
 };
@@ -22,6 +21,7 @@ use ckpt_image::{
 };
 use ckpt_kernel::{
     memory::Span,
+    procfs,
     program::{Arg, Outcome, Program},
 };
 use ckpt_proc::{

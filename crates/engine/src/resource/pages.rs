@@ -9,8 +9,8 @@
 
 use super::file::Made;
 use crate::{
-    error::{Error, Result},
-    options::Observer,
+    error::{Context, Error, Result},
+    options::{Observer, interrupted},
     task::Process,
 };
 use ckpt_image::{
@@ -184,11 +184,6 @@ fn run_len(run: &Run) -> u64 {
     u64::from(run.nr_pages) * PAGE
 }
 
-/// Whether the user wants it to end.
-fn interrupted(observer: &dyn Observer) -> Result<()> {
-    if observer.cancelled() { Err(Error::failed("interrupted by a signal")) } else { Ok(()) }
-}
-
 fn add(sum: &mut PagesWritten, more: Result<PagesWritten, PagesError<Error>>) -> Result<()> {
     let more = more.map_err(|e| match e {
         PagesError::Fill(error) => error,
@@ -258,6 +253,8 @@ pub(crate) struct Targets<'a> {
 pub(crate) struct Target<'a> {
     /// Process being made.
     pub(crate) pid: i32,
+    /// How messages name it.
+    pub(crate) label: String,
     /// Its areas, ascending.
     pub(crate) vmas: &'a [model::Vma],
     /// Its /proc/PID/mem, writable.
@@ -293,7 +290,8 @@ pub(crate) fn filler(puppet: &mut Puppet, vmas: &[model::Vma]) -> Option<Filler>
 impl Targets<'_> {
     /// Puts a chunk in place that is of an address space.
     pub(crate) fn fill_memory(&self, chunk: &Chunk) -> Result<()> {
-        self.spaces.get(&chunk.objref).map_or(Ok(()), |space| space.fill_memory(chunk))
+        let Some(space) = self.spaces.get(&chunk.objref) else { return Ok(()) };
+        space.fill_memory(chunk).task(|| space.label.clone())
     }
 
     /// Puts a chunk in place that is of anything else. Those of a pipe come in order.
@@ -459,7 +457,7 @@ fn fill_file(fd: &OwnedFd, chunk: &Chunk, size: u64, pipe: bool) -> Result<()> {
         let mut at = run.start;
         let mut left = data.get(..len.min(whole)).unwrap_or_default();
         if pipe {
-            crate::resource::file::pipe::fill(fd, chunk.objref, std::mem::take(&mut left))?;
+            crate::resource::file::pipe::fill(fd, chunk.objref, size, std::mem::take(&mut left))?;
         }
         while !left.is_empty() {
             let n = rustix::io::pwrite(fd, left, at).map_err(|e| Error::os("fill an unlinked file", e))?;

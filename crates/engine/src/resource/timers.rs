@@ -7,7 +7,10 @@
 
 use crate::error::{Error, Result};
 use ckpt_image::record::{PosixTimer, Signal};
-use ckpt_kernel::program::{Arg, Outcome, Program};
+use ckpt_kernel::{
+    Errno,
+    program::{Arg, Outcome, Program},
+};
 use ckpt_proc::timers::Timer;
 use zerocopy::IntoBytes;
 
@@ -17,6 +20,9 @@ const BILLION: u64 = 1_000_000_000;
 const SIGEV_NONE: i32 = 1;
 const SIGEV_THREAD_ID: i32 = 4;
 const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+const RESTORE_IDS: &str = "prctl(PR_TIMER_CREATE_RESTORE_IDS)";
+/// The highest id that is counted up to, on kernels where that is the only way.
+const MOST_COUNTED: i32 = 1 << 16;
 
 /// Asks for the interval timers.
 pub(crate) fn itimer_questions(program: &mut Program) {
@@ -82,14 +88,19 @@ pub(crate) fn restore_posix(program: &mut Program, timers: &[PosixTimer], new_ti
     let prctl = libc::SYS_prctl;
     let ids =
         |on: u64| [PR_TIMER_CREATE_RESTORE_IDS.into(), on.into(), 0u64.into(), 0u64.into(), 0u64.into()];
-    program.call("prctl(PR_TIMER_CREATE_RESTORE_IDS)", 0, prctl, ids(1));
+    program.call(RESTORE_IDS, 0, prctl, ids(1));
     for timer in timers {
         create(program, timer, new_tid(timer.tid));
     }
-    program.call("prctl(PR_TIMER_CREATE_RESTORE_IDS)", 0, prctl, ids(0));
+    program.call(RESTORE_IDS, 0, prctl, ids(0));
     for timer in timers {
         arm(program, timer);
     }
+}
+
+/// Whether [`restore_posix`] failed because the kernel takes no ids from us.
+pub(crate) fn lacks_ids(cause: &ckpt_kernel::Error) -> bool {
+    matches!(cause, ckpt_kernel::Error::Call { what: RESTORE_IDS, errno: Errno::INVAL, .. })
 }
 
 /// Makes the POSIX timers again on a kernel that counts ids up from 0: unwanted ones are created
@@ -98,9 +109,12 @@ pub(crate) fn restore_posix_by_counting(
     program: &mut Program,
     timers: &[PosixTimer],
     new_tid: impl Fn(i32) -> i32,
-) {
+) -> Result<()> {
     let mut next = 0;
     for timer in timers {
+        if timer.id > MOST_COUNTED {
+            return Err(Error::unsupported(format!("a timer with id {} needs Linux 6.16", timer.id)));
+        }
         while next < timer.id {
             create(
                 program,
@@ -116,6 +130,7 @@ pub(crate) fn restore_posix_by_counting(
     for timer in timers {
         arm(program, timer);
     }
+    Ok(())
 }
 
 fn create(program: &mut Program, timer: &PosixTimer, tid: i32) {

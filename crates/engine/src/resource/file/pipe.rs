@@ -9,13 +9,13 @@ use super::{Descriptor, FileKind, Made, OpenContext};
 use crate::{
     error::{Context, Doing, Error, Result},
     objects::Objects,
-    procfs,
     task::{Process, show},
 };
 use ckpt_image::{
     Object, Objref, model,
     record::{self, FileDesc, file_kind, inode_kind},
 };
+use ckpt_kernel::procfs;
 use rustix::{
     fs::{MemfdFlags, Mode, OFlags},
     io::Errno,
@@ -212,8 +212,11 @@ fn open_fifo(path: &[u8]) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Puts data into a new pipe.
-pub(crate) fn fill(fd: &OwnedFd, objref: Objref, mut data: &[u8]) -> Result<()> {
+/// Puts data into a new pipe that is to hold `size` bytes in all: more might wait for room for ever.
+pub(crate) fn fill(fd: &OwnedFd, objref: Objref, size: u64, mut data: &[u8]) -> Result<()> {
+    if rustix::io::ioctl_fionread(fd).unwrap_or(0) + data.len() as u64 > size {
+        return Err(Error::bad_image(format!("pipe {objref} has contents for more than its {size} bytes")));
+    }
     while !data.is_empty() {
         let n = rustix::io::write(fd, data).doing(|| format!("fill pipe {objref}"))?;
         data = data.get(n..).unwrap_or_default();

@@ -10,13 +10,13 @@ use super::{Descriptor, FileKind, Made, OpenContext, seek};
 use crate::{
     error::{Doing, Error, Result},
     objects::Objects,
-    procfs,
     task::show,
 };
 use ckpt_image::{
     Object, model,
     record::{self, file_kind, inode_kind},
 };
+use ckpt_kernel::procfs;
 use rustix::{
     fs::{FileType, Gid, Mode, OFlags, Uid},
     io::Errno,
@@ -95,6 +95,8 @@ fn is_as_made(flags: OFlags) -> bool {
 pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
     let path = show(&inode.path);
     let (fd, name) = create(&inode.path)?;
+    // At once: whatever ends us from here on leaves no file.
+    rustix::fs::unlink(name.as_slice()).doing(|| format!("unlink {path}"))?;
     let ready = (|| {
         rustix::fs::ftruncate(&fd, inode.record.size)?;
         rustix::fs::fchown(
@@ -104,7 +106,6 @@ pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
         )?;
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(inode.record.mode & 0o7777))
     })();
-    rustix::fs::unlink(name.as_slice()).doing(|| format!("unlink {path}"))?;
     ready.doing(|| format!("prepare the unlinked {path}"))?;
     Ok(Made { fd, read: None, taken: AtomicBool::default() })
 }

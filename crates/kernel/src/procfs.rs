@@ -1,7 +1,6 @@
 //! procfs as we found it. A restart may change our root directory and mounts for a while: what is
 //! read here is the same before, meanwhile and after.
 
-use crate::error::{Doing, Result};
 use rustix::{
     fs::{AtFlags, Mode, OFlags, Stat},
     io::Errno,
@@ -26,33 +25,42 @@ fn root() -> Result<BorrowedFd<'static>, Errno> {
 }
 
 /// Opens procfs, so that it is found later.
-pub(crate) fn find() -> Result<()> {
-    root().map(drop).doing(|| "open /proc".to_owned())
+pub fn find() -> Result<(), Errno> {
+    root().map(drop)
 }
 
 /// Opens `path` below /proc.
-pub(crate) fn open(path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub fn open(path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(root()?, path, flags | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// The contents of the file `path` below /proc.
-pub(crate) fn read(path: &str) -> std::io::Result<Vec<u8>> {
+pub fn read(path: &str) -> std::io::Result<Vec<u8>> {
     let mut text = Vec::new();
     File::from(open(path, OFlags::RDONLY)?).read_to_end(&mut text)?;
     Ok(text)
 }
 
 /// Writes the file `path` below /proc.
-pub(crate) fn write(path: &str, text: &str) -> std::io::Result<()> {
+pub fn write(path: &str, text: &str) -> std::io::Result<()> {
     File::from(open(path, OFlags::WRONLY)?).write_all(text.as_bytes())
 }
 
 /// What `path` below /proc leads to.
-pub(crate) fn stat(path: &str) -> Result<Stat, Errno> {
+pub fn stat(path: &str) -> Result<Stat, Errno> {
     rustix::fs::statat(root()?, path, AtFlags::empty())
 }
 
 /// Another open description of the file that a descriptor of ours refers to.
-pub(crate) fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     open(&format!("self/fd/{}", fd.as_fd().as_raw_fd()), flags)
+}
+
+/// The numbers that name the entries of the directory `path` below /proc.
+pub fn numbers(path: &str) -> Result<Vec<i32>, Errno> {
+    let mut numbers = Vec::new();
+    for entry in rustix::fs::Dir::new(open(path, OFlags::RDONLY | OFlags::DIRECTORY)?)? {
+        numbers.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(numbers)
 }

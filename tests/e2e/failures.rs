@@ -1,0 +1,225 @@
+//! Restarts that fail: by the end of a process being made, an id that is taken, a signal, a limit, at whatever moment.
+//! Each ends with one line that says why; nothing is left of it, and the image is as good as before.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use ckpt_tests::context::Context;
+use ckpt_tests::sys::{self, random_below};
+use ckpt_tests::target::{own_children, reap_strays};
+use ckpt_tests::tool::{LIMIT, Outcome, Run};
+use ckpt_tests::tree::family;
+use ckpt_tests::view::living_threads;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("puppet_killed_tree", |ctx| puppet_killed(ctx, "clan", &[], 20)),
+    ("puppet_killed_threads", |ctx| puppet_killed(ctx, "spinner", &["5"], 10)),
+    ("id_taken", id_taken),
+    ("interrupted", interrupted),
+    ("limits", limits),
+];
+
+/// A program that has been checkpointed and is gone.
+pub(crate) struct Scene {
+    pub(crate) program: Program,
+    pub(crate) image: PathBuf,
+    /// The pids and tids it had.
+    pub(crate) ids: Vec<i32>,
+    files: Vec<String>,
+    /// How long a restart takes.
+    wall: Duration,
+}
+
+impl Scene {
+    pub(crate) fn new(ctx: &Context, helper: &str, args: &[&str]) -> Result<Scene> {
+        let mut program = Program::start(ctx, helper, args)?;
+        let members = family(program.target.pid());
+        let tids = members.iter().flat_map(|pid| living_threads(*pid));
+        let ids: BTreeSet<i32> = members.iter().copied().chain(tids).collect();
+        let image = program.save_and_kill(ctx)?;
+        let wall = program.back_from(ctx, &image)?.wall;
+        program.target.kill();
+        let files = program.files()?;
+        Ok(Scene { program, image, ids: ids.into_iter().collect(), files, wall })
+    }
+
+    /// `restart -W` of an image.
+    pub(crate) fn restart(&self, ctx: &Context, image: &Path) -> Run {
+        ctx.run("restart", &["-W", "-i"]).arg(image)
+    }
+
+    /// After a failure: one line with all of `words`, and nothing is left.
+    pub(crate) fn failed(&self, outcome: &Outcome, words: &[&str]) -> Result<()> {
+        expect_line(outcome, "restart", &[1, 3, 4, 5], words)?;
+        ensure(outcome.stdout.is_empty(), "restart printed a pid")?;
+        self.nothing_left(&[])
+    }
+
+    /// No task with an id of the image but `others`, no process in the program's directory and no new file there.
+    pub(crate) fn nothing_left(&self, others: &[i32]) -> Result<()> {
+        sys::poll("what was made to be gone", Duration::from_secs(3), || {
+            reap_strays();
+            let there = |id: &&i32| !others.contains(*id) && Path::new(&format!("/proc/{id}")).exists();
+            Ok((!self.ids.iter().any(|id| there(&id))).then_some(()))
+        })
+        .with_context(|| format!("of {:?}; children: {:?}", self.ids, own_children()))?;
+        nothing_runs_in(self.program.dir.path())?;
+        let files = self.program.files()?;
+        ensure(files == self.files, format!("its directory held {:?} and holds {files:?}", self.files))
+    }
+
+    /// A restart that was over before anything could happen to it.
+    pub(crate) fn clear(&mut self) -> Result<()> {
+        let _ = self.program.adopt(); // one of its processes may have been killed: its first one, say
+        self.program.target.kill();
+        self.nothing_left(&[])
+    }
+
+    /// The image still works, whatever happened.
+    pub(crate) fn still_works(mut self, ctx: &Context) -> Result<()> {
+        self.program.back_from(ctx, &self.image).context("the image still works")?;
+        match self.program.dir.path().join("count").exists() {
+            true => self.program.unharmed(), // a spinner: it never ends
+            false => self.program.ends_with(7),
+        }
+    }
+}
+
+/// So many of the failures that are asked for in all.
+fn share(ctx: &Context, percent: u32) -> u32 {
+    (ctx.failures * percent).div_ceil(100)
+}
+
+/// Waits a random part of `span`, to the microsecond.
+fn wait_within(span: Duration) {
+    let until = Instant::now() + Duration::from_nanos(random_below(span.as_nanos() as u64));
+    while Instant::now() < until {
+        std::hint::spin_loop();
+    }
+}
+
+/// Runs `attempt` until it has given so many failures; it says whether it was one.
+fn until_failed(wanted: u32, mut attempt: impl FnMut(u32) -> Result<bool>) -> Result<()> {
+    let (mut failures, mut attempts) = (0, 0);
+    while failures < wanted {
+        ensure(attempts < wanted * 10 + 50, format!("only {failures} failures in {attempts} attempts"))?;
+        failures += u32::from(attempt(attempts).with_context(|| format!("attempt {attempts}"))?);
+        attempts += 1;
+    }
+    println!("    {failures} failures in {attempts} restarts");
+    Ok(())
+}
+
+/// Any of the processes that a running `restart` has made is killed.
+fn puppet_killed(ctx: &Context, helper: &str, args: &[&str], percent: u32) -> Result<()> {
+    let mut scene = Scene::new(ctx, helper, args)?;
+    until_failed(share(ctx, percent), |_| {
+        let run = scene.restart(ctx, &scene.image).start()?;
+        let killed = kill_descendant(run.pid(), scene.wall)?;
+        let outcome = run.finish(LIMIT)?;
+        if outcome.status.success() {
+            scene.clear()?;
+            return Ok(false);
+        }
+        let pid = killed.context("restart failed though nothing was killed")?;
+        let context = || format!("{pid} of {:?} was killed", scene.ids);
+        scene.failed(&outcome, &[&pid.to_string()]).with_context(context)?;
+        Ok(true)
+    })?;
+    scene.still_works(ctx)
+}
+
+/// SIGKILL to a descendant of `pid`, some time after there is one; `None` when `pid` ended before.
+fn kill_descendant(pid: i32, span: Duration) -> Result<Option<i32>> {
+    let running = || living_threads(pid).contains(&pid);
+    while family(pid).len() < 2 {
+        if !running() {
+            return Ok(None);
+        }
+    }
+    wait_within(span);
+    let found = family(pid);
+    let below = found.get(1..).unwrap_or_default();
+    let Some(victim) = below.get(random_below(below.len() as u64) as usize) else { return Ok(None) };
+    let Ok(pidfd) = pidfd_open(Pid::from_raw(*victim).context("pid 0")?, PidfdFlags::empty()) else {
+        return Ok(None);
+    };
+    // It is what we meant, and not another that was given its pid.
+    if running() && family(pid).contains(victim) && pidfd_send_signal(pidfd, Signal::KILL).is_ok() {
+        return Ok(Some(*victim));
+    }
+    Ok(None)
+}
+
+/// Any pid or tid of the image is somebody else's.
+fn id_taken(ctx: &Context) -> Result<()> {
+    let mut scene = Scene::new(ctx, "clan", &[])?;
+    until_failed(share(ctx, 15), |_| {
+        let id = scene.ids[random_below(scene.ids.len() as u64) as usize];
+        let mut squatter = Program::start(ctx, "squatter", &[&id.to_string()])?;
+        let outcome = scene.restart(ctx, &scene.image).finish()?;
+        expect_line(&outcome, "restart", &[1], &[&format!("pid {id} is taken by squatter")])?;
+        scene.nothing_left(&[id])?;
+        squatter.unharmed()?;
+        drop(squatter);
+        // Also when it had the root's pid, which only the program's owner waits for.
+        scene.clear()?;
+        Ok(true)
+    })?;
+    scene.still_works(ctx)
+}
+
+/// A signal that asks `restart` to end comes at any moment: it ends by it.
+fn interrupted(ctx: &Context) -> Result<()> {
+    let mut scene = Scene::new(ctx, "clan", &[])?;
+    until_failed(share(ctx, 20), |_| {
+        let signal = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP][random_below(3) as usize];
+        let run = scene.restart(ctx, &scene.image).start()?;
+        wait_within(scene.wall);
+        run.signal(signal)?;
+        let outcome = run.finish(LIMIT)?;
+        if outcome.status.success() {
+            scene.clear()?;
+            return Ok(false);
+        }
+        let by = std::os::unix::process::ExitStatusExt::signal(&outcome.status);
+        ensure(by == Some(signal), format!("signal {signal}: {}, {}", outcome.status, outcome.stderr))?;
+        // Nothing, if it came before anybody could catch it.
+        let lines = outcome.stderr.lines().count();
+        ensure(lines <= 1 && outcome.stdout.is_empty(), format!("it said {:?}", outcome.stderr))?;
+        scene.nothing_left(&[])?;
+        Ok(true)
+    })?;
+    scene.still_works(ctx)
+}
+
+/// `restart` under a limit that it can live with, but not bring the program back.
+fn limits(ctx: &Context) -> Result<()> {
+    let mut scene = Scene::new(ctx, "clan", &[])?;
+    let open_files: Vec<String> = (10..40).map(|n| format!("--nofile={n}")).collect();
+    // The program has a gigabyte of addresses, and a file without a name of a megabyte. Hard limits of
+    // memory would be the program's as well.
+    let others = ["--as=700000000:unlimited", "--as=1000000000:unlimited", "--fsize=500000:unlimited"];
+    let others = others.iter().map(|&limit| limit.to_owned());
+    let limits: Vec<String> = others.chain(open_files).collect();
+    let mut failures = Vec::new();
+    for limit in limits {
+        let mut command = Command::new("prlimit");
+        command.arg(&limit).arg(ctx.ckpt.as_ref().expect("binary")).args(["restart", "-W", "-i"]);
+        let outcome = Run::new(command).arg(&scene.image).finish()?;
+        if outcome.status.success() {
+            scene.clear()?;
+            bail!("{limit} did not keep restart from anything");
+        }
+        scene.failed(&outcome, &[]).with_context(|| limit.clone())?;
+        failures.push(outcome.stderr);
+    }
+    println!("    {} failures, {} different", failures.len(), failures.iter().collect::<BTreeSet<_>>().len());
+    scene.still_works(ctx)
+}
