@@ -4,6 +4,7 @@
 mod bad_image;
 mod common;
 mod errors;
+mod frozen;
 mod info;
 mod sweep;
 mod tree;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
 const SPECIAL: &[(&str, &[common::Test])] = &[
     ("bad_image", bad_image::TESTS),
     ("errors", errors::TESTS),
+    ("frozen", frozen::TESTS),
     ("info", info::TESTS),
     ("sweep", sweep::TESTS),
     ("tree", tree::TESTS),

@@ -38,6 +38,7 @@ pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
         new_pids: args.new_pids,
         force_files: args.force_files,
         force_cpu: args.force_cpu,
+        freezer: args.freezer,
         inherit,
     };
     let report = {

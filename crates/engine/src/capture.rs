@@ -9,7 +9,8 @@ use crate::{
     freeze::FrozenThread,
     header,
     objects::Objects,
-    resource::{cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
+    options::Observer,
+    resource::{call, cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
     task::Process,
     tree::{FrozenProcess, Held},
 };
@@ -21,6 +22,7 @@ use ckpt_kernel::{
     memory::Span,
     program::{Arg, Outcome, Program},
     query::Kcmp,
+    tracee::Stopped,
     visit::{Traces, Visit, Visitor, park_signal},
 };
 use ckpt_proc::{
@@ -69,8 +71,8 @@ struct Collector {
     unseen: BTreeMap<i32, i32>,
 }
 
-/// Collects everything of a frozen tree.
-pub(crate) fn capture(tree: Vec<FrozenProcess>) -> Result<Capture> {
+/// Collects everything of a frozen tree. `observer` is told which timeouts are not known exactly.
+pub(crate) fn capture(tree: Vec<FrozenProcess>, observer: &mut dyn Observer) -> Result<Capture> {
     let mut all = Collector::default();
     all.objects.members = tree.iter().map(|member| member.process.pid).collect();
     let header = header::header()?;
@@ -81,7 +83,7 @@ pub(crate) fn capture(tree: Vec<FrozenProcess>) -> Result<Capture> {
     for member in tree {
         let label = member.process.label();
         let children = stopped.remove(&member.process.pid).unwrap_or_default();
-        if member.is_zombie() { all.zombie(member) } else { all.process(member, &children) }
+        if member.is_zombie() { all.zombie(member) } else { all.process(member, &children, observer) }
             .task(|| label)?;
     }
     let tables = all.processes.iter().map(|p| p.task.files);
@@ -126,9 +128,14 @@ impl Collector {
 
     /// Visits the threads of a process, then collects everything. `children` are those that are
     /// stopped.
-    fn process(&mut self, member: FrozenProcess, children: &[i32]) -> Result<()> {
+    fn process(
+        &mut self,
+        member: FrozenProcess,
+        children: &[i32],
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
         let FrozenProcess { process, threads: frozen, stopped, parent_tid } = member;
-        let (frozen, answers) = visit(&process, frozen, children)?;
+        let (frozen, answers) = visit(&process, frozen, children, observer)?;
         let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
         self.unseen.extend(unseen);
         let threads = threads(&process, &frozen, &answers, &mut self.objects)?;
@@ -188,6 +195,7 @@ fn visit(
     process: &Process,
     frozen: Vec<FrozenThread>,
     stopped: &[i32],
+    observer: &mut dyn Observer,
 ) -> Result<(Vec<FrozenThread>, Answers)> {
     let maps = process.proc.parse("maps", parse_maps)?;
     let timers = process.proc.parse("timers", ckpt_proc::timers::parse_timers)?;
@@ -197,7 +205,7 @@ fn visit(
     limits::questions(&mut questions);
     mm::questions(&mut questions);
     timers::posix_questions(&mut questions, &timers);
-    let (visitors, kept) = visitors(process, frozen)?;
+    let (visitors, mut kept) = visitors(process, frozen)?;
     let texts = texts_in(&maps);
     let traces = Traces::find(process.pid, &texts, &slots_in(&maps));
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
@@ -209,11 +217,17 @@ fn visit(
     for index in 0..visit.len() {
         thread_answers.push(visit.run(index, &thread::questions())?);
     }
+    for (index, kept) in kept.iter_mut().enumerate().filter(|(_, kept)| kept.unsettled) {
+        let (raw, saved, settled) = call::resume(process, &mut visit, index, kept.tid)?;
+        settled.warn(kept.tid, observer);
+        (kept.raw, kept.saved, kept.restart) = (raw, saved, settled.restart);
+    }
     let threads = visit.leave()?;
     let mut statuses = Vec::with_capacity(kept.len());
-    let again = |(thread, (raw, saved, restart, mask, status))| {
-        statuses.push(status);
-        FrozenThread { thread, raw, saved, restart, mask }
+    let again = |(thread, kept): (Stopped, Kept)| {
+        statuses.push(kept.status);
+        let Kept { raw, saved, restart, mask, .. } = kept;
+        FrozenThread { thread, raw, saved, restart, mask, unsettled: false }
     };
     let frozen = threads.into_iter().zip(kept).map(again).collect();
     Ok((
@@ -251,7 +265,15 @@ fn park_signal_of(status: &Status, mask: u64) -> Result<i32> {
 }
 
 /// What a frozen thread keeps while it is visited.
-pub(crate) type Kept = (record::Regs, record::Regs, record::RestartBlock, u64, Status);
+pub(crate) struct Kept {
+    tid: i32,
+    raw: record::Regs,
+    saved: record::Regs,
+    restart: record::RestartBlock,
+    mask: u64,
+    unsettled: bool,
+    status: Status,
+}
 
 /// Makes frozen threads visitors.
 pub(crate) fn visitors(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<Visitor>, Vec<Kept>)> {
@@ -261,8 +283,9 @@ pub(crate) fn visitors(process: &Process, frozen: Vec<FrozenThread>) -> Result<(
         let tid = f.thread.tid();
         let status = process.proc.parse(&format!("task/{tid}/status"), parse_status)?;
         let signal = park_signal_of(&status, f.mask)?;
-        visitors.push(Visitor { thread: f.thread, raw: f.raw, mask: f.mask, signal });
-        kept.push((f.raw, f.saved, f.restart, f.mask, status));
+        let FrozenThread { thread, raw, saved, restart, mask, unsettled } = f;
+        visitors.push(Visitor { thread, raw, mask, signal });
+        kept.push(Kept { tid, raw, saved, restart, mask, unsettled, status });
     }
     Ok((visitors, kept))
 }

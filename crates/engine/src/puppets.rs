@@ -6,6 +6,7 @@
 
 use crate::{
     error::{Context, Doing, Error, Result},
+    freezer::{Custody, Freezer},
     options::Observer,
     plan::{Ghost, Group, Plan, Step, TaskIndex},
     resource::layout,
@@ -127,24 +128,30 @@ impl Puppets {
         Ok(())
     }
 
-    /// Lets all of them live; pid and pidfd of the root.
-    pub(crate) fn release(mut self) -> Result<(i32, OwnedFd)> {
+    /// Lets all of them live, frozen in `freezer` if there is one; pid and pidfd of the root.
+    pub(crate) fn release(mut self, freezer: Option<&Freezer>) -> Result<(i32, OwnedFd)> {
+        let living: Vec<i32> = self.list.iter().flatten().map(Puppet::pid).collect();
+        // Undone before any puppet is waited for: what v1 has frozen does not even die.
+        let custody = freezer.map(|freezer| freezer.confine(living)).transpose()?;
         // All or none survive a SIGKILL of ours: what is between the first and the last of these is
         // some microseconds, while letting them go takes many times that.
         self.list.iter_mut().flatten().try_for_each(Puppet::spare)?;
         let mut released = Vec::with_capacity(self.list.len());
-        for puppet in self.list.iter_mut().filter_map(Option::take) {
-            match puppet.release() {
-                Ok(one) => released.push(one),
-                Err(error) => {
-                    for (_, pidfd) in &released {
-                        let _ = pidfd_send_signal(pidfd, Signal::KILL);
-                    }
-                    return Err(error.into());
-                }
+        let mut let_go = self.list.iter_mut().flatten().try_for_each(|puppet| {
+            released.push(puppet.release()?);
+            Ok(())
+        });
+        if let Some(custody) = &custody {
+            let_go = let_go.and_then(|()| custody.wait());
+        }
+        if let Err(error) = let_go {
+            for (_, pidfd) in &released {
+                let _ = pidfd_send_signal(pidfd, Signal::KILL);
             }
+            return Err(error);
         }
         self.made.clear();
+        custody.map(Custody::keep);
         let root = released.into_iter().next();
         root.ok_or_else(|| Error::failed("the root of the tree does not exist"))
     }

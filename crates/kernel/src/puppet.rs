@@ -366,7 +366,7 @@ impl Puppet {
     }
 
     /// Lets the process live. It is the caller's child from now on.
-    pub fn release(mut self) -> Result<(i32, OwnedFd)> {
+    pub fn release(&mut self) -> Result<(i32, OwnedFd)> {
         for (thread, _) in std::mem::take(&mut self.threads) {
             thread.detach()?;
         }
