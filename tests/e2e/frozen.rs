@@ -289,6 +289,11 @@ fn checkpoint_fails(ctx: &Context, kind: Kind) -> Result<()> {
 /// SIGKILL of checkpoint at random instants: the guardian freezes it again. It may have run meanwhile.
 fn checkpoint_killed(ctx: &Context, kind: Kind) -> Result<()> {
     let Some(mut frozen) = Frozen::start(ctx, kind)? else { return Ok(()) };
+    // A process stopped in the middle of a visit would stay there until it is continued.
+    frozen.goes_on()?;
+    std::fs::remove_file(frozen.program.path("cont"))?;
+    frozen.group.freeze()?;
+    frozen.look()?;
     let image = frozen.program.path("image");
     let whole = ctx.run("checkpoint", &["-o"]).arg(&image).arg(frozen.program.pid()).finish()?;
     whole.expect_code(0)?;
@@ -317,7 +322,8 @@ fn checkpoint_killed(ctx: &Context, kind: Kind) -> Result<()> {
     let _ = std::fs::remove_file(&image);
     frozen.save(ctx, &[])?;
     frozen.unmoved()?;
-    frozen.goes_on()?;
+    frozen.group.set(false)?;
+    counts_on(&mut frozen.program)?;
     frozen.program.ends_with(7)
 }
 

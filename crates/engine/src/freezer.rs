@@ -238,7 +238,7 @@ impl Freezer {
             );
         }
         for name in [file, "cgroup.procs"] {
-            access(&path.join(name), Access::WRITE_OK).doing(|| what(&format!("write {name}")))?;
+            access(path.join(name), Access::WRITE_OK).doing(|| what(&format!("write {name}")))?;
         }
         let freezer = Freezer { path: path.clone(), version };
         freezer.refuse_bystanders()?;

@@ -151,7 +151,7 @@ impl Puppets {
             return Err(error);
         }
         self.made.clear();
-        custody.map(Custody::keep);
+        custody.into_iter().for_each(Custody::keep);
         let root = released.into_iter().next();
         root.ok_or_else(|| Error::failed("the root of the tree does not exist"))
     }

@@ -222,7 +222,7 @@ impl Guest {
         }
         let home = home_regs(&self.raw);
         self.thread.set_regs(&Regs { rip: address, orig_rax: NO_SYSCALL, ..home })?;
-        Ok(self.thread.set_sigmask(!(1 << (self.signal - 1)))?)
+        self.thread.set_sigmask(!(1 << (self.signal - 1)))
     }
 
     /// Gives registers and mask back, from a park in the code image at `address`.
