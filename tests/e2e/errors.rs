@@ -25,31 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("zombie", zombie),
     ("log_unwritable", log_unwritable),
     ("ia32", ia32),
-    ("frozen_v1", |ctx| frozen(ctx, "/sys/fs/cgroup/freezer", "freezer.state", "FROZEN", "THAWED")),
-    ("frozen_v2", |ctx| frozen(ctx, "/sys/fs/cgroup/unified", "cgroup.freeze", "1", "0")),
 ];
-
-/// A program in a frozen cgroup is refused at once, and still there when it is thawed.
-fn frozen(ctx: &Context, root: &str, file: &str, on: &str, off: &str) -> Result<()> {
-    let root = std::path::Path::new(root);
-    if !root.join("cgroup.procs").exists() {
-        return ctx.skip(file, &format!("no cgroups are mounted on {}", root.display()));
-    }
-    let program = Program::start(ctx, "exits", &["7"])?;
-    let group = root.join(format!("ckpt-test-{}", program.pid()));
-    std::fs::create_dir(&group)?;
-    let tried = (|| {
-        std::fs::write(group.join("cgroup.procs"), program.pid())?;
-        std::fs::write(group.join(file), on)?;
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        ctx.run("checkpoint", &["-o"]).arg(program.path("image")).arg(program.pid()).finish()
-    })();
-    // Whatever came of it, nothing stays frozen and no cgroup stays.
-    std::fs::write(group.join(file), off)?;
-    std::fs::write(root.join("cgroup.procs"), program.pid())?;
-    std::fs::remove_dir(&group)?;
-    survives(program, &tried?, &[3], &["cgroup", "frozen"])
-}
 
 /// After the failure: one line, nothing left, the program ends as it should.
 fn survives(mut program: Program, outcome: &Outcome, codes: &[i32], words: &[&str]) -> Result<()> {

@@ -6,6 +6,7 @@ mod common;
 mod edits;
 mod errors;
 mod failures;
+mod frozen;
 mod info;
 mod leaks;
 mod pidns;
@@ -53,6 +54,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("edits", edits::TESTS),
     ("errors", errors::TESTS),
     ("failures", failures::TESTS),
+    ("frozen", frozen::TESTS),
     ("info", info::TESTS),
     ("leaks", leaks::TESTS),
     ("pidns", pidns::TESTS),

@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pipeline_new_pids", pipeline_new_pids),
     ("stop_leaves_it_stopped", stop_leaves_it_stopped),
     ("stopped_before", stopped_before),
+    ("signal_while_stopped", signal_while_stopped),
     ("output_fd", output_fd),
     ("inherit_fd", inherit_fd),
     ("standard_pipes", standard_pipes),
@@ -275,6 +276,29 @@ fn stopped_before(ctx: &Context) -> Result<()> {
     std::thread::sleep(Duration::from_millis(100));
     sys::poll("it to stay stopped", LIMIT, stopped)?;
     rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
+    program.ends_with(7)
+}
+
+/// A signal sent to a stopped program is still there after a checkpoint, and in the image.
+fn signal_while_stopped(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "frost", &[])?;
+    let pid = *ckpt_tests::tree::children(program.target.pid()).get(2).context("the third child")?;
+    let pid = rustix::process::Pid::from_raw(pid).context("pid")?;
+    for signal in [rustix::process::Signal::STOP, rustix::process::Signal::USR1] {
+        rustix::process::kill_process(pid, signal)?;
+    }
+    let (image, mark) = (program.path("image"), program.path("usr1"));
+    let handled = || {
+        ensure(!mark.exists(), "it went on while it was stopped")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
+        sys::poll("its handler to run", Duration::from_secs(5), || Ok(mark.exists().then_some(())))?;
+        Ok::<_, anyhow::Error>(std::fs::remove_file(&mark)?)
+    };
+    ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;
+    handled().context("after the checkpoint")?;
+    program.target.kill();
+    program.back_from(ctx, &image)?;
+    handled().context("after the restart")?;
     program.ends_with(7)
 }
 

@@ -170,6 +170,10 @@ pub(crate) struct RestartArgs {
     /// Go on although this CPU lacks features that the program may use
     #[arg(long)]
     pub(crate) force_cpu: bool,
+    /// Leave the program frozen, before its first instruction, in this freezer cgroup (v1 or v2): a path, or one below
+    /// the freezer's mount
+    #[arg(short = 'F', long, value_name = "CGROUP")]
+    pub(crate) freezer: Option<PathBuf>,
     /// The program's descriptor TASKFD, whose other end was outside, becomes our MYFD (default: the same number)
     #[arg(long, value_name = "TASKFD[=MYFD]", value_parser = inherit)]
     pub(crate) inherit_fd: Vec<(i32, i32)>,

@@ -45,6 +45,7 @@ pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
         inspect: args.inspect,
         force_files: args.force_files,
         force_cpu: args.force_cpu,
+        freezer: args.freezer,
         inherit,
     };
     let report = {

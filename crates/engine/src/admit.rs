@@ -2,7 +2,6 @@
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    freezer::Freezers,
     task::{ProcDir, Process},
 };
 use ckpt_kernel::query::{self, Kcmp};
@@ -18,7 +17,6 @@ const OF_THREADS: usize = 5;
 pub(crate) struct Admission {
     /// Our own namespaces: name below /proc/self, target of the link.
     namespaces: Vec<(String, Vec<u8>)>,
-    freezers: Freezers,
 }
 
 impl Admission {
@@ -30,7 +28,7 @@ impl Admission {
             own.readlink(&name).ok().map(|target| (name, target))
         };
         let namespaces = NAMESPACES.into_iter().filter_map(namespace).collect();
-        Ok(Admission { namespaces, freezers: Freezers::find()? })
+        Ok(Admission { namespaces })
     }
 
     /// Refuses a process that has been stopped, for what it may have done since it was admitted, or
@@ -66,7 +64,6 @@ impl Admission {
                 .advice("end the debugger or let it detach"));
         }
         refuse_ia32(process)?;
-        self.freezers.refuse_frozen(process)?;
         process.tids()?.into_iter().try_for_each(|tid| self.admit_thread(process, tid))
     }
 

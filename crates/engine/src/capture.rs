@@ -10,7 +10,7 @@ use crate::{
     header,
     objects::Objects,
     options::{Observer, interrupted},
-    resource::{cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
+    resource::{call, cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
     task::Process,
     tree::{FrozenProcess, Held},
 };
@@ -23,6 +23,7 @@ use ckpt_kernel::{
     pidns::Ids,
     program::{Arg, Outcome, Program},
     query::Kcmp,
+    tracee::Stopped,
     visit::{Traces, Visit, Visitor, park_signal},
 };
 use ckpt_proc::{
@@ -71,7 +72,8 @@ struct Collector {
     unseen: BTreeMap<i32, i32>,
 }
 
-/// Collects everything of a frozen tree. `approve` has a look at its objects.
+/// Collects everything of a frozen tree. `observer` is told which timeouts are not known exactly,
+/// `approve` has a look at its objects.
 pub(crate) fn capture(
     tree: Vec<FrozenProcess>,
     observer: &mut dyn Observer,
@@ -88,7 +90,7 @@ pub(crate) fn capture(
         interrupted(observer)?;
         let label = member.process.label();
         let children = stopped.remove(&member.process.pid).unwrap_or_default();
-        if member.is_zombie() { all.zombie(member) } else { all.process(member, &children) }
+        if member.is_zombie() { all.zombie(member) } else { all.process(member, &children, observer) }
             .task(|| label)?;
     }
     let tables = all.processes.iter().map(|p| p.task.files);
@@ -134,9 +136,14 @@ impl Collector {
 
     /// Visits the threads of a process, then collects everything. `children` are those that are
     /// stopped.
-    fn process(&mut self, member: FrozenProcess, children: &[i32]) -> Result<()> {
+    fn process(
+        &mut self,
+        member: FrozenProcess,
+        children: &[i32],
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
         let FrozenProcess { process, threads: frozen, stopped, parent_tid } = member;
-        let (frozen, answers) = visit(&process, frozen, children)?;
+        let (frozen, answers) = visit(&process, frozen, children, observer)?;
         let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
         self.unseen.extend(unseen);
         let threads = threads(&process, &frozen, &answers, &mut self.objects)?;
@@ -196,6 +203,7 @@ fn visit(
     process: &Process,
     frozen: Vec<FrozenThread>,
     stopped: &[i32],
+    observer: &mut dyn Observer,
 ) -> Result<(Vec<FrozenThread>, Answers)> {
     let maps = process.proc.parse("maps", parse_maps)?;
     let timers = process.proc.parse("timers", ckpt_proc::timers::parse_timers)?;
@@ -205,7 +213,7 @@ fn visit(
     limits::questions(&mut questions);
     mm::questions(&mut questions);
     timers::posix_questions(&mut questions, &timers);
-    let (visitors, kept) = visitors(process, frozen)?;
+    let (visitors, mut kept) = visitors(process, frozen)?;
     let texts = texts_in(&maps);
     let traces = Traces::find(process.pid, &texts, &slots_in(&maps));
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
@@ -217,11 +225,17 @@ fn visit(
     for index in 0..visit.len() {
         thread_answers.push(visit.run(index, &thread::questions())?);
     }
+    for (index, kept) in kept.iter_mut().enumerate().filter(|(_, kept)| kept.unsettled) {
+        let (raw, saved, settled) = call::resume(process, &mut visit, index, kept.tid)?;
+        settled.warn(kept.tid, observer);
+        (kept.raw, kept.saved, kept.restart) = (raw, saved, settled.restart);
+    }
     let threads = visit.leave()?;
     let mut statuses = Vec::with_capacity(kept.len());
-    let again = |(thread, (raw, saved, restart, mask, status))| {
-        statuses.push(status);
-        FrozenThread { thread, raw, saved, restart, mask }
+    let again = |(thread, kept): (Stopped, Kept)| {
+        statuses.push(kept.status);
+        let Kept { raw, saved, restart, mask, .. } = kept;
+        FrozenThread { thread, raw, saved, restart, mask, unsettled: false }
     };
     let frozen = threads.into_iter().zip(kept).map(again).collect();
     Ok((
@@ -259,7 +273,15 @@ fn park_signal_of(status: &Status, mask: u64) -> Result<i32> {
 }
 
 /// What a frozen thread keeps while it is visited.
-pub(crate) type Kept = (record::Regs, record::Regs, record::RestartBlock, u64, Status);
+pub(crate) struct Kept {
+    tid: i32,
+    raw: record::Regs,
+    saved: record::Regs,
+    restart: record::RestartBlock,
+    mask: u64,
+    unsettled: bool,
+    status: Status,
+}
 
 /// Makes frozen threads visitors.
 pub(crate) fn visitors(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<Visitor>, Vec<Kept>)> {
@@ -273,8 +295,9 @@ pub(crate) fn visitors(process: &Process, frozen: Vec<FrozenThread>) -> Result<(
             pid: status.ns_tgid.last().copied().unwrap_or(process.pid),
             tid: status.ns_pid.last().copied().unwrap_or(tid),
         };
-        visitors.push(Visitor { thread: f.thread, own, raw: f.raw, mask: f.mask, signal });
-        kept.push((f.raw, f.saved, f.restart, f.mask, status));
+        let FrozenThread { thread, raw, saved, restart, mask, unsettled } = f;
+        visitors.push(Visitor { thread, own, raw, mask, signal });
+        kept.push(Kept { tid, raw, saved, restart, mask, unsettled, status });
     }
     Ok((visitors, kept))
 }

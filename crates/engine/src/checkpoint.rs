@@ -6,6 +6,7 @@
 //! | destination | an output that cannot be created must not cost the tasks a moment |
 //! | survey | unsupported state is refused before the program is disturbed, and leaks are looked for if asked |
 //! | guardian | from here on a killed coordinator leaves nothing behind |
+//! | thaw | what a freezer cgroup holds stops before it can run; it is frozen again before it is let go |
 //! | freeze | the whole tree stands still from here on |
 //! | capture | process by process: a visit for what only the tasks know, then what is seen from outside; of a container leaks again, as now they are certain |
 //! | write | metadata, then pages, which need nothing but the stopped tasks |
@@ -16,6 +17,7 @@ use crate::{
     capture::{Capture, capture},
     error::{Context, Error, ErrorKind, Result},
     freeze::thaw,
+    frost::{Frost, Thawed},
     guard, leaks,
     objects::Objects,
     options::{After, CheckpointOptions, CheckpointReport, Observer, Output, Scope},
@@ -61,9 +63,12 @@ pub fn checkpoint(
         shared_outside = Some(found.leaks);
     }
     drop(surveyed);
-    let guardian = guard::post().task(label)?;
+    let frost = Frost::find(root.pid).task(label)?;
+    let guardian = guard::post(&frost).task(label)?;
     let frozen_at = Instant::now();
-    let frozen = tree::freeze_tree(root.pid, &admission, observer).task(label)?;
+    // Outlives all holds: its threads are let go by it, after it has frozen them again.
+    let thawed = frost.thaw(root.pid).task(label)?;
+    let frozen = tree::freeze_tree(root.pid, &admission, thawed.seized(), observer).task(label)?;
     guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
     let approve = |objects: &Objects, observer: &mut dyn Observer| {
         if !container {
@@ -89,7 +94,7 @@ pub fn checkpoint(
         total: Duration::ZERO,
     };
     let held = std::mem::take(&mut capture.held);
-    report.frozen = settle(options.after, held, destination, frozen_at)?;
+    report.frozen = settle(options.after, held, thawed, destination, frozen_at)?;
     drop(guardian);
     report.total = begin.elapsed();
     Ok(report)
@@ -202,10 +207,18 @@ fn write_all(
 }
 
 /// Publishes the image and lets the tasks go on, stop or end. Returns how long they stood still.
-fn settle(after: After, held: Held, destination: Destination, frozen_at: Instant) -> Result<Duration> {
+/// What was frozen by a cgroup is so again.
+fn settle(
+    after: After,
+    held: Held,
+    thawed: Thawed,
+    destination: Destination,
+    frozen_at: Instant,
+) -> Result<Duration> {
     match after {
         After::Resume => {
             thaw_tree(held)?;
+            thawed.freeze()?;
             let frozen = frozen_at.elapsed();
             destination.publish()?;
             Ok(frozen)
@@ -215,6 +228,7 @@ fn settle(after: After, held: Held, destination: Destination, frozen_at: Instant
             // Pending when they are let go, so that not one instruction is run in between.
             signal_all(&held, rustix::process::Signal::STOP)?;
             thaw_tree(held)?;
+            thawed.freeze()?;
             Ok(frozen_at.elapsed())
         }
         After::Kill => {
@@ -222,6 +236,8 @@ fn settle(after: After, held: Held, destination: Destination, frozen_at: Instant
             let frozen = frozen_at.elapsed();
             signal_all(&held, rustix::process::Signal::KILL)?;
             held.into_iter().try_for_each(|(process, threads)| wait_end(&process, threads))?;
+            // Only now: v1 would hold back even the killed.
+            thawed.freeze()?;
             Ok(frozen)
         }
     }

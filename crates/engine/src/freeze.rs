@@ -34,6 +34,8 @@ pub(crate) struct FrozenThread {
     pub(crate) restart: RestartBlock,
     /// Its signal mask.
     pub(crate) mask: u64,
+    /// Its call must go on for a moment, to tell what remains of its timeout.
+    pub(crate) unsettled: bool,
 }
 
 /// How often a thread that was caught between two calls is let go and stopped again.
@@ -50,11 +52,12 @@ pub(crate) enum Purpose {
     Visit,
 }
 
-/// Stops every thread of `process`; new ones that appear meanwhile are caught too. `observer` is told
-/// which timeouts are not known exactly.
+/// Stops every thread of `process`; new ones that appear meanwhile are caught too. Those in `asked` are
+/// about to stop. `observer` is told which timeouts are not known exactly.
 pub(crate) fn freeze(
     process: &Process,
     purpose: Purpose,
+    asked: &BTreeSet<i32>,
     observer: &mut dyn Observer,
 ) -> Result<Vec<FrozenThread>> {
     await_vfork(process)?;
@@ -67,7 +70,12 @@ pub(crate) fn freeze(
         }
         for tid in new {
             interrupted(observer)?;
-            match freeze_thread(process, tid, purpose, observer) {
+            let thread = if asked.contains(&tid) {
+                await_thread(process, tid)
+            } else {
+                freeze_thread(process, tid, purpose, observer)
+            };
+            match thread {
                 // Its id may be given to another thread yet.
                 Err(error) if error.gone && tid != process.pid => drop(known.remove(&tid)),
                 Err(error) => return Err(error.error),
@@ -101,6 +109,19 @@ impl From<Error> for Failure {
     }
 }
 
+/// Waits for a thread that was frozen, and is asked to stop.
+fn await_thread(process: &Process, tid: i32) -> Result<FrozenThread, Failure> {
+    let mut thread = Running::born(tid).wait_stop()?.lend();
+    let mut raw = thread.regs()?;
+    let mask = thread.sigmask()?;
+    leave_rseq(process, &mut thread, &mut raw)?;
+    if call::hide_eintr(process, tid, mask, &mut raw)? || call::unbegin(process, &mut raw) {
+        thread.set_regs(&raw)?;
+    }
+    let unsettled = call::waits(&raw);
+    Ok(FrozenThread { thread, raw, saved: raw, restart: RestartBlock::default(), mask, unsettled })
+}
+
 /// Stops one thread where its interrupted call can be told.
 fn freeze_thread(
     process: &Process,
@@ -127,13 +148,14 @@ fn freeze_thread(
         if call::hide_eintr(process, tid, mask, &mut raw)? {
             thread.set_regs(&raw)?;
         }
-        let mut saved = raw;
+        let (mut saved, unsettled) = (raw, false);
         if purpose == Purpose::Visit {
-            return Ok(FrozenThread { thread, raw, saved, restart: RestartBlock::default(), mask });
+            let restart = RestartBlock::default();
+            return Ok(FrozenThread { thread, raw, saved, restart, mask, unsettled });
         }
         if let Some(settled) = call::settle(process, &before, &mut saved, attempt < PATIENCE)? {
             settled.warn(tid, observer);
-            return Ok(FrozenThread { thread, raw, saved, restart: settled.restart, mask });
+            return Ok(FrozenThread { thread, raw, saved, restart: settled.restart, mask, unsettled });
         }
         thread.set_regs(&raw)?;
         thread.detach()?;
@@ -176,7 +198,7 @@ fn is_ours(process: &Process, tid: i32) -> bool {
 }
 
 /// A parent suspended in vfork(2) cannot be stopped; it goes on soon, or not for long.
-fn await_vfork(process: &Process) -> Result<()> {
+pub(crate) fn await_vfork(process: &Process) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(1);
     const CALLS: [i64; 3] = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
     let begun = Instant::now();

@@ -1,20 +1,23 @@
 //! What the guardian does when a checkpoint is killed: takes the slot and the stub out of the
-//! tasks, once none of them is in there any more.
+//! tasks, once none of them is in there any more, and freezes again what was thawed.
 
 use crate::{
     capture::{slot_address, slots_in, texts_in, visitors},
     error::Result,
     freeze::{FrozenThread, Purpose, freeze, thaw},
+    frost::Frost,
     options::Silent,
+    resource::call,
     task::Process,
 };
+use ckpt_image::record::Regs;
 use ckpt_kernel::{
     guardian::Guardian,
     memory::{self, Span},
     visit::{Traces, Visit},
 };
 use ckpt_proc::maps::{Mapping, parse_maps};
-use std::{io::Write, time::Duration};
+use std::{collections::BTreeSet, io::Write, time::Duration};
 
 /// How long a thread may stay in our code (in a signal handler that interrupted its way home).
 const ATTEMPTS: u32 = 200;
@@ -23,27 +26,49 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// How much of a stack is searched for a way back into our code.
 const STACK: usize = 64 << 10;
 
-/// Posts a guardian; which processes it watches over is told to it when they are known.
-pub(crate) fn post() -> Result<Guardian> {
+/// Posts a guardian; which processes it watches over is told to it when they are known. `frost` is
+/// what is thawed for the visit.
+pub(crate) fn post(frost: &Frost) -> Result<Guardian> {
     Ok(Guardian::start(|pids| {
-        let mut left = pids.to_vec();
-        for _ in 0..ATTEMPTS {
-            // One that has ended needs nothing any more.
-            left.retain(|pid| Process::open(*pid).is_ok_and(|p| !clean(&p).unwrap_or(false)));
-            if left.is_empty() {
+        // At once: the kernel lets tasks go only after it has closed the pipe that woke us.
+        refreeze(frost);
+        let marked = |pid: &i32| Process::open(*pid).is_ok_and(|p| look(&p).is_ok_and(|l| !l.1.is_empty()));
+        if !frost.is_empty() {
+            if !pids.iter().any(marked) {
                 return;
             }
-            std::thread::sleep(PAUSE);
+            let _ = frost.set(false);
         }
-        // Nobody else is left who could say it; the next checkpoint of the process cleans up as well.
-        for process in left.into_iter().flat_map(Process::open) {
-            let label = process.label();
-            let line = format!(
-                "checkpoint: warning: {label} goes on, but memory of ours could not be taken out of it\n"
-            );
-            let _ = std::io::stderr().write_all(line.as_bytes());
-        }
+        clean_all(pids);
+        refreeze(frost);
     })?)
+}
+
+fn refreeze(frost: &Frost) {
+    if let Err(error) = frost.set(true) {
+        let _ = std::io::stderr().write_all(format!("checkpoint: warning: {error}\n").as_bytes());
+    }
+}
+
+/// Cleans processes, in 2 s at most.
+fn clean_all(pids: &[i32]) {
+    let mut left = pids.to_vec();
+    for _ in 0..ATTEMPTS {
+        // One that has ended needs nothing any more.
+        left.retain(|pid| Process::open(*pid).is_ok_and(|p| !clean(&p).unwrap_or(false)));
+        if left.is_empty() {
+            return;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    // Nobody else is left who could say it; the next checkpoint of the process cleans up as well.
+    for process in left.into_iter().flat_map(Process::open) {
+        let label = process.label();
+        let line = format!(
+            "checkpoint: warning: {label} goes on, but memory of ours could not be taken out of it\n"
+        );
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
 }
 
 /// Whether nothing of ours is in the process (any more).
@@ -51,11 +76,16 @@ fn clean(process: &Process) -> Result<bool> {
     if look(process)?.1.is_empty() {
         return Ok(true);
     }
-    let frozen = freeze(process, Purpose::Visit, &mut Silent)?;
+    let mut frozen = freeze(process, Purpose::Visit, &BTreeSet::new(), &mut Silent)?;
     // Only now does nothing move: a thread on its way home may have mapped the slot meanwhile.
     let (maps, traces) = look(process)?;
     let (texts, spans) = (texts_in(&maps), traces.spans());
     if frozen.iter().any(|thread| is_inside(process.pid, thread, &spans)) {
+        // One that sleeps in there would not come out before its time: it goes home, and sleeps on there.
+        frozen
+            .iter_mut()
+            .filter(|f| call::waits(&f.raw) && is_at(f.raw.rip, &spans))
+            .try_for_each(|f| f.thread.set_regs(&Regs { rax: 0, orig_rax: u64::MAX, ..f.raw }))?;
         thaw(process, frozen.into_iter().map(|f| f.thread).collect())?;
         return Ok(false);
     }
@@ -73,9 +103,14 @@ fn look(process: &Process) -> Result<(Vec<Mapping>, Traces)> {
     Ok((maps, traces))
 }
 
+/// Whether an address is in one of `spans`.
+fn is_at(address: u64, spans: &[Span]) -> bool {
+    spans.iter().any(|s| address.wrapping_sub(s.start) < s.len as u64)
+}
+
 /// Whether a thread runs our code or will return to it.
 fn is_inside(pid: i32, thread: &FrozenThread, spans: &[Span]) -> bool {
-    let ours = |address: u64| spans.iter().any(|s| address.wrapping_sub(s.start) < s.len as u64);
+    let ours = |address: u64| is_at(address, spans);
     if ours(thread.raw.rip) {
         return true;
     }

@@ -11,6 +11,7 @@ mod checkpoint;
 mod error;
 mod freeze;
 mod freezer;
+mod frost;
 mod guard;
 mod header;
 mod household;

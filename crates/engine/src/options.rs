@@ -95,6 +95,8 @@ pub struct RestartOptions {
     pub force_files: bool,
     /// Go on although the processor lacks features that the checkpointed one had.
     pub force_cpu: bool,
+    /// A freezer cgroup, absolute or below the mount of one: the tasks are left frozen in it.
+    pub freezer: Option<PathBuf>,
     /// For external descriptors: (task's fd, descriptor of ours that takes its place).
     pub inherit: Vec<(i32, OwnedFd)>,
 }

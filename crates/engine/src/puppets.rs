@@ -9,6 +9,7 @@
 
 use crate::{
     error::{Context, Doing, Error, Result},
+    freezer::{Custody, Freezer},
     household::{self, Household},
     options::{Observer, Pids, interrupted},
     plan::{Ghost, Group, Plan, Step, TaskIndex},
@@ -149,39 +150,41 @@ impl Puppets {
         Ok(())
     }
 
-    /// Lets all of them live.
-    pub(crate) fn release(mut self) -> Result<Root> {
+    /// Lets all of them live, frozen in `freezer` if there is one.
+    pub(crate) fn release(mut self, freezer: Option<&Freezer>) -> Result<Root> {
         let root = self.own_pid(0);
         if let Some(household) = &mut self.household {
             household.settle(root)?;
         }
+        let living: Vec<i32> = self.list.iter().flatten().map(Puppet::pid).collect();
+        // Undone before any puppet is waited for: what v1 has frozen does not even die.
+        let custody = freezer.map(|freezer| freezer.confine(living)).transpose()?;
         // All or none survive a SIGKILL of ours: what is between the first and the last of these is
         // some microseconds, while letting them go takes many times that.
         self.household.iter_mut().try_for_each(|household| household.init.spare())?;
         self.list.iter_mut().flatten().try_for_each(Puppet::spare)?;
-        let status = match self.household.take() {
-            Some(household) => {
-                household.init.release()?;
-                Some(household.status)
-            }
-            None => None,
-        };
         let mut released = Vec::with_capacity(self.list.len());
-        for puppet in self.list.iter_mut().filter_map(Option::take) {
-            match puppet.release() {
-                Ok(one) => released.push(one),
-                Err(error) => {
-                    for one in &released {
-                        let _ = pidfd_send_signal(&one.pidfd, Signal::KILL);
-                    }
-                    return Err(error.into());
-                }
+        let mut let_go = self.list.iter_mut().flatten().try_for_each(|puppet| {
+            released.push(puppet.release()?);
+            Ok(())
+        });
+        if let Some(custody) = &custody {
+            let_go = let_go.and_then(|()| custody.wait());
+        }
+        if let Some(household) = &mut self.household {
+            let_go = let_go.and_then(|()| Ok(household.init.release().map(drop)?));
+        }
+        if let Err(error) = let_go {
+            for one in &released {
+                let _ = pidfd_send_signal(&one.pidfd, Signal::KILL);
             }
+            return Err(error);
         }
         self.made.clear();
+        custody.into_iter().for_each(Custody::keep);
         let root = released.into_iter().next();
         let root = root.ok_or_else(|| Error::failed("the root of the tree does not exist"))?;
-        Ok(Root::new(root, status))
+        Ok(Root::new(root, self.household.take().map(|household| household.status)))
     }
 }
 

@@ -15,10 +15,11 @@
 //! | restore | each thread by a program of its own, the leader also what they share |
 //! | stop | those that were stopped, their parents not noticing |
 //! | registers | calls in progress, then the slot, then registers and masks |
-//! | release | go |
+//! | release | go; or, with a freezer, into it, and frozen before they are let go |
 
 use crate::{
     error::{Context, Doing, Error, Result},
+    freezer::Freezer,
     machine,
     options::{Input, Observer, Pids, RestartOptions, RestartReport, interrupted},
     plan::{Node, plan},
@@ -70,6 +71,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     if !options.force_files {
         check_mapped_files(&image)?;
     }
+    let freezer = options.freezer.as_deref().map(Freezer::named).transpose()?;
     let opened = open(&image, &options)?;
     let areas = areas(&image)?;
     let mut puppets = make(&image, &options, &areas, &mut reader, observer)?;
@@ -78,7 +80,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let materials = Materials { image: &image, new_pids, parts, opened, areas, born };
     let page_bytes = build(&mut puppets, &materials, reader, observer)?;
     interrupted(observer)?;
-    let root = puppets.release()?;
+    let root = puppets.release(freezer.as_ref())?;
     drop(surroundings);
     Ok(RestartReport {
         id: image.header.id,

@@ -75,13 +75,14 @@ pub(crate) fn members(root: i32) -> Result<Vec<Process>> {
     Ok(members)
 }
 
-/// Stops the tree below `root`, a parent before its children.
+/// Stops the tree below `root`, a parent before its children. The threads in `asked` are about to stop.
 pub(crate) fn freeze_tree(
     root: i32,
     admission: &Admission,
+    asked: &BTreeSet<i32>,
     observer: &mut dyn Observer,
 ) -> Result<Vec<FrozenProcess>> {
-    let first = hold(Process::open(root)?, admission, observer)?.filter(|root| !root.is_zombie());
+    let first = hold(Process::open(root)?, admission, asked, observer)?.filter(|root| !root.is_zombie());
     let mut tree = vec![first.ok_or_else(|| Error::failed(format!("the process {root} ended")))?];
     let mut known = BTreeSet::from([root]);
     loop {
@@ -92,7 +93,7 @@ pub(crate) fn freeze_tree(
                     continue;
                 }
                 let child = match Process::open(pid) {
-                    Ok(child) => hold(child, admission, observer)?,
+                    Ok(child) => hold(child, admission, asked, observer)?,
                     Err(_) => None,
                 };
                 match child {
@@ -113,6 +114,7 @@ pub(crate) fn freeze_tree(
 fn hold(
     process: Process,
     admission: &Admission,
+    asked: &BTreeSet<i32>,
     observer: &mut dyn Observer,
 ) -> Result<Option<FrozenProcess>> {
     interrupted(observer)?;
@@ -123,7 +125,7 @@ fn hold(
         return if process.stat().is_ok() { held(process, Vec::new()) } else { Ok(None) };
     }
     // Stopped first: until then it may make children faster than we look at it.
-    let frozen = freeze(&process, Purpose::Image, observer)
+    let frozen = freeze(&process, Purpose::Image, asked, observer)
         .and_then(|threads| admission.readmit(&process).map(|()| threads))
         .task(|| process.label());
     match frozen {

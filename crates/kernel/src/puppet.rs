@@ -460,7 +460,7 @@ impl Puppet {
     }
 
     /// Lets the process live.
-    pub fn release(mut self) -> Result<Released> {
+    pub fn release(&mut self) -> Result<Released> {
         let (pid, own_pid) = (self.pid, self.own_pid());
         for strand in std::mem::take(&mut self.threads) {
             strand.thread.detach()?;

@@ -52,6 +52,8 @@ pub struct Stopped {
     tid: i32,
     /// Still ours to detach: not once it was let go or has ended.
     attached: bool,
+    /// Somebody else detaches it: see [`Stopped::lend`].
+    lent: bool,
     /// SIGSTOPs taken out of the way while the thread was ours.
     held: Vec<i32>,
     /// See [`Stopped::with_others`].
@@ -88,7 +90,7 @@ fn wait(tid: i32, block: bool) -> Result<Option<Event>> {
 
 /// Whether a thread has ended, though waitpid(2) may not say so yet.
 fn is_dead(tid: i32) -> bool {
-    let stat = std::fs::read(format!("/proc/{tid}/stat")).unwrap_or_default();
+    let stat = crate::procfs::read(&format!("{tid}/stat")).unwrap_or_default();
     let state = stat.iter().rposition(|b| *b == b')').and_then(|at| stat.get(at + 2));
     state.is_none_or(|state| b"ZX".contains(state))
 }
@@ -153,6 +155,7 @@ impl Running {
                     return Ok(Stopped {
                         tid,
                         attached: true,
+                        lent: false,
                         held: Vec::new(),
                         others: false,
                         not_send: PhantomData,
@@ -406,6 +409,47 @@ impl Stopped {
         Ok(())
     }
 
+    /// Keeps the thread attached and stopped when this hold ends: [`detach`] lets it go.
+    pub fn lend(mut self) -> Stopped {
+        self.lent = true;
+        self
+    }
+
+    /// Lets the thread, parked with signals blocked, run up to where it sleeps in a system call, which
+    /// `asleep` tells, and stops it there, or after the call. It is at a syscall instruction.
+    pub fn run_into_sleep(&mut self, asleep: &mut dyn FnMut() -> bool) -> Result<()> {
+        self.run_to_syscall()?;
+        let tid = self.tid();
+        ptraced(tid, "ptrace(PTRACE_SYSCALL)", sys::ptrace(libc::PTRACE_SYSCALL, tid, 0, 0))?;
+        let begin = Instant::now();
+        let mut event = None;
+        while event.is_none() && !asleep() {
+            event = wait(tid, false)?;
+            if begin.elapsed() > Duration::from_secs(STOP_SECONDS) {
+                return Err(Error::Timeout { tid, seconds: STOP_SECONDS });
+            }
+        }
+        let interrupt =
+            || ptraced(tid, "ptrace(PTRACE_INTERRUPT)", sys::ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0));
+        interrupt()?;
+        while event.is_none() {
+            event = wait(tid, true)?;
+        }
+        if matches!(event, Some(Event::Ended)) {
+            self.attached = false;
+            return Err(Error::Gone { tid });
+        }
+        // That was the call's exit, which has used up the interrupt; without another it would begin anew.
+        interrupt()?;
+        for _ in 0..64 {
+            let status = self.go(libc::PTRACE_CONT, "ptrace(PTRACE_CONT)")?;
+            if status >> 16 == libc::PTRACE_EVENT_STOP {
+                return Ok(());
+            }
+        }
+        Err(Error::Unexpected { tid, rip: 0, status: 0 })
+    }
+
     /// Lets the thread go for good, with the registers and mask it has now.
     pub fn detach(mut self) -> Result<()> {
         self.let_go()
@@ -429,9 +473,13 @@ impl Stopped {
             // SIGSTOP and its kin are process-wide; one that came meanwhile takes effect now.
             let _ = sys::numbers(libc::SYS_kill, [self.tid as u64, *signal as u64, 0, 0, 0]);
         }
-        ptraced(self.tid, "ptrace(PTRACE_DETACH)", sys::ptrace(libc::PTRACE_DETACH, self.tid, 0, 0))?;
-        Ok(())
+        if self.lent { Ok(()) } else { detach(self.tid) }
     }
+}
+
+/// Lets a thread of ours go that is stopped and that no [`Stopped`] will let go.
+pub fn detach(tid: i32) -> Result<()> {
+    ptraced(tid, "ptrace(PTRACE_DETACH)", sys::ptrace(libc::PTRACE_DETACH, tid, 0, 0)).map(|_| ())
 }
 
 impl Drop for Stopped {

@@ -216,6 +216,17 @@ struct Guest {
 }
 
 impl Guest {
+    /// Goes to our code. Signals are blocked before it runs, lest one that is pending be taken out
+    /// of its queue; that code leads home should we die, and home gives the mask back.
+    fn go_in(&mut self, address: u64) -> Result<()> {
+        if std::mem::replace(&mut self.inside, true) {
+            return Ok(());
+        }
+        let home = home_regs(&self.raw);
+        self.thread.set_regs(&Regs { rip: address, orig_rax: NO_SYSCALL, ..home })?;
+        self.thread.set_sigmask(!(1 << (self.signal - 1)))
+    }
+
     /// Gives registers and mask back, from a park in the code image at `address`.
     fn put_back(&mut self, address: u64, settled: u64) -> Result<()> {
         if !self.inside {
@@ -279,7 +290,7 @@ impl Foothold {
         let extra: Vec<u64> = std::iter::once(nr as u64).chain(args).collect();
         self.write(&image(code, &words, &extra))?;
         let home = home_regs(&guest.raw);
-        guest.inside = true;
+        guest.go_in(self.address)?;
         guest.thread.set_regs(&Regs { rip: self.address, orig_rax: NO_SYSCALL, ..home })?;
         guest.thread.run_to(self.address + code.parked)?;
         let result = guest.thread.regs()?.rbx;
@@ -390,8 +401,29 @@ impl Visit {
         let pid = self.pid;
         let Some(guest) = self.guests.get_mut(index) else { return Err(Error::Gone { tid: pid }) };
         let base = home_regs(&guest.raw);
-        guest.inside = true;
+        guest.go_in(guest.bay.address)?;
         guest.bay.run(pid, &mut guest.thread, &base, program)
+    }
+
+    /// Lets thread number `index` go on with the call in which it was interrupted, up to where it sleeps
+    /// again, which `asleep` tells, and interrupts it there. Returns its registers as they are now:
+    /// with -516 in rax as before, or with the result if the call has ended.
+    pub fn resume_call(&mut self, index: usize, asleep: &mut dyn FnMut() -> bool) -> Result<Regs> {
+        let pid = self.pid;
+        let Some(guest) = self.guests.get_mut(index) else { return Err(Error::Gone { tid: pid }) };
+        let Guest { raw, mask, signal, bay, .. } = *guest;
+        guest.go_in(bay.address)?;
+        // Behind that instruction is the way home: nothing need be sent to the bay.
+        let at =
+            Regs { rip: bay.syscall(), rax: NR_RESTART_SYSCALL, orig_rax: NO_SYSCALL, ..home_regs(&raw) };
+        guest.thread.set_regs(&at)?;
+        guest.thread.run_into_sleep(asleep)?;
+        let result = guest.thread.regs()?.rax;
+        if result != ERESTART_RESTARTBLOCK {
+            guest.raw = Regs { rax: result, orig_rax: NO_SYSCALL, ..raw };
+            bay.furnish(pid, guest.own, &guest.raw, mask, signal)?;
+        }
+        Ok(guest.raw)
     }
 
     /// Unmaps a slot left by a coordinator that died.

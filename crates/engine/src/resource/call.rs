@@ -19,7 +19,7 @@ use crate::{
     task::Process,
 };
 use ckpt_image::record::{Regs, RestartBlock, restart_kind};
-use ckpt_kernel::{memory, procfs, puppet::Puppet};
+use ckpt_kernel::{memory, procfs, puppet::Puppet, visit::Visit};
 use ckpt_proc::{
     syscall::{Syscall, parse_syscall},
     timer_list::{HrTimer, parse_timer_list},
@@ -65,6 +65,8 @@ const EINTR_CALLS: [i64; 13] = [
     SYS_SENDMSG,
 ];
 
+/// How often it is tried to tell exactly what remains of a timeout.
+const PATIENCE: u32 = 20;
 /// Nanoseconds that do not matter.
 const SHORT: u64 = 10_000_000;
 
@@ -213,6 +215,60 @@ fn about_to_restart(process: &Process, regs: &Regs) -> bool {
     regs.rax as i64 == SYS_RESTART_SYSCALL
         && memory::read(process.pid, regs.rip, &mut code).is_ok()
         && code == SYSCALL
+}
+
+/// Makes of a thread about to issue restart_syscall(2) one that was interrupted: the kernel will take
+/// it there again. Whether it was one.
+pub(crate) fn unbegin(process: &Process, raw: &mut Regs) -> bool {
+    let begins = about_to_restart(process, raw);
+    if begins {
+        raw.orig_rax = raw.rax;
+        raw.rax = ERESTART_RESTARTBLOCK;
+        raw.rip += 2;
+    }
+    begins
+}
+
+/// Whether the thread was interrupted in a call that goes on by its restart block.
+pub(crate) fn waits(raw: &Regs) -> bool {
+    raw.rax == ERESTART_RESTARTBLOCK
+}
+
+/// Tells what remains of the timeout of thread number `index`, which was frozen: its timer may be gone since,
+/// and others of its tree were stopped at the same moment. Its call goes on, in our code, until it sleeps, and
+/// is interrupted again. Returns the registers to go on with and those for the image.
+pub(crate) fn resume(
+    process: &Process,
+    visit: &mut Visit,
+    index: usize,
+    tid: i32,
+) -> Result<(Regs, Regs, Settled)> {
+    for patience in (0..PATIENCE).rev() {
+        let mut before = Before::default();
+        let mut asleep = || {
+            let sleeps = is_asleep(process, tid);
+            if sleeps {
+                before = Before::look(process, tid);
+            }
+            sleeps
+        };
+        let raw = visit.resume_call(index, &mut asleep)?;
+        let mut saved = raw;
+        if let Some(settled) = settle(process, &before, &mut saved, patience > 0)? {
+            return Ok((raw, saved, settled));
+        }
+    }
+    let what = format!("thread {tid}: its interrupted system call could not be identified");
+    Err(Error::failed(what).task(process.label()).advice("try again"))
+}
+
+/// Whether a thread sleeps in restart_syscall(2).
+fn is_asleep(process: &Process, tid: i32) -> bool {
+    use ckpt_proc::stat::{TaskState, parse_stat};
+    let stat = process.proc.parse(&format!("task/{tid}/stat"), parse_stat);
+    let call = || process.proc.parse(&format!("task/{tid}/syscall"), parse_syscall);
+    stat.is_ok_and(|stat| stat.state == TaskState::Sleeping)
+        && call().is_ok_and(|call| matches!(call, Syscall::Inside { nr: SYS_RESTART_SYSCALL, .. }))
 }
 
 /// Which call restart_syscall(2) goes on with, by the kernel functions the thread slept in (/proc/TID/stack).
