@@ -4,7 +4,7 @@
 //! processes share (kcmp(2) says so) is one object with one objref.
 
 use crate::{
-    admit::refuse_seccomp,
+    admit::{refuse_killed, refuse_seccomp},
     error::{Context, Error, Result},
     freeze::FrozenThread,
     header,
@@ -25,7 +25,7 @@ use ckpt_kernel::{
 };
 use ckpt_proc::{
     maps::{Mapping, parse_maps},
-    status::{Status, parse_status},
+    status::Status,
 };
 use std::collections::BTreeMap;
 
@@ -95,9 +95,9 @@ pub(crate) fn capture(tree: Vec<FrozenProcess>) -> Result<Capture> {
     };
     let contents = std::mem::take(&mut all.objects.contents);
     image.objects = all.objects.table;
-    let (pid, mm) = image.processes.first().map_or((0, 0), |p| (p.task.pid, p.task.mm));
-    if let Some(mm) = image.mm(mm) {
-        image.arch = header::arch(pid, mm, &image.processes)?;
+    let mm = image.processes.first().and_then(|p| image.mm(p.task.mm));
+    if let Some(((root, _), mm)) = all.held.first().zip(mm) {
+        image.arch = header::arch(root.witness, mm, &image.processes)?;
     }
     let contents = pages::Contents::plan(contents, &image)?;
     Ok(Capture { held: all.held, image, memory: all.memory, contents })
@@ -107,16 +107,7 @@ impl Collector {
     /// A zombie is its ids, its name and its status.
     fn zombie(&mut self, member: FrozenProcess) -> Result<()> {
         let process = member.process;
-        let status = process.status()?;
-        let leader = model::Thread {
-            record: record::Thread {
-                tid: process.pid,
-                cred: self.objects.cred(cred::checkpoint(&status)),
-                ..record::Thread::default()
-            },
-            comm: process.stat()?.comm,
-            ..model::Thread::default()
-        };
+        let leader = remains(&process, &mut self.objects)?;
         let parent_tid = member.parent_tid;
         let task = record::Task { nr_threads: 1, parent_tid, ..task(&process, task_state::ZOMBIE)? };
         self.processes.push(model::Process { task, threads: vec![leader] });
@@ -131,7 +122,10 @@ impl Collector {
         let (frozen, answers) = visit(&process, frozen, children)?;
         let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
         self.unseen.extend(unseen);
-        let threads = threads(&process, &frozen, &answers, &mut self.objects)?;
+        let mut threads = threads(&process, &frozen, &answers, &mut self.objects)?;
+        if process.witness != process.pid {
+            threads.insert(0, ended_leader(&process, &mut self.objects)?);
+        }
         let mut answered = answers.process.as_slice().split_at(signal::SIGNALS as usize);
         let sighand = signal::checkpoint(answered.0)?;
         answered = answered.1.split_at_checked(3).unwrap_or_default();
@@ -142,8 +136,8 @@ impl Collector {
         answered = answered.1.split_at_checked(4).unwrap_or_default();
         let timers = timers::checkpoint_posix(&answers.timers, answered.1)?;
         let pending = frozen.first().map_or(Ok(Vec::new()), |f| f.thread.pending(true))?;
-        let (pid, objects) = (process.pid, &mut self.objects);
-        let (mm, new) = objects.task(Kcmp::Vm, pid, |objects| {
+        let (pid, tid, objects) = (process.pid, process.witness, &mut self.objects);
+        let (mm, new) = objects.task(Kcmp::Vm, tid, |objects| {
             let vmas = mm::areas(&process, &mm::mappings(&process)?, objects)?;
             mm::checkpoint(&process, answered.0, answers.mlock_future, vmas, objects).map(Object::Mm)
         })?;
@@ -152,9 +146,9 @@ impl Collector {
         }
         let task = record::Task {
             mm,
-            files: objects.task(Kcmp::Files, pid, |o| file::checkpoint(&process, o).map(Object::Files))?.0,
-            fs: objects.task(Kcmp::Fs, pid, |_| fs::checkpoint(&process).map(Object::Fs))?.0,
-            sighand: objects.task(Kcmp::Sighand, pid, |_| Ok(Object::Sighand(sighand)))?.0,
+            files: objects.task(Kcmp::Files, tid, |o| file::checkpoint(&process, o).map(Object::Files))?.0,
+            fs: objects.task(Kcmp::Fs, tid, |_| fs::checkpoint(&process).map(Object::Fs))?.0,
+            sighand: objects.task(Kcmp::Sighand, tid, |_| Ok(Object::Sighand(sighand)))?.0,
             signal: objects.add(Object::Signal(model::Signal { record: shared, pending, timers })),
             nr_threads: threads.len() as u32,
             exit_code: self.unseen.get(&pid).copied().unwrap_or(0),
@@ -165,6 +159,22 @@ impl Collector {
         self.held.push((process, frozen.into_iter().map(|f| f.thread).collect()));
         Ok(())
     }
+}
+
+/// What is left of a leader that has ended: name and owner.
+fn remains(process: &Process, objects: &mut Objects) -> Result<model::Thread> {
+    let cred = objects.cred(cred::checkpoint(&process.thread_status(process.pid)?));
+    let record = record::Thread { tid: process.pid, cred, ..record::Thread::default() };
+    Ok(model::Thread { record, comm: process.stat()?.comm, ..model::Thread::default() })
+}
+
+/// A leader that has ended while others live.
+fn ended_leader(process: &Process, objects: &mut Objects) -> Result<model::Thread> {
+    let stat = process.stat()?;
+    refuse_killed(&stat)?;
+    let mut leader = remains(process, objects)?;
+    (leader.record.state, leader.record.exit_code) = (task_state::ZOMBIE, stat.exit_code);
+    Ok(leader)
 }
 
 /// Ids and state of a process.
@@ -199,7 +209,7 @@ fn visit(
     timers::posix_questions(&mut questions, &timers);
     let (visitors, kept) = visitors(process, frozen)?;
     let texts = texts_in(&maps);
-    let traces = Traces::find(process.pid, &texts, &slots_in(&maps));
+    let traces = Traces::find(process.witness, &texts, &slots_in(&maps));
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
     let mlock_future = mm::future_locks(process, visit.slot())?;
@@ -259,7 +269,7 @@ pub(crate) fn visitors(process: &Process, frozen: Vec<FrozenThread>) -> Result<(
     let mut kept = Vec::with_capacity(frozen.len());
     for f in frozen {
         let tid = f.thread.tid();
-        let status = process.proc.parse(&format!("task/{tid}/status"), parse_status)?;
+        let status = process.thread_status(tid)?;
         let signal = park_signal_of(&status, f.mask)?;
         visitors.push(Visitor { thread: f.thread, raw: f.raw, mask: f.mask, signal });
         kept.push((f.raw, f.saved, f.restart, f.mask, status));

@@ -13,7 +13,6 @@ use ckpt_kernel::{
 };
 use ckpt_proc::{
     stat::TaskState,
-    status::parse_status,
     syscall::{Syscall, parse_syscall},
 };
 use std::{
@@ -50,10 +49,10 @@ pub(crate) enum Purpose {
     Visit,
 }
 
-/// Stops every thread of `process`; new ones that appear meanwhile are caught too. `observer` is told
-/// which timeouts are not known exactly.
+/// Stops every living thread of `process`; new ones that appear meanwhile are caught too. One of them
+/// is its witness then. `observer` is told which timeouts are not known exactly.
 pub(crate) fn freeze(
-    process: &Process,
+    process: &mut Process,
     purpose: Purpose,
     observer: &mut dyn Observer,
 ) -> Result<Vec<FrozenThread>> {
@@ -67,18 +66,20 @@ pub(crate) fn freeze(
         }
         for tid in new {
             match freeze_thread(process, tid, purpose, observer) {
+                Err(error) if error.gone && tid == process.pid => {}
                 // Its id may be given to another thread yet.
-                Err(error) if error.gone && tid != process.pid => drop(known.remove(&tid)),
+                Err(error) if error.gone => drop(known.remove(&tid)),
                 Err(error) => return Err(error.error),
                 Ok(thread) => frozen.push(thread),
             }
         }
     }
     frozen.sort_by_key(|f| (f.thread.tid() != process.pid, f.thread.tid()));
-    match frozen.first() {
-        Some(first) if first.thread.tid() == process.pid => Ok(frozen),
-        _ => Err(Error::failed("the process ended").task(process.label())),
-    }
+    let Some(first) = frozen.first() else {
+        return Err(Error::failed("the process ended").task(process.label()));
+    };
+    process.look_through(first.thread.tid())?;
+    Ok(frozen)
 }
 
 /// A failure, and whether it only means that the thread ended.
@@ -122,7 +123,7 @@ fn freeze_thread(
         };
         let mut raw = thread.regs()?;
         let mask = thread.sigmask()?;
-        leave_rseq(process, &mut thread, &mut raw)?;
+        leave_rseq(&mut thread, &mut raw)?;
         if call::hide_eintr(process, tid, mask, &mut raw)? {
             thread.set_regs(&raw)?;
         }
@@ -130,7 +131,7 @@ fn freeze_thread(
         if purpose == Purpose::Visit {
             return Ok(FrozenThread { thread, raw, saved, restart: RestartBlock::default(), mask });
         }
-        if let Some(settled) = call::settle(process, &before, &mut saved, attempt < PATIENCE)? {
+        if let Some(settled) = call::settle(process, tid, &before, &mut saved, attempt < PATIENCE)? {
             settled.warn(tid, observer);
             return Ok(FrozenThread { thread, raw, saved, restart: settled.restart, mask });
         }
@@ -144,17 +145,17 @@ fn freeze_thread(
 
 /// If the thread stands inside a restartable sequence, moves it to the sequence's abort handler,
 /// as the kernel would have done (rseq(2)): our own code would make the kernel forget about it.
-fn leave_rseq(process: &Process, thread: &mut Stopped, raw: &mut Regs) -> Result<()> {
+fn leave_rseq(thread: &mut Stopped, raw: &mut Regs) -> Result<()> {
     let Ok((area, ..)) = thread.rseq() else { return Ok(()) };
     if area == 0 {
         return Ok(());
     }
-    let Ok(descriptor) = ckpt_kernel::memory::read_u64(process.pid, area + 8) else { return Ok(()) };
+    let Ok(descriptor) = ckpt_kernel::memory::read_u64(thread.tid(), area + 8) else { return Ok(()) };
     if descriptor == 0 {
         return Ok(());
     }
     let mut words = [0; 32];
-    if ckpt_kernel::memory::read(process.pid, descriptor, &mut words).is_err() {
+    if ckpt_kernel::memory::read(thread.tid(), descriptor, &mut words).is_err() {
         return Ok(());
     }
     let word =
@@ -170,8 +171,9 @@ fn leave_rseq(process: &Process, thread: &mut Stopped, raw: &mut Regs) -> Result
 
 /// Whether we trace the thread already: it was made by one that we had just attached to.
 fn is_ours(process: &Process, tid: i32) -> bool {
-    let status = process.proc.parse(&format!("task/{tid}/status"), parse_status);
-    status.is_ok_and(|s| u32::try_from(s.tracer_pid).is_ok_and(|pid| pid == std::process::id()))
+    process
+        .thread_status(tid)
+        .is_ok_and(|s| u32::try_from(s.tracer_pid).is_ok_and(|pid| pid == std::process::id()))
 }
 
 /// A parent suspended in vfork(2) cannot be stopped; it goes on soon, or not for long.
@@ -199,8 +201,8 @@ fn await_vfork(process: &Process) -> Result<()> {
 /// Why a thread could not be attached to; a debugger is named.
 fn seize_failure(process: &Process, tid: i32, cause: ckpt_kernel::Error) -> Failure {
     let failure = Failure::from(cause);
-    if failure.gone {
-        return failure;
+    if failure.gone || process.thread_has_ended(tid) {
+        return Failure { gone: true, ..failure };
     }
     let tracer = process.status().map_or(0, |s| s.tracer_pid);
     if tracer == 0 {

@@ -29,7 +29,7 @@ pub(crate) fn post() -> Result<Guardian> {
         let mut left = pids.to_vec();
         for _ in 0..ATTEMPTS {
             // One that has ended needs nothing any more.
-            left.retain(|pid| Process::open(*pid).is_ok_and(|p| !clean(&p).unwrap_or(false)));
+            left.retain(|pid| Process::open(*pid).is_ok_and(|mut p| !clean(&mut p).unwrap_or(false)));
             if left.is_empty() {
                 return;
             }
@@ -47,7 +47,7 @@ pub(crate) fn post() -> Result<Guardian> {
 }
 
 /// Whether nothing of ours is in the process (any more).
-fn clean(process: &Process) -> Result<bool> {
+fn clean(process: &mut Process) -> Result<bool> {
     if look(process)?.1.is_empty() {
         return Ok(true);
     }
@@ -55,7 +55,7 @@ fn clean(process: &Process) -> Result<bool> {
     // Only now does nothing move: a thread on its way home may have mapped the slot meanwhile.
     let (maps, traces) = look(process)?;
     let (texts, spans) = (texts_in(&maps), traces.spans());
-    if frozen.iter().any(|thread| is_inside(process.pid, thread, &spans)) {
+    if frozen.iter().any(|thread| is_inside(thread, &spans)) {
         thaw(process, frozen.into_iter().map(|f| f.thread).collect())?;
         return Ok(false);
     }
@@ -69,19 +69,20 @@ fn clean(process: &Process) -> Result<bool> {
 /// The mappings, and what of ours is in them.
 fn look(process: &Process) -> Result<(Vec<Mapping>, Traces)> {
     let maps = process.proc.parse("maps", parse_maps)?;
-    let traces = Traces::find(process.pid, &texts_in(&maps), &slots_in(&maps));
+    let traces = Traces::find(process.witness, &texts_in(&maps), &slots_in(&maps));
     Ok((maps, traces))
 }
 
 /// Whether a thread runs our code or will return to it.
-fn is_inside(pid: i32, thread: &FrozenThread, spans: &[Span]) -> bool {
+fn is_inside(thread: &FrozenThread, spans: &[Span]) -> bool {
     let ours = |address: u64| spans.iter().any(|s| address.wrapping_sub(s.start) < s.len as u64);
     if ours(thread.raw.rip) {
         return true;
     }
+    let tid = thread.thread.tid();
     let mut stack = vec![0; STACK];
     let mut len = STACK;
-    while len > 0 && memory::read(pid, thread.raw.rsp, stack.get_mut(..len).unwrap_or_default()).is_err() {
+    while len > 0 && memory::read(tid, thread.raw.rsp, stack.get_mut(..len).unwrap_or_default()).is_err() {
         len /= 2;
     }
     let words = stack.get(..len).unwrap_or_default().chunks_exact(8);

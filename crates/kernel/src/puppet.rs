@@ -147,7 +147,10 @@ pub fn clone_args(flags: i32, exit_signal: i32, set_tid: Option<i32>) -> [Arg; 2
 pub struct Puppet {
     pid: i32,
     pidfd: OwnedFd,
+    /// Those that live.
     threads: Vec<(Stopped, Bay)>,
+    /// How many have ended: none, or the leader.
+    ended: usize,
     base: Regs,
     slot: Span,
     /// Small bays in use in the address space; shared by those who share that.
@@ -176,6 +179,7 @@ impl Puppet {
             pid,
             pidfd,
             threads: Vec::new(),
+            ended: 0,
             base: Regs::default(),
             slot: span,
             bays: Rc::default(),
@@ -209,8 +213,8 @@ impl Puppet {
             (self.small_bay()?, Rc::clone(&self.bays))
         };
         let (base, slot, signal) = (self.base, self.slot, self.signal);
-        let puppet =
-            Puppet { pid, pidfd, threads: vec![(thread, bay)], base, slot, bays, signal, released: false };
+        let threads = vec![(thread, bay)];
+        let puppet = Puppet { pid, pidfd, threads, ended: 0, base, slot, bays, signal, released: false };
         bay.furnish(pid, pid, &base, !0, signal)?;
         Ok(puppet)
     }
@@ -241,26 +245,36 @@ impl Puppet {
 
     /// Thread id of thread `index`.
     pub fn tid(&self, index: usize) -> i32 {
-        self.threads.get(index).map_or(self.pid, |(t, _)| t.tid())
+        index.checked_sub(self.ended).and_then(|at| self.threads.get(at)).map_or(self.pid, |(t, _)| t.tid())
     }
 
-    /// Threads it has.
+    /// Threads it has been given, one that has ended included.
     pub fn threads(&self) -> usize {
-        self.threads.len()
+        self.ended + self.threads.len()
+    }
+
+    /// The first thread that lives: it does, and is asked, what concerns all of them.
+    pub fn first(&self) -> usize {
+        self.ended
+    }
+
+    /// Thread `index`, which lives, and its bay.
+    fn living(&mut self, index: usize) -> Result<&mut (Stopped, Bay)> {
+        let pid = self.pid;
+        let at = index.checked_sub(self.ended);
+        at.and_then(|at| self.threads.get_mut(at)).ok_or(Error::Gone { tid: pid })
     }
 
     /// Thread `index`, to look at or to set its state.
     pub fn thread(&mut self, index: usize) -> Result<&mut Stopped> {
-        let pid = self.pid;
-        self.threads.get_mut(index).map(|(t, _)| t).ok_or(Error::Gone { tid: pid })
+        self.living(index).map(|(thread, _)| thread)
     }
 
     /// Runs `program` in thread `index`.
     pub fn run(&mut self, index: usize, program: &Program) -> Result<Vec<Outcome>> {
-        let Some((thread, bay)) = self.threads.get_mut(index) else {
-            return Err(Error::Gone { tid: self.pid });
-        };
-        bay.run(self.pid, thread, &self.base, program)
+        let base = self.base;
+        let (thread, bay) = self.living(index)?;
+        bay.run(thread, &base, program)
     }
 
     /// Takes charge of a thread that a program made with [`clone_args`].
@@ -309,17 +323,28 @@ impl Puppet {
         }
     }
 
+    /// Ends the leader alone, with a status from 0 to 255; others must live. It is a zombie when this
+    /// returns, and nobody is told: its process lives. Untraced, for a traced one would be shown to
+    /// its parent by us alone, as long as we live; should we die meanwhile the others take it along.
+    pub fn end_leader(&mut self, code: u8) -> Result<()> {
+        let base = self.base;
+        let (leader, bay) = self.living(0)?;
+        let nr = libc::SYS_exit as u64;
+        leader.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi: code.into(), ..base })?;
+        let (leader, _) = self.threads.remove(0);
+        self.ended = 1;
+        leader.leave()
+    }
+
     /// Makes thread `index` issue a call and interrupts it at once, so that the kernel holds a
     /// fresh restart block for it. The bytes of `data` stand at the address [`Puppet::scratch`].
     /// Returns what the call left in rax: -516 when it waits to be restarted, else its result.
     pub fn rearm(&mut self, index: usize, nr: u64, args: [u64; 6], data: &[u8]) -> Result<u64> {
-        let scratch = self.scratch(index);
-        let Some((thread, bay)) = self.threads.get_mut(index) else {
-            return Err(Error::Gone { tid: self.pid });
-        };
-        crate::memory::write(self.pid, scratch, data)?;
+        let base = self.base;
+        let (thread, bay) = self.living(index)?;
+        crate::memory::write(thread.tid(), bay.scratch(), data)?;
         let [rdi, rsi, rdx, r10, r8, r9] = args;
-        thread.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi, rsi, rdx, r10, r8, r9, ..self.base })?;
+        thread.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi, rsi, rdx, r10, r8, r9, ..base })?;
         thread.run_to_syscall()?;
         thread.begin_and_interrupt()?;
         Ok(thread.regs()?.rax)
@@ -327,7 +352,8 @@ impl Puppet {
 
     /// Scratch memory of thread `index` for [`Puppet::rearm`].
     pub fn scratch(&self, index: usize) -> u64 {
-        self.threads.get(index).map_or(0, |(_, bay)| bay.scratch())
+        let at = index.checked_sub(self.ended);
+        at.and_then(|at| self.threads.get(at)).map_or(0, |(_, bay)| bay.scratch())
     }
 
     /// Whether rax says that an interrupted call waits to be restarted.
@@ -338,12 +364,12 @@ impl Puppet {
     /// Unmaps the slot; from now on only registers, mask and xstate can be set.
     pub fn close_slot(&mut self) -> Result<()> {
         let (start, len, pid) = (self.slot.start, self.slot.len as u64, self.pid);
-        let Some((leader, bay)) = self.threads.first_mut() else { return Err(Error::Gone { tid: pid }) };
+        let Some((first, bay)) = self.threads.first_mut() else { return Err(Error::Gone { tid: pid }) };
         let nr = libc::SYS_munmap as u64;
-        leader.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi: start, rsi: len, ..self.base })?;
-        leader.run_to_syscall()?;
-        leader.run_to_syscall()?;
-        match leader.regs()?.rax {
+        first.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi: start, rsi: len, ..self.base })?;
+        first.run_to_syscall()?;
+        first.run_to_syscall()?;
+        match first.regs()?.rax {
             0 => Ok(()),
             rax => {
                 Err(Errno::from_raw_os_error((rax as i64).unsigned_abs() as i32)).named("munmap of the slot")
@@ -386,7 +412,7 @@ impl Drop for Puppet {
         }
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
         let mut status = 0;
-        for tid in self.threads.iter().skip(1).map(|(t, _)| t.tid()) {
+        for tid in self.threads.iter().map(|(t, _)| t.tid()).filter(|tid| *tid != self.pid) {
             // SAFETY: `status` is a live i32. Threads of ours are traced, hence ours to wait for.
             unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) };
         }

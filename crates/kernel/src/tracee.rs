@@ -84,6 +84,14 @@ fn wait(tid: i32, block: bool) -> Result<Option<Event>> {
     }
 }
 
+/// Whether a thread has ended, be it not yet to be waited for: so long as other threads of its
+/// process live, waitpid(2) says nothing of a leader.
+fn has_ended(tid: i32) -> bool {
+    let stat = std::fs::read(format!("/proc/{tid}/stat")).unwrap_or_default();
+    let state = stat.iter().rposition(|byte| *byte == b')').and_then(|at| stat.get(at + 2));
+    state.is_none_or(|state| b"ZX".contains(state))
+}
+
 /// Names a ptrace failure; ESRCH means the thread is gone.
 fn ptraced<T>(tid: i32, call: &'static str, result: Result<T, Errno>) -> Result<T> {
     match result {
@@ -149,6 +157,8 @@ impl Running {
             turns += 1;
             if turns < 40 {
                 rustix::thread::sched_yield();
+            } else if has_ended(tid) {
+                return Err(Error::Gone { tid });
             } else if begin.elapsed() > Duration::from_secs(STOP_SECONDS) {
                 return Err(Error::Timeout { tid, seconds: STOP_SECONDS });
             } else {
@@ -387,6 +397,20 @@ impl Stopped {
     /// Lets the thread go for good, with the registers and mask it has now.
     pub fn detach(mut self) -> Result<()> {
         self.let_go()
+    }
+
+    /// Lets it go, to end at once by itself while other threads of its process live.
+    pub fn leave(self) -> Result<()> {
+        let tid = self.tid();
+        self.detach()?;
+        let begin = Instant::now();
+        while !has_ended(tid) {
+            if begin.elapsed() > Duration::from_secs(STOP_SECONDS) {
+                return Err(Error::Timeout { tid, seconds: STOP_SECONDS });
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Ok(())
     }
 
     /// Waits for the end of a thread that will not stop any more.

@@ -59,7 +59,7 @@ pub(crate) fn checkpoint(
     let (robust_head, robust_len) = query::robust_list(tid)?;
     let (rseq_addr, rseq_size, rseq_sig, rseq_flags) = frozen.thread.rseq()?;
     let sched = query::sched_attr(tid)?;
-    let comm = process.proc.read(&format!("task/{tid}/comm"))?;
+    let comm = process.leader.read(&format!("task/{tid}/comm"))?;
     let record = record::Thread {
         tid,
         pdeath_signal: pdeath.word(0) as i32,
@@ -89,6 +89,8 @@ pub(crate) fn checkpoint(
         cred,
         mce_kill: mce_kill.result as u32,
         restart: frozen.restart,
+        state: record::task_state::RUNNING,
+        exit_code: 0,
     };
     Ok(model::Thread {
         record,
@@ -99,13 +101,18 @@ pub(crate) fn checkpoint(
     })
 }
 
+/// Its name.
+pub(crate) fn restore_name(program: &mut Program, thread: &model::Thread) {
+    let mut comm = thread.comm.clone();
+    comm.push(0);
+    program.call("prctl(PR_SET_NAME)", 0, libc::SYS_prctl, [libc::PR_SET_NAME.into(), Arg::In(comm)]);
+}
+
 /// What the thread does for itself before its credentials are set. All memory is in place.
 pub(crate) fn restore(program: &mut Program, thread: &model::Thread) {
     let record = &thread.record;
     let prctl = libc::SYS_prctl;
-    let mut comm = thread.comm.clone();
-    comm.push(0);
-    program.call("prctl(PR_SET_NAME)", 0, prctl, [libc::PR_SET_NAME.into(), Arg::In(comm)]);
+    restore_name(program, thread);
     // "On the stack" is derived from rsp. Without one SS_DISABLE stands in the flags: it must be
     // said, for a puppet inherits the coordinator's.
     let flags = u64::from(record.altstack_flags & !SS_ONSTACK);
@@ -163,7 +170,8 @@ fn restore_scheduling(program: &mut Program, thread: &model::Thread) {
     }
 }
 
-/// The last of a thread's program: what credentials reset.
+/// The last of a thread's program: what credentials reset. Even a leader that ends must not keep the
+/// parent-death signal of a puppet: the kernel sends those of zombies, too.
 pub(crate) fn restore_after_cred(program: &mut Program, thread: &model::Thread) {
     let record = &thread.record;
     let prctl = libc::SYS_prctl;
