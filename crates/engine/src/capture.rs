@@ -6,7 +6,7 @@
 use crate::{
     admit::{refuse_killed, refuse_seccomp},
     error::{Context, Error, Result},
-    freeze::FrozenThread,
+    freeze::{FrozenThread, Kept},
     header,
     objects::Objects,
     resource::{cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
@@ -207,7 +207,8 @@ fn visit(
     limits::questions(&mut questions);
     mm::questions(&mut questions);
     timers::posix_questions(&mut questions, &timers);
-    let (visitors, kept) = visitors(process, frozen)?;
+    let statuses = statuses(process, &frozen)?;
+    let (visitors, kept) = visitors(frozen, &statuses)?;
     let texts = texts_in(&maps);
     let traces = Traces::find(process.witness, &texts, &slots_in(&maps));
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
@@ -220,12 +221,7 @@ fn visit(
         thread_answers.push(visit.run(index, &thread::questions())?);
     }
     let threads = visit.leave()?;
-    let mut statuses = Vec::with_capacity(kept.len());
-    let again = |(thread, (raw, saved, restart, mask, status))| {
-        statuses.push(status);
-        FrozenThread { thread, raw, saved, restart, mask }
-    };
-    let frozen = threads.into_iter().zip(kept).map(again).collect();
+    let frozen = threads.into_iter().zip(kept).map(|(thread, kept)| FrozenThread { thread, kept }).collect();
     Ok((
         frozen,
         Answers { process: answers, timers, threads: thread_answers, statuses, stopped, mlock_future },
@@ -260,21 +256,18 @@ fn park_signal_of(status: &Status, mask: u64) -> Result<i32> {
     })
 }
 
-/// What a frozen thread keeps while it is visited.
-pub(crate) type Kept = (record::Regs, record::Regs, record::RestartBlock, u64, Status);
+/// /proc/TID/status of frozen threads.
+pub(crate) fn statuses(process: &Process, frozen: &[FrozenThread]) -> Result<Vec<Status>> {
+    frozen.iter().map(|f| process.thread_status(f.thread.tid())).collect()
+}
 
-/// Makes frozen threads visitors.
-pub(crate) fn visitors(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<Visitor>, Vec<Kept>)> {
-    let mut visitors = Vec::with_capacity(frozen.len());
-    let mut kept = Vec::with_capacity(frozen.len());
-    for f in frozen {
-        let tid = f.thread.tid();
-        let status = process.thread_status(tid)?;
-        let signal = park_signal_of(&status, f.mask)?;
-        visitors.push(Visitor { thread: f.thread, raw: f.raw, mask: f.mask, signal });
-        kept.push((f.raw, f.saved, f.restart, f.mask, status));
-    }
-    Ok((visitors, kept))
+/// Makes frozen threads visitors; what is kept of each meanwhile.
+pub(crate) fn visitors(frozen: Vec<FrozenThread>, statuses: &[Status]) -> Result<(Vec<Visitor>, Vec<Kept>)> {
+    let visitor = |(FrozenThread { thread, kept }, status): (FrozenThread, &Status)| {
+        let signal = park_signal_of(status, kept.mask)?;
+        Ok((Visitor { thread, raw: kept.raw, mask: kept.mask, signal }, kept))
+    };
+    frozen.into_iter().zip(statuses).map(visitor).collect()
 }
 
 /// Executable private mappings, the vdso first: where the bootstrap stub may go.

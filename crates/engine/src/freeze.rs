@@ -25,6 +25,13 @@ use std::{
 pub(crate) struct FrozenThread {
     /// The hold on it.
     pub(crate) thread: Stopped,
+    /// What it was doing.
+    pub(crate) kept: Kept,
+}
+
+/// What a thread was doing when it was stopped, kept while it does something for us.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
     /// Registers it gets back when it goes on here.
     pub(crate) raw: Regs,
     /// Registers for the image: its interrupted call as the kernel first saw it.
@@ -129,11 +136,13 @@ fn freeze_thread(
         }
         let mut saved = raw;
         if purpose == Purpose::Visit {
-            return Ok(FrozenThread { thread, raw, saved, restart: RestartBlock::default(), mask });
+            let kept = Kept { raw, saved, restart: RestartBlock::default(), mask };
+            return Ok(FrozenThread { thread, kept });
         }
         if let Some(settled) = call::settle(process, tid, &before, &mut saved, attempt < PATIENCE)? {
             settled.warn(tid, observer);
-            return Ok(FrozenThread { thread, raw, saved, restart: settled.restart, mask });
+            let kept = Kept { raw, saved, restart: settled.restart, mask };
+            return Ok(FrozenThread { thread, kept });
         }
         thread.set_regs(&raw)?;
         thread.detach()?;

@@ -2,7 +2,7 @@
 //! tasks, once none of them is in there any more.
 
 use crate::{
-    capture::{slot_address, slots_in, texts_in, visitors},
+    capture::{slot_address, slots_in, statuses, texts_in, visitors},
     error::Result,
     freeze::{FrozenThread, Purpose, freeze, thaw},
     options::Silent,
@@ -59,7 +59,8 @@ fn clean(process: &mut Process) -> Result<bool> {
         thaw(process, frozen.into_iter().map(|f| f.thread).collect())?;
         return Ok(false);
     }
-    let (visitors, kept) = visitors(process, frozen)?;
+    let statuses = statuses(process, &frozen)?;
+    let (visitors, kept) = visitors(frozen, &statuses)?;
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
     thaw(process, visit.leave()?)?;
@@ -76,13 +77,14 @@ fn look(process: &Process) -> Result<(Vec<Mapping>, Traces)> {
 /// Whether a thread runs our code or will return to it.
 fn is_inside(thread: &FrozenThread, spans: &[Span]) -> bool {
     let ours = |address: u64| spans.iter().any(|s| address.wrapping_sub(s.start) < s.len as u64);
-    if ours(thread.raw.rip) {
+    if ours(thread.kept.raw.rip) {
         return true;
     }
     let tid = thread.thread.tid();
     let mut stack = vec![0; STACK];
     let mut len = STACK;
-    while len > 0 && memory::read(tid, thread.raw.rsp, stack.get_mut(..len).unwrap_or_default()).is_err() {
+    while len > 0 && memory::read(tid, thread.kept.raw.rsp, stack.get_mut(..len).unwrap_or_default()).is_err()
+    {
         len /= 2;
     }
     let words = stack.get(..len).unwrap_or_default().chunks_exact(8);

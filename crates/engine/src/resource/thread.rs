@@ -63,8 +63,8 @@ pub(crate) fn checkpoint(
     let record = record::Thread {
         tid,
         pdeath_signal: pdeath.word(0) as i32,
-        regs: frozen.saved,
-        sigmask: frozen.mask,
+        regs: frozen.kept.saved,
+        sigmask: frozen.kept.mask,
         altstack_sp: altstack.word(0),
         altstack_flags: altstack.word(8) as u32,
         altstack_size: altstack.word(16),
@@ -88,7 +88,7 @@ pub(crate) fn checkpoint(
         timerslack: slack.result as u64,
         cred,
         mce_kill: mce_kill.result as u32,
-        restart: frozen.restart,
+        restart: frozen.kept.restart,
         state: record::task_state::RUNNING,
         exit_code: 0,
     };
