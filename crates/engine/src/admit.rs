@@ -3,10 +3,11 @@
 use crate::{
     error::{Error, ErrorKind, Result},
     freezer::Freezers,
+    resource::thread::leader_end,
     task::{ProcDir, Process},
 };
 use ckpt_kernel::query::{self, Kcmp};
-use ckpt_proc::{stat::Stat, status::Status};
+use ckpt_proc::status::Status;
 
 /// Namespaces in which a process must be with us, with what they isolate.
 const NAMESPACES: [&str; 8] = ["mnt", "net", "uts", "ipc", "cgroup", "pid", "user", "time"];
@@ -55,7 +56,7 @@ impl Admission {
             return Err(Error::unsupported("it has ended and waits for its parent"));
         }
         if stat.state.has_ended() {
-            refuse_killed(&stat)?;
+            leader_end(&stat)?;
         }
         let status = process.status()?;
         if status.tracer_pid != 0 {
@@ -105,16 +106,6 @@ pub(crate) fn refuse_seccomp(process: &Process, tid: i32, status: &Status) -> Re
     }
     let whose = if tid == process.pid { String::new() } else { format!("thread {tid}: ") };
     Err(Error::unsupported(format!("{whose}seccomp filters cannot be carried yet")))
-}
-
-/// Refuses a leader that has ended while others live, unless it called exit(2).
-pub(crate) fn refuse_killed(leader: &Stat) -> Result<()> {
-    match leader.exit_code & 0x7f {
-        0 => Ok(()),
-        signal => Err(Error::unsupported(format!(
-            "its main thread was killed by signal {signal} (seccomp) while others live, which cannot be carried yet"
-        ))),
-    }
 }
 
 /// Refuses 32-bit programs.

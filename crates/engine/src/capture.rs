@@ -4,7 +4,7 @@
 //! processes share (kcmp(2) says so) is one object with one objref.
 
 use crate::{
-    admit::{refuse_killed, refuse_seccomp},
+    admit::refuse_seccomp,
     error::{Context, Error, Result},
     freeze::{FrozenThread, Kept},
     header,
@@ -170,10 +170,9 @@ fn remains(process: &Process, objects: &mut Objects) -> Result<model::Thread> {
 
 /// A leader that has ended while others live.
 fn ended_leader(process: &Process, objects: &mut Objects) -> Result<model::Thread> {
-    let stat = process.stat()?;
-    refuse_killed(&stat)?;
+    let exit_code = thread::leader_end(&process.stat()?)?;
     let mut leader = remains(process, objects)?;
-    (leader.record.state, leader.record.exit_code) = (task_state::ZOMBIE, stat.exit_code);
+    (leader.record.state, leader.record.exit_code) = (task_state::ZOMBIE, exit_code);
     Ok(leader)
 }
 

@@ -16,6 +16,7 @@ use ckpt_kernel::{
     program::{Arg, Outcome, Program},
     query,
 };
+use ckpt_proc::stat::Stat;
 use zerocopy::IntoBytes;
 
 const PR_GET_TID_ADDRESS: i32 = 40;
@@ -106,6 +107,19 @@ pub(crate) fn restore_name(program: &mut Program, thread: &model::Thread) {
     let mut comm = thread.comm.clone();
     comm.push(0);
     program.call("prctl(PR_SET_NAME)", 0, libc::SYS_prctl, [libc::PR_SET_NAME.into(), Arg::In(comm)]);
+}
+
+/// How a leader ended while others live: the status of its exit(2); 0 in a stopped process, of which
+/// the kernel shows the signal that stopped it instead.
+pub(crate) fn leader_end(leader: &Stat) -> Result<i32> {
+    const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+    match leader.exit_code & 0x7f {
+        0 => Ok(leader.exit_code),
+        signal if STOPS.contains(&signal) => Ok(0),
+        signal => Err(Error::unsupported(format!(
+            "its main thread was killed by signal {signal} (seccomp) while others live, which cannot be carried yet"
+        ))),
+    }
 }
 
 /// What the thread does for itself before its credentials are set. All memory is in place.
