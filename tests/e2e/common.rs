@@ -12,6 +12,7 @@ use ckpt_tests::sys;
 use ckpt_tests::target::{Ended, Start, Target, own_children, reap_strays};
 use ckpt_tests::tool::{LIMIT, Outcome};
 use ckpt_tests::tree;
+use ckpt_tests::view::working_directory;
 use tempfile::TempDir;
 
 /// A named test.
@@ -130,8 +131,7 @@ pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>> {
 pub(crate) fn nothing_runs_in(dir: &Path) -> Result<()> {
     reap_strays();
     for pid in ckpt_tests::target::all_pids() {
-        let there = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
-        if there {
+        if working_directory(pid).is_some_and(|cwd| cwd.starts_with(dir)) {
             bail!("process {pid} was created (children now: {:?})", own_children());
         }
     }

@@ -10,19 +10,21 @@ use ckpt_tests::sys::{self, random_below};
 use ckpt_tests::target::{Target, own_children, reap_strays};
 use ckpt_tests::tool::{LIMIT, Running};
 use ckpt_tests::tree::{Tree, family};
-use ckpt_tests::view::{View, living_threads, raw_maps};
+use ckpt_tests::view::{View, living_threads, raw_maps, witness};
 
 use crate::common::{Program, Test, ensure, expect_line};
 
 pub(crate) const TESTS: &[Test] = &[
     ("checkpoint_killed_single", |ctx| checkpoint_killed(ctx, &["1"])),
     ("checkpoint_killed_threads", |ctx| checkpoint_killed(ctx, &["5"])),
+    ("checkpoint_killed_leaderless", |ctx| checkpoint_killed(ctx, &["4", "leaderless"])),
     ("checkpoint_killed_tree", |ctx| checkpoint_killed(ctx, &["8", "fork"])),
     ("checkpoint_interrupted", checkpoint_interrupted),
     ("target_killed_threads", |ctx| target_killed(ctx, &["5"])),
     ("target_killed_tree", |ctx| target_killed(ctx, &["8", "fork"])),
     ("restart_killed_single", |ctx| restart_killed(ctx, &["1"])),
     ("restart_killed_threads", |ctx| restart_killed(ctx, &["5"])),
+    ("restart_killed_leaderless", |ctx| restart_killed(ctx, &["4", "leaderless"])),
     ("restart_killed_tree", |ctx| restart_killed(ctx, &["8", "fork"])),
 ];
 
@@ -57,7 +59,7 @@ fn vdso(pid: i32) -> Result<Vec<u8>> {
     let (start, end) = line.split_once(' ').and_then(|(r, _)| r.split_once('-')).context("maps")?;
     let (start, end) = (u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?);
     let mut bytes = vec![0; usize::try_from(end - start)?];
-    let mem = std::fs::File::open(format!("/proc/{pid}/mem"))?;
+    let mem = std::fs::File::open(format!("/proc/{}/mem", witness(pid)))?;
     std::os::unix::fs::FileExt::read_exact_at(&mem, &mut bytes, start)?;
     Ok(bytes)
 }

@@ -1,5 +1,6 @@
-// spinner N [fork [calm]]: N threads, or processes in a tree, count for ever in a shared file `count` (one cache line each): the count, a twin that
-// must always be count * K + id, and a word that is set for good once the two disagree or a signal mask changes. Calm ones do so seldom.
+// spinner N [fork [calm] | leaderless]: N threads (leaderless: the first has ended, another counts for it), or processes in a tree, count for ever in
+// a shared file `count` (one cache line each): the count, a twin that must always be count * K + id, and a word that is set for good once the two
+// disagree or a signal mask changes. Calm ones do so seldom.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
@@ -14,6 +15,7 @@
 struct line { volatile uint64_t count, twin, wrong, pad[5]; };
 static struct line *lines;
 static int processes, calm;
+static pthread_t leader;
 static void *spin(void *arg) {
     uint64_t id = (uint64_t)arg, a = 0, b = id;
     struct line *l = &lines[id];
@@ -39,6 +41,12 @@ static void *spin(void *arg) {
     }
     return NULL;
 }
+static void ready(void) { if (write(1, "ready 1\n", 8) != 8) _exit(2); }
+static void *heir(void *arg) {
+    if (pthread_join(leader, NULL)) _exit(2);
+    ready();
+    return spin(arg);
+}
 static void family(long id, long n) { // its children are 2 id + 1 and 2 id + 2
     for (long next = 2 * id + 1; next <= 2 * id + 2 && next < n; next++) if (fork() == 0) family(next, n);
     if (id > 0) spin((void *)id);
@@ -52,10 +60,13 @@ int main(int argc, char **argv) {
     if (fd < 0 || ftruncate(fd, len) != 0) return 2;
     lines = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (lines == MAP_FAILED) return 2;
-    processes = argc > 2;
+    int leaderless = argc > 2 && !strcmp(argv[2], "leaderless");
+    processes = argc > 2 && !leaderless;
     calm = argc > 3;
     if (processes) family(0, n);
     for (long i = 1; !processes && i < n; i++) if (pthread_create(&t, NULL, spin, (void *)i)) return 2;
-    if (write(1, "ready 1\n", 8) != 8) return 2;
+    leader = pthread_self();
+    if (leaderless && !pthread_create(&t, NULL, heir, NULL)) pthread_exit(NULL);
+    ready();
     spin((void *)0);
 }

@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOption
 use crate::diagnose::diagnose;
 use crate::sys;
 use crate::tree::{self, Member};
+use crate::view::working_directory;
 
 /// How a process ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -189,9 +190,7 @@ impl Target {
     }
 
     fn owns(&self, pid: i32) -> bool {
-        let works_here = |home: &PathBuf| {
-            std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(home))
-        };
+        let works_here = |home: &PathBuf| working_directory(pid).is_some_and(|cwd| cwd.starts_with(home));
         (self.session && field_of_stat(pid, 6) == Some(i64::from(self.pid)))
             || self.home.as_ref().is_some_and(works_here)
     }

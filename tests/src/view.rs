@@ -145,6 +145,20 @@ pub fn living_threads(pid: i32) -> Vec<i32> {
     tids
 }
 
+/// The thread that shows the memory and the files of a process: its leader, or another when that has ended.
+#[must_use]
+pub fn witness(pid: i32) -> i32 {
+    let living = living_threads(pid);
+    if living.contains(&pid) { pid } else { living.first().copied().unwrap_or(pid) }
+}
+
+/// The working directory of a process that lives.
+#[must_use]
+pub fn working_directory(pid: i32) -> Option<std::path::PathBuf> {
+    let cwd = |tid: i32| fs::read_link(format!("/proc/{tid}/cwd"));
+    cwd(pid).or_else(|_| cwd(witness(pid))).ok()
+}
+
 /// A task's state: running and the kinds of sleep are all "live".
 fn state_of(dir: &str) -> &'static str {
     let raw = fs::read(format!("{dir}/stat")).unwrap_or_default();
@@ -406,6 +420,6 @@ impl Mapping {
 /// # Errors
 /// It is gone.
 pub fn raw_maps(pid: i32) -> Result<String> {
-    let raw = fs::read(Path::new("/proc").join(pid.to_string()).join("maps"))?;
+    let raw = fs::read(format!("/proc/{}/maps", witness(pid)))?;
     Ok(String::from_utf8_lossy(&raw).into_owned())
 }

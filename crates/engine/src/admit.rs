@@ -2,10 +2,11 @@
 
 use crate::{
     error::{Error, ErrorKind, Result},
+    resource::thread::leader_end,
     task::{ProcDir, Process},
 };
 use ckpt_kernel::query::{self, Kcmp};
-use ckpt_proc::status::{Status, parse_status};
+use ckpt_proc::status::Status;
 
 /// Namespaces in which a process must be with us, with what they isolate.
 const NAMESPACES: [&str; 8] = ["mnt", "net", "uts", "ipc", "cgroup", "pid", "user", "time"];
@@ -35,7 +36,7 @@ impl Admission {
     /// when it is new. What else is looked for is found when its threads are visited.
     pub(crate) fn readmit(&self, process: &Process) -> Result<()> {
         refuse_ia32(process)?;
-        process.tids()?.into_iter().try_for_each(|tid| self.admit_place(process, tid))
+        process.living()?.try_for_each(|tid| self.admit_place(process, tid))
     }
 
     /// Refuses processes that cannot be checkpointed at all.
@@ -49,12 +50,11 @@ impl Admission {
             let error = Error::unsupported("it is a kernel thread");
             return Err(error.advice("only user processes can be checkpointed"));
         }
+        if stat.process_has_ended() {
+            return Err(Error::unsupported("it has ended and waits for its parent"));
+        }
         if stat.state.has_ended() {
-            return Err(Error::unsupported(if stat.num_threads <= 1 {
-                "it has ended and waits for its parent"
-            } else {
-                "its main thread has ended while others live (pthread_exit), which cannot be carried yet"
-            }));
+            leader_end(&stat)?;
         }
         let status = process.status()?;
         if status.tracer_pid != 0 {
@@ -64,7 +64,7 @@ impl Admission {
                 .advice("end the debugger or let it detach"));
         }
         refuse_ia32(process)?;
-        process.tids()?.into_iter().try_for_each(|tid| self.admit_thread(process, tid))
+        process.living()?.try_for_each(|tid| self.admit_thread(process, tid))
     }
 
     /// Refuses a process that cannot be the root of a container.
@@ -79,9 +79,7 @@ impl Admission {
 
     /// Refuses threads in seccomp mode, and others.
     fn admit_thread(&self, process: &Process, tid: i32) -> Result<()> {
-        let Ok(status) = process.proc.parse(&format!("task/{tid}/status"), parse_status) else {
-            return Ok(());
-        };
+        let Ok(status) = process.thread_status(tid) else { return Ok(()) };
         refuse_seccomp(process, tid, &status)?;
         self.admit_place(process, tid)
     }
@@ -89,7 +87,7 @@ impl Admission {
     /// Refuses threads in other namespaces than ours, or that do not share with their process what
     /// threads share.
     fn admit_place(&self, process: &Process, tid: i32) -> Result<()> {
-        let can_leave = if tid == process.pid { NAMESPACES.len() } else { OF_THREADS };
+        let can_leave = if tid == process.witness { NAMESPACES.len() } else { OF_THREADS };
         for (name, ours) in self.namespaces.iter().take(can_leave) {
             let theirs = match process.proc.readlink(&format!("task/{tid}/{name}")) {
                 Err(e) if e.kind == ErrorKind::Permission => {
@@ -133,8 +131,10 @@ fn refuse_ia32(process: &Process) -> Result<()> {
 /// Refuses threads that have unshared what threads share.
 fn refuse_unshared(process: &Process, tid: i32) -> Result<()> {
     let shared = [(Kcmp::Files, "table of file descriptors"), (Kcmp::Fs, "working directory")];
-    for (what, name) in shared.into_iter().filter(|_| tid != process.pid) {
-        if query::kcmp(process.pid, tid, what).is_ok_and(|order| order.is_ne()) {
+    for (what, name) in shared.into_iter().filter(|_| tid != process.witness) {
+        let differs = query::kcmp(process.witness, tid, what).is_ok_and(|order| order.is_ne());
+        // One that has ended meanwhile has none at all.
+        if differs && ![process.witness, tid].into_iter().any(|tid| process.thread_has_ended(tid)) {
             let what = format!("thread {tid} has a {name} of its own (unshare), which cannot be carried yet");
             return Err(Error::unsupported(what));
         }

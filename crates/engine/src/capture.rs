@@ -6,7 +6,7 @@
 use crate::{
     admit::refuse_seccomp,
     error::{Context, Error, Result},
-    freeze::FrozenThread,
+    freeze::{FrozenThread, Kept},
     header,
     objects::Objects,
     options::{Observer, interrupted},
@@ -23,12 +23,11 @@ use ckpt_kernel::{
     pidns::Ids,
     program::{Arg, Outcome, Program},
     query::Kcmp,
-    tracee::Stopped,
     visit::{Traces, Visit, Visitor, park_signal},
 };
 use ckpt_proc::{
     maps::{Mapping, parse_maps},
-    status::{Status, parse_status},
+    status::Status,
 };
 use std::collections::BTreeMap;
 
@@ -105,9 +104,9 @@ pub(crate) fn capture(
     };
     let contents = std::mem::take(&mut all.objects.contents);
     image.objects = all.objects.table;
-    let (pid, mm) = image.processes.first().map_or((0, 0), |p| (p.task.pid, p.task.mm));
-    if let Some(mm) = image.mm(mm) {
-        image.arch = header::arch(pid, mm, &image.processes)?;
+    let mm = image.processes.first().and_then(|p| image.mm(p.task.mm));
+    if let Some(((root, _), mm)) = all.held.first().zip(mm) {
+        image.arch = header::arch(root.witness, mm, &image.processes)?;
     }
     let contents = pages::Contents::plan(contents, &image)?;
     Ok(Capture { held: all.held, image, memory: all.memory, contents })
@@ -117,16 +116,7 @@ impl Collector {
     /// A zombie is its ids, its name and its status.
     fn zombie(&mut self, member: FrozenProcess) -> Result<()> {
         let process = member.process;
-        let status = process.status()?;
-        let leader = model::Thread {
-            record: record::Thread {
-                tid: process.pid,
-                cred: self.objects.cred(cred::checkpoint(&status)),
-                ..record::Thread::default()
-            },
-            comm: process.stat()?.comm,
-            ..model::Thread::default()
-        };
+        let leader = remains(&process, &mut self.objects)?;
         let parent_tid = member.parent_tid;
         let task = record::Task { nr_threads: 1, parent_tid, ..task(&process, task_state::ZOMBIE)? };
         self.processes.push(model::Process { task, threads: vec![leader] });
@@ -146,7 +136,10 @@ impl Collector {
         let (frozen, answers) = visit(&process, frozen, children, observer)?;
         let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
         self.unseen.extend(unseen);
-        let threads = threads(&process, &frozen, &answers, &mut self.objects)?;
+        let mut threads = threads(&process, &frozen, &answers, &mut self.objects)?;
+        if process.witness != process.pid {
+            threads.insert(0, ended_leader(&process, &mut self.objects)?);
+        }
         let mut answered = answers.process.as_slice().split_at(signal::SIGNALS as usize);
         let sighand = signal::checkpoint(answered.0)?;
         answered = answered.1.split_at_checked(3).unwrap_or_default();
@@ -157,8 +150,8 @@ impl Collector {
         answered = answered.1.split_at_checked(4).unwrap_or_default();
         let timers = timers::checkpoint_posix(&answers.timers, answered.1)?;
         let pending = frozen.first().map_or(Ok(Vec::new()), |f| f.thread.pending(true))?;
-        let (pid, objects) = (process.pid, &mut self.objects);
-        let (mm, new) = objects.task(Kcmp::Vm, pid, |objects| {
+        let (pid, tid, objects) = (process.pid, process.witness, &mut self.objects);
+        let (mm, new) = objects.task(Kcmp::Vm, tid, |objects| {
             let vmas = mm::areas(&process, &mm::mappings(&process)?, objects)?;
             mm::checkpoint(&process, answered.0, answers.mlock_future, vmas, objects).map(Object::Mm)
         })?;
@@ -167,9 +160,9 @@ impl Collector {
         }
         let task = record::Task {
             mm,
-            files: objects.task(Kcmp::Files, pid, |o| file::checkpoint(&process, o).map(Object::Files))?.0,
-            fs: objects.task(Kcmp::Fs, pid, |_| fs::checkpoint(&process).map(Object::Fs))?.0,
-            sighand: objects.task(Kcmp::Sighand, pid, |_| Ok(Object::Sighand(sighand)))?.0,
+            files: objects.task(Kcmp::Files, tid, |o| file::checkpoint(&process, o).map(Object::Files))?.0,
+            fs: objects.task(Kcmp::Fs, tid, |_| fs::checkpoint(&process).map(Object::Fs))?.0,
+            sighand: objects.task(Kcmp::Sighand, tid, |_| Ok(Object::Sighand(sighand)))?.0,
             signal: objects.add(Object::Signal(model::Signal { record: shared, pending, timers })),
             nr_threads: threads.len() as u32,
             exit_code: self.unseen.get(&pid).copied().unwrap_or(0),
@@ -180,6 +173,21 @@ impl Collector {
         self.held.push((process, frozen.into_iter().map(|f| f.thread).collect()));
         Ok(())
     }
+}
+
+/// What is left of a leader that has ended: name and owner.
+fn remains(process: &Process, objects: &mut Objects) -> Result<model::Thread> {
+    let cred = objects.cred(cred::checkpoint(&process.thread_status(process.pid)?));
+    let record = record::Thread { tid: process.pid, cred, ..record::Thread::default() };
+    Ok(model::Thread { record, comm: process.stat()?.comm, ..model::Thread::default() })
+}
+
+/// A leader that has ended while others live.
+fn ended_leader(process: &Process, objects: &mut Objects) -> Result<model::Thread> {
+    let exit_code = thread::leader_end(&process.stat()?)?;
+    let mut leader = remains(process, objects)?;
+    (leader.record.state, leader.record.exit_code) = (task_state::ZOMBIE, exit_code);
+    Ok(leader)
 }
 
 /// Ids and state of a process.
@@ -213,9 +221,10 @@ fn visit(
     limits::questions(&mut questions);
     mm::questions(&mut questions);
     timers::posix_questions(&mut questions, &timers);
-    let (visitors, mut kept) = visitors(process, frozen)?;
+    let statuses = statuses(process, &frozen)?;
+    let (visitors, mut kept) = visitors(frozen, &statuses)?;
     let texts = texts_in(&maps);
-    let traces = Traces::find(process.pid, &texts, &slots_in(&maps));
+    let traces = Traces::find(process.witness, &texts, &slots_in(&maps));
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
     let mlock_future = mm::future_locks(process, visit.slot())?;
@@ -231,13 +240,7 @@ fn visit(
         (kept.raw, kept.saved, kept.restart) = (raw, saved, settled.restart);
     }
     let threads = visit.leave()?;
-    let mut statuses = Vec::with_capacity(kept.len());
-    let again = |(thread, kept): (Stopped, Kept)| {
-        statuses.push(kept.status);
-        let Kept { raw, saved, restart, mask, .. } = kept;
-        FrozenThread { thread, raw, saved, restart, mask, unsettled: false }
-    };
-    let frozen = threads.into_iter().zip(kept).map(again).collect();
+    let frozen = threads.into_iter().zip(kept).map(|(thread, kept)| FrozenThread { thread, kept }).collect();
     Ok((
         frozen,
         Answers { process: answers, timers, threads: thread_answers, statuses, stopped, mlock_future },
@@ -272,34 +275,20 @@ fn park_signal_of(status: &Status, mask: u64) -> Result<i32> {
     })
 }
 
-/// What a frozen thread keeps while it is visited.
-pub(crate) struct Kept {
-    tid: i32,
-    raw: record::Regs,
-    saved: record::Regs,
-    restart: record::RestartBlock,
-    mask: u64,
-    unsettled: bool,
-    status: Status,
+/// /proc/TID/status of frozen threads.
+pub(crate) fn statuses(process: &Process, frozen: &[FrozenThread]) -> Result<Vec<Status>> {
+    frozen.iter().map(|f| process.thread_status(f.thread.tid())).collect()
 }
 
-/// Makes frozen threads visitors.
-pub(crate) fn visitors(process: &Process, frozen: Vec<FrozenThread>) -> Result<(Vec<Visitor>, Vec<Kept>)> {
-    let mut visitors = Vec::with_capacity(frozen.len());
-    let mut kept = Vec::with_capacity(frozen.len());
-    for f in frozen {
-        let tid = f.thread.tid();
-        let status = process.proc.parse(&format!("task/{tid}/status"), parse_status)?;
-        let signal = park_signal_of(&status, f.mask)?;
-        let own = Ids {
-            pid: status.ns_tgid.last().copied().unwrap_or(process.pid),
-            tid: status.ns_pid.last().copied().unwrap_or(tid),
-        };
-        let FrozenThread { thread, raw, saved, restart, mask, unsettled } = f;
-        visitors.push(Visitor { thread, own, raw, mask, signal });
-        kept.push(Kept { tid, raw, saved, restart, mask, unsettled, status });
-    }
-    Ok((visitors, kept))
+/// Makes frozen threads visitors; what is kept of each meanwhile.
+pub(crate) fn visitors(frozen: Vec<FrozenThread>, statuses: &[Status]) -> Result<(Vec<Visitor>, Vec<Kept>)> {
+    let visitor = |(FrozenThread { thread, kept }, status): (FrozenThread, &Status)| {
+        let signal = park_signal_of(status, kept.mask)?;
+        let last = |ids: &[i32]| ids.last().copied().unwrap_or(kept.tid);
+        let own = Ids { pid: last(&status.ns_tgid), tid: last(&status.ns_pid) };
+        Ok((Visitor { thread, own, raw: kept.raw, mask: kept.mask, signal }, kept))
+    };
+    frozen.into_iter().zip(statuses).map(visitor).collect()
 }
 
 /// Executable private mappings, the vdso first: where the bootstrap stub may go.

@@ -13,7 +13,6 @@ use ckpt_kernel::{
 };
 use ckpt_proc::{
     stat::TaskState,
-    status::parse_status,
     syscall::{Syscall, parse_syscall},
 };
 use std::{
@@ -26,6 +25,15 @@ use std::{
 pub(crate) struct FrozenThread {
     /// The hold on it.
     pub(crate) thread: Stopped,
+    /// What it was doing.
+    pub(crate) kept: Kept,
+}
+
+/// What a thread was doing when it was stopped, kept while it does something for us.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    /// Its id.
+    pub(crate) tid: i32,
     /// Registers it gets back when it goes on here.
     pub(crate) raw: Regs,
     /// Registers for the image: its interrupted call as the kernel first saw it.
@@ -52,10 +60,11 @@ pub(crate) enum Purpose {
     Visit,
 }
 
-/// Stops every thread of `process`; new ones that appear meanwhile are caught too. Those in `asked` are
-/// about to stop. `observer` is told which timeouts are not known exactly.
+/// Stops every living thread of `process`; new ones that appear meanwhile are caught too. Those in
+/// `asked` are about to stop. One of them all is its witness then. `observer` is told which timeouts
+/// are not known exactly.
 pub(crate) fn freeze(
-    process: &Process,
+    process: &mut Process,
     purpose: Purpose,
     asked: &BTreeSet<i32>,
     observer: &mut dyn Observer,
@@ -76,18 +85,20 @@ pub(crate) fn freeze(
                 freeze_thread(process, tid, purpose, observer)
             };
             match thread {
+                Err(error) if error.gone && tid == process.pid => {}
                 // Its id may be given to another thread yet.
-                Err(error) if error.gone && tid != process.pid => drop(known.remove(&tid)),
+                Err(error) if error.gone => drop(known.remove(&tid)),
                 Err(error) => return Err(error.error),
                 Ok(thread) => frozen.push(thread),
             }
         }
     }
     frozen.sort_by_key(|f| (f.thread.tid() != process.pid, f.thread.tid()));
-    match frozen.first() {
-        Some(first) if first.thread.tid() == process.pid => Ok(frozen),
-        _ => Err(Error::failed("the process ended").task(process.label())),
-    }
+    let Some(first) = frozen.first() else {
+        return Err(Error::failed("the process ended").task(process.label()));
+    };
+    process.look_through(first.thread.tid())?;
+    Ok(frozen)
 }
 
 /// A failure, and whether it only means that the thread ended.
@@ -114,12 +125,13 @@ fn await_thread(process: &Process, tid: i32) -> Result<FrozenThread, Failure> {
     let mut thread = Running::born(tid).wait_stop()?.lend();
     let mut raw = thread.regs()?;
     let mask = thread.sigmask()?;
-    leave_rseq(process, &mut thread, &mut raw)?;
-    if call::hide_eintr(process, tid, mask, &mut raw)? || call::unbegin(process, &mut raw) {
+    leave_rseq(&mut thread, &mut raw)?;
+    if call::hide_eintr(process, tid, mask, &mut raw)? || call::unbegin(tid, &mut raw) {
         thread.set_regs(&raw)?;
     }
     let unsettled = call::waits(&raw);
-    Ok(FrozenThread { thread, raw, saved: raw, restart: RestartBlock::default(), mask, unsettled })
+    let kept = Kept { tid, raw, saved: raw, restart: RestartBlock::default(), mask, unsettled };
+    Ok(FrozenThread { thread, kept })
 }
 
 /// Stops one thread where its interrupted call can be told.
@@ -144,18 +156,19 @@ fn freeze_thread(
         };
         let mut raw = thread.regs()?;
         let mask = thread.sigmask()?;
-        leave_rseq(process, &mut thread, &mut raw)?;
+        leave_rseq(&mut thread, &mut raw)?;
         if call::hide_eintr(process, tid, mask, &mut raw)? {
             thread.set_regs(&raw)?;
         }
         let (mut saved, unsettled) = (raw, false);
         if purpose == Purpose::Visit {
-            let restart = RestartBlock::default();
-            return Ok(FrozenThread { thread, raw, saved, restart, mask, unsettled });
+            let kept = Kept { tid, raw, saved, restart: RestartBlock::default(), mask, unsettled };
+            return Ok(FrozenThread { thread, kept });
         }
-        if let Some(settled) = call::settle(process, &before, &mut saved, attempt < PATIENCE)? {
+        if let Some(settled) = call::settle(process, tid, &before, &mut saved, attempt < PATIENCE)? {
             settled.warn(tid, observer);
-            return Ok(FrozenThread { thread, raw, saved, restart: settled.restart, mask, unsettled });
+            let kept = Kept { tid, raw, saved, restart: settled.restart, mask, unsettled };
+            return Ok(FrozenThread { thread, kept });
         }
         thread.set_regs(&raw)?;
         thread.detach()?;
@@ -167,17 +180,17 @@ fn freeze_thread(
 
 /// If the thread stands inside a restartable sequence, moves it to the sequence's abort handler,
 /// as the kernel would have done (rseq(2)): our own code would make the kernel forget about it.
-fn leave_rseq(process: &Process, thread: &mut Stopped, raw: &mut Regs) -> Result<()> {
+fn leave_rseq(thread: &mut Stopped, raw: &mut Regs) -> Result<()> {
     let Ok((area, ..)) = thread.rseq() else { return Ok(()) };
     if area == 0 {
         return Ok(());
     }
-    let Ok(descriptor) = ckpt_kernel::memory::read_u64(process.pid, area + 8) else { return Ok(()) };
+    let Ok(descriptor) = ckpt_kernel::memory::read_u64(thread.tid(), area + 8) else { return Ok(()) };
     if descriptor == 0 {
         return Ok(());
     }
     let mut words = [0; 32];
-    if ckpt_kernel::memory::read(process.pid, descriptor, &mut words).is_err() {
+    if ckpt_kernel::memory::read(thread.tid(), descriptor, &mut words).is_err() {
         return Ok(());
     }
     let word =
@@ -193,8 +206,9 @@ fn leave_rseq(process: &Process, thread: &mut Stopped, raw: &mut Regs) -> Result
 
 /// Whether we trace the thread already: it was made by one that we had just attached to.
 fn is_ours(process: &Process, tid: i32) -> bool {
-    let status = process.proc.parse(&format!("task/{tid}/status"), parse_status);
-    status.is_ok_and(|s| u32::try_from(s.tracer_pid).is_ok_and(|pid| pid == std::process::id()))
+    process
+        .thread_status(tid)
+        .is_ok_and(|s| u32::try_from(s.tracer_pid).is_ok_and(|pid| pid == std::process::id()))
 }
 
 /// A parent suspended in vfork(2) cannot be stopped; it goes on soon, or not for long.
@@ -222,8 +236,8 @@ pub(crate) fn await_vfork(process: &Process) -> Result<()> {
 /// Why a thread could not be attached to; a debugger is named.
 fn seize_failure(process: &Process, tid: i32, cause: ckpt_kernel::Error) -> Failure {
     let failure = Failure::from(cause);
-    if failure.gone {
-        return failure;
+    if failure.gone || process.thread_has_ended(tid) {
+        return Failure { gone: true, ..failure };
     }
     let tracer = process.status().map_or(0, |s| s.tracer_pid);
     if tracer == 0 {

@@ -2,7 +2,7 @@
 //! tasks, once none of them is in there any more, and freezes again what was thawed.
 
 use crate::{
-    capture::{slot_address, slots_in, texts_in, visitors},
+    capture::{slot_address, slots_in, statuses, texts_in, visitors},
     error::Result,
     freeze::{FrozenThread, Purpose, freeze, thaw},
     frost::Frost,
@@ -55,7 +55,7 @@ fn clean_all(pids: &[i32]) {
     let mut left = pids.to_vec();
     for _ in 0..ATTEMPTS {
         // One that has ended needs nothing any more.
-        left.retain(|pid| Process::open(*pid).is_ok_and(|p| !clean(&p).unwrap_or(false)));
+        left.retain(|pid| Process::open(*pid).is_ok_and(|mut p| !clean(&mut p).unwrap_or(false)));
         if left.is_empty() {
             return;
         }
@@ -72,7 +72,7 @@ fn clean_all(pids: &[i32]) {
 }
 
 /// Whether nothing of ours is in the process (any more).
-fn clean(process: &Process) -> Result<bool> {
+fn clean(process: &mut Process) -> Result<bool> {
     if look(process)?.1.is_empty() {
         return Ok(true);
     }
@@ -80,16 +80,17 @@ fn clean(process: &Process) -> Result<bool> {
     // Only now does nothing move: a thread on its way home may have mapped the slot meanwhile.
     let (maps, traces) = look(process)?;
     let (texts, spans) = (texts_in(&maps), traces.spans());
-    if frozen.iter().any(|thread| is_inside(process.pid, thread, &spans)) {
+    if frozen.iter().any(|thread| is_inside(thread, &spans)) {
         // One that sleeps in there would not come out before its time: it goes home, and sleeps on there.
         frozen
             .iter_mut()
-            .filter(|f| call::waits(&f.raw) && is_at(f.raw.rip, &spans))
-            .try_for_each(|f| f.thread.set_regs(&Regs { rax: 0, orig_rax: u64::MAX, ..f.raw }))?;
+            .filter(|f| call::waits(&f.kept.raw) && is_at(f.kept.raw.rip, &spans))
+            .try_for_each(|f| f.thread.set_regs(&Regs { rax: 0, orig_rax: u64::MAX, ..f.kept.raw }))?;
         thaw(process, frozen.into_iter().map(|f| f.thread).collect())?;
         return Ok(false);
     }
-    let (visitors, kept) = visitors(process, frozen)?;
+    let statuses = statuses(process, &frozen)?;
+    let (visitors, kept) = visitors(frozen, &statuses)?;
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
     thaw(process, visit.leave()?)?;
@@ -99,7 +100,7 @@ fn clean(process: &Process) -> Result<bool> {
 /// The mappings, and what of ours is in them.
 fn look(process: &Process) -> Result<(Vec<Mapping>, Traces)> {
     let maps = process.proc.parse("maps", parse_maps)?;
-    let traces = Traces::find(process.pid, &texts_in(&maps), &slots_in(&maps));
+    let traces = Traces::find(process.witness, &texts_in(&maps), &slots_in(&maps));
     Ok((maps, traces))
 }
 
@@ -109,14 +110,16 @@ fn is_at(address: u64, spans: &[Span]) -> bool {
 }
 
 /// Whether a thread runs our code or will return to it.
-fn is_inside(pid: i32, thread: &FrozenThread, spans: &[Span]) -> bool {
+fn is_inside(thread: &FrozenThread, spans: &[Span]) -> bool {
     let ours = |address: u64| is_at(address, spans);
-    if ours(thread.raw.rip) {
+    if ours(thread.kept.raw.rip) {
         return true;
     }
+    let tid = thread.thread.tid();
     let mut stack = vec![0; STACK];
     let mut len = STACK;
-    while len > 0 && memory::read(pid, thread.raw.rsp, stack.get_mut(..len).unwrap_or_default()).is_err() {
+    while len > 0 && memory::read(tid, thread.kept.raw.rsp, stack.get_mut(..len).unwrap_or_default()).is_err()
+    {
         len /= 2;
     }
     let words = stack.get(..len).unwrap_or_default().chunks_exact(8);

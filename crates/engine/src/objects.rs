@@ -22,9 +22,9 @@ pub(crate) struct Objects {
     pub(crate) members: BTreeSet<i32>,
     /// By objref.
     pub(crate) table: BTreeMap<Objref, Object>,
-    /// What tasks share, by kind, with a process that has it.
+    /// What tasks share, by kind, with one that has it.
     shared: BTreeMap<Kcmp, Ordered<i32>>,
-    /// Open file descriptions by key, with a process and descriptor that hold it.
+    /// Open file descriptions by key, with a task and descriptor that hold it.
     descriptions: BTreeMap<FileKey, Ordered<(i32, i32)>>,
     /// Mapped files by key.
     mapped: BTreeMap<FileKey, Objref>,
@@ -42,42 +42,42 @@ impl Objects {
         objref
     }
 
-    /// The address space, descriptor table, ... (`kind`) of process `pid`: one that is known by
+    /// The address space, descriptor table, ... (`kind`) of task `tid`: one that is known by
     /// another process, else made; whether it was made.
     pub(crate) fn task(
         &mut self,
         kind: Kcmp,
-        pid: i32,
+        tid: i32,
         make: impl FnOnce(&mut Objects) -> Result<Object>,
     ) -> Result<(Objref, bool)> {
         let known = self.shared.entry(kind).or_default();
-        match position(known, |other| kcmp(*other, pid, kind))? {
+        match position(known, |other| kcmp(*other, tid, kind))? {
             Ok((_, objref)) => Ok((objref, false)),
             Err(at) => {
                 let object = make(self)?;
                 let objref = self.add(object);
-                self.shared.entry(kind).or_default().insert(at, (pid, objref));
+                self.shared.entry(kind).or_default().insert(at, (tid, objref));
                 Ok((objref, true))
             }
         }
     }
 
-    /// The description behind descriptor `fd` of process `pid`: found among those with the same
+    /// The description behind descriptor `fd` of task `tid`: found among those with the same
     /// key, else made.
     pub(crate) fn description(
         &mut self,
-        pid: i32,
+        tid: i32,
         fd: i32,
         key: FileKey,
         make: impl FnOnce(&mut Objects) -> Result<Object>,
     ) -> Result<Objref> {
         let known = self.descriptions.entry(key).or_default();
-        match position(known, |(other, there)| kcmp(*other, pid, Kcmp::File(*there, fd)))? {
+        match position(known, |(other, there)| kcmp(*other, tid, Kcmp::File(*there, fd)))? {
             Ok((_, objref)) => Ok(objref),
             Err(at) => {
                 let object = make(self)?;
                 let objref = self.add(object);
-                self.descriptions.entry(key).or_default().insert(at, ((pid, fd), objref));
+                self.descriptions.entry(key).or_default().insert(at, ((tid, fd), objref));
                 Ok(objref)
             }
         }

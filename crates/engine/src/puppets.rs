@@ -136,7 +136,8 @@ impl Puppets {
         let options = libc::WSTOPPED | libc::WNOHANG;
         let args = [libc::P_PID.into(), self.own_pid(child).into(), 0u64.into(), options.into(), 0u64.into()];
         program.call("waitid", 0, libc::SYS_waitid, args);
-        self.get(parent)?.run(0, &program)?;
+        let parent = self.get(parent)?;
+        parent.run(parent.first(), &program)?;
         Ok(())
     }
 
@@ -146,7 +147,8 @@ impl Puppets {
         let set = Arg::In((1u64 << (signal - 1)).to_le_bytes().to_vec());
         let args = [set, 0u64.into(), Arg::In(vec![0; 16]), 8u64.into()];
         program.try_call("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, args);
-        self.get(index)?.run(0, &program)?;
+        let puppet = self.get(index)?;
+        puppet.run(puppet.first(), &program)?;
         Ok(())
     }
 
@@ -411,7 +413,7 @@ fn call<const N: usize>(puppet: &mut Puppet, what: &'static str, nr: i64, args: 
 fn is_leaving(pid: i32) -> bool {
     use ckpt_proc::stat::parse_stat;
     let stat = procfs::read(&format!("{pid}/stat")).ok().and_then(|text| parse_stat(&text).ok());
-    stat.is_none_or(|stat| stat.state.has_ended())
+    stat.is_none_or(|stat| stat.process_has_ended())
 }
 
 /// Says who has a pid that is wanted.

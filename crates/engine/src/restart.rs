@@ -12,7 +12,7 @@
 //! | fill | page contents, read and verified beside; rseq needs its area in place |
 //! | threads | all threads exist before any of them restores itself |
 //! | zombies | end; what their parents are sent is taken away again |
-//! | restore | each thread by a program of its own, the leader also what they share |
+//! | restore | each thread by a program of its own, the leader also what they share; one that had ended ends |
 //! | stop | those that were stopped, their parents not noticing |
 //! | registers | calls in progress, then the slot, then registers and masks |
 //! | release | go; or, with a freezer, into it, and frozen before they are let go |
@@ -91,7 +91,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
             .and_then(|p| p.threads.first())
             .map_or_else(Vec::new, |t| t.comm.clone()),
         processes: image.processes.len(),
-        threads: materials.parts.iter().map(|p| p.process.threads.len()).sum(),
+        threads: materials.parts.iter().map(|p| p.process.living().count()).sum(),
         page_bytes,
         total: begin.elapsed(),
     })
@@ -322,7 +322,7 @@ fn build(
     materials.each(puppets, observer, |p, puppet, observer| {
         restore::tasks(puppet, materials.image, p, &pids, &materials.born)?;
         limits::restore_oom(puppet.pid(), p.signal, observer);
-        mm::restore_coredump_filter(puppet.pid(), p.mm)
+        mm::restore_coredump_filter(puppet.tid(puppet.first()), p.mm)
     })?;
     let (stopped, running): (Vec<&Parts<'_>>, Vec<_>) = materials
         .parts

@@ -14,7 +14,7 @@ use ckpt_image::{
 };
 use ckpt_kernel::{
     memory, procfs,
-    program::{Arg, Program},
+    program::Program,
     puppet::{Puppet, clone_args},
 };
 use std::{
@@ -187,9 +187,7 @@ pub(crate) fn zombie(
 ) -> Result<()> {
     let Some(leader) = process.threads.first() else { return Ok(()) };
     let mut program = Program::new();
-    let mut comm = leader.comm.clone();
-    comm.push(0);
-    program.call("prctl(PR_SET_NAME)", 0, libc::SYS_prctl, [libc::PR_SET_NAME.into(), Arg::In(comm)]);
+    thread::restore_name(&mut program, leader);
     if let Some(creds) = image.cred(leader.record.cred) {
         cred::restore(&mut program, born, creds, leader);
     }
@@ -197,8 +195,9 @@ pub(crate) fn zombie(
     Ok(())
 }
 
-/// Every thread restores itself; the leader last, with what they share. `pids` says which id each
-/// task of the image has now.
+/// Every thread restores itself; the leader last, with what they share: only a leader may queue
+/// every signal of a process. One that had ended ends then. `pids` says which id each task of the
+/// image has now.
 pub(crate) fn tasks(
     puppet: &mut Puppet,
     image: &Image,
@@ -211,7 +210,11 @@ pub(crate) fn tasks(
         let creds =
             image.cred(thread.record.cred).ok_or_else(|| Error::bad_image("a thread without credentials"))?;
         let mut program = Program::new();
-        thread::restore(&mut program, thread);
+        if thread.has_ended() {
+            thread::restore_name(&mut program, thread);
+        } else {
+            thread::restore(&mut program, thread);
+        }
         if index == 0 {
             shared(puppet, &mut program, parts, pids)?;
         }
@@ -220,12 +223,16 @@ pub(crate) fn tasks(
             limits::restore(&mut program, &parts.signal.record);
         }
         cred::restore(&mut program, born, creds, thread);
+        mm::restore_personality(&mut program, parts.mm);
         if index == 0 {
             mm::restore_after_cred(&mut program, parts.mm);
             file::owner::restore(&mut program, image, parts.table, |tid| pids.get(&tid).copied())?;
         }
         thread::restore_after_cred(&mut program, thread);
         puppet.run(index, &program)?;
+        if thread.has_ended() {
+            puppet.end_leader((thread.record.exit_code >> 8) as u8)?;
+        }
     }
     Ok(())
 }
@@ -257,13 +264,13 @@ fn shared(
 
 /// Calls in progress: the registers each thread is to be let go with.
 pub(crate) fn calls(puppet: &mut Puppet, parts: &Parts<'_>) -> Result<Vec<Regs>> {
-    let threads = parts.process.threads.iter().enumerate();
+    let threads = parts.process.living();
     threads.map(|(index, t)| call::restore(puppet, index, &t.record.regs, &t.record.restart)).collect()
 }
 
 /// What only stopped threads can be given: register state.
 pub(crate) fn registers(puppet: &mut Puppet, parts: &Parts<'_>, going: Vec<Regs>) -> Result<()> {
-    for (index, (thread, mut regs)) in parts.process.threads.iter().zip(going).enumerate() {
+    for ((index, thread), mut regs) in parts.process.living().zip(going) {
         let puppet = puppet.thread(index)?;
         // Trap and resume flags would stop it at once.
         regs.eflags &= !0x1_0100;
@@ -281,7 +288,7 @@ pub(crate) fn registers(puppet: &mut Puppet, parts: &Parts<'_>, going: Vec<Regs>
 
 /// The last of all: which signals each thread blocks.
 pub(crate) fn masks(puppet: &mut Puppet, parts: &Parts<'_>) -> Result<()> {
-    for (index, thread) in parts.process.threads.iter().enumerate() {
+    for (index, thread) in parts.process.living() {
         puppet.thread(index)?.set_sigmask(thread.record.sigmask)?;
     }
     Ok(())

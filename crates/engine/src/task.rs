@@ -1,4 +1,8 @@
-//! A process seen from outside: its pidfd and its directory in /proc.
+//! A process seen from outside: its pidfd and its directories in /proc.
+//!
+//! Memory, descriptors and directories belong to threads, and a leader that has ended while others
+//! live (pthread_exit in main) has none any more: /proc/PID shows nothing of them. So they are
+//! looked at through a *witness*, a thread that has them: the leader if it lives, else any other.
 
 use crate::error::{Context, Doing, Error, Result};
 use ckpt_kernel::procfs;
@@ -118,7 +122,11 @@ pub(crate) struct Process {
     pub(crate) pid: i32,
     /// Its name, for messages.
     pub(crate) comm: Vec<u8>,
-    /// /proc/PID.
+    /// /proc/PID: its ids, its threads, and the leader itself, even one that has ended.
+    pub(crate) leader: ProcDir,
+    /// The thread through which memory, descriptors and directories are looked at.
+    pub(crate) witness: i32,
+    /// /proc/TID of the witness: whatever /proc shows of a process.
     pub(crate) proc: ProcDir,
     pidfd: OwnedFd,
 }
@@ -138,13 +146,29 @@ impl Process {
             }
             other => other.doing(|| format!("pidfd_open({pid})"))?,
         };
-        let proc = match ProcDir::find(&pid.to_string()) {
-            Err(Errno::NOENT) => return Err(gone()),
-            other => other.doing(|| format!("open /proc/{pid}"))?,
+        let open = |tid: i32| match ProcDir::find(&tid.to_string()) {
+            Err(Errno::NOENT) => Err(gone()),
+            other => other.doing(|| format!("open /proc/{tid}")),
         };
-        let mut process = Process { pid, comm: Vec::new(), proc, pidfd };
-        process.comm = process.stat()?.comm;
+        let (leader, proc) = (open(pid)?, open(pid)?);
+        let mut process = Process { pid, comm: Vec::new(), leader, witness: pid, proc, pidfd };
+        let stat = process.stat()?;
+        if stat.state.has_ended()
+            && let Some(tid) = process.tids()?.into_iter().find(|tid| !process.thread_has_ended(*tid))
+        {
+            process.look_through(tid)?;
+        }
+        process.comm = stat.comm;
         Ok(process)
+    }
+
+    /// Makes thread `tid` the witness.
+    pub(crate) fn look_through(&mut self, tid: i32) -> Result<()> {
+        if tid != self.witness {
+            self.proc = ProcDir::find(&tid.to_string()).doing(|| format!("open /proc/{tid}"))?;
+            self.witness = tid;
+        }
+        Ok(())
     }
 
     /// How messages name it: `pid 7 (bash)`.
@@ -152,27 +176,58 @@ impl Process {
         format!("pid {} ({})", self.pid, OsStr::from_bytes(&self.comm).display())
     }
 
-    /// /proc/PID/stat.
+    /// /proc/PID/stat: its ids, and how the leader is.
     pub(crate) fn stat(&self) -> Result<Stat> {
+        self.leader.parse("stat", parse_stat).task(|| format!("pid {}", self.pid))
+    }
+
+    /// The same of the witness: how it is, and what its memory is like.
+    pub(crate) fn witness_stat(&self) -> Result<Stat> {
         self.proc.parse("stat", parse_stat).task(|| format!("pid {}", self.pid))
     }
 
-    /// /proc/PID/status.
+    /// /proc/TID/status of the witness.
     pub(crate) fn status(&self) -> Result<Status> {
         self.proc.parse("status", parse_status)
     }
 
+    /// /proc/TID/status of thread `tid`.
+    pub(crate) fn thread_status(&self, tid: i32) -> Result<Status> {
+        self.leader.parse(&format!("task/{tid}/status"), parse_status)
+    }
+
     /// Its threads, the leader first.
     pub(crate) fn tids(&self) -> Result<Vec<i32>> {
-        let mut tids = self.proc.numbers("task")?;
+        let mut tids = self.leader.numbers("task")?;
         tids.sort_by_key(|tid| (*tid != self.pid, *tid));
         Ok(tids)
     }
 
+    /// Those that live: all but a leader that has ended.
+    pub(crate) fn living(&self) -> Result<impl Iterator<Item = i32> + use<>> {
+        let ended = (self.witness != self.pid).then_some(self.pid);
+        Ok(self.tids()?.into_iter().filter(move |tid| Some(*tid) != ended))
+    }
+
+    /// Whether thread `tid` has ended, though it may be there yet.
+    pub(crate) fn thread_has_ended(&self, tid: i32) -> bool {
+        let stat = self.leader.parse(&format!("task/{tid}/stat"), parse_stat);
+        stat.map_or(true, |stat| stat.state.has_ended())
+    }
+
     /// A copy of its descriptor `fd`, sharing the open description.
     pub(crate) fn descriptor(&self, fd: i32) -> Result<OwnedFd> {
+        const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(OFlags::EXCL.bits());
         let flags = rustix::process::PidfdGetfdFlags::empty();
-        rustix::process::pidfd_getfd(&self.pidfd, fd, flags).doing(|| "pidfd_getfd".to_owned())
+        let copy =
+            |of: &OwnedFd| rustix::process::pidfd_getfd(of, fd, flags).doing(|| "pidfd_getfd".to_owned());
+        let thread = Pid::from_raw(self.witness).filter(|_| self.witness != self.pid);
+        let Some(thread) = thread else { return copy(&self.pidfd) };
+        let pidfd = rustix::process::pidfd_open(thread, PIDFD_THREAD).map_err(|e| {
+            let what = format!("pidfd_open({}, PIDFD_THREAD)", self.witness);
+            Error::os(what, e).advice("its main thread has ended: that needs Linux 6.9")
+        })?;
+        copy(&pidfd)
     }
 
     /// Sends it a signal.

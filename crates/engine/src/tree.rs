@@ -24,7 +24,7 @@ pub(crate) type Held = Vec<(Process, Vec<Stopped>)>;
 pub(crate) struct FrozenProcess {
     /// The process.
     pub(crate) process: Process,
-    /// Its threads, the leader first; none of a zombie.
+    /// Its living threads, the leader first; none of a zombie.
     pub(crate) threads: Vec<FrozenThread>,
     /// A job-control signal had stopped it before we came.
     pub(crate) stopped: bool,
@@ -58,7 +58,7 @@ fn children(process: &Process) -> Result<Vec<(i32, i32)>> {
 
 /// Whether a process has ended; a leader whose other threads live has not.
 pub(crate) fn has_ended(process: &Process) -> bool {
-    process.stat().map_or(true, |stat| stat.state.has_ended() && stat.num_threads <= 1)
+    process.stat().map_or(true, |stat| stat.process_has_ended())
 }
 
 /// The members of the tree as it is right now, a parent before its children.
@@ -112,20 +112,22 @@ pub(crate) fn freeze_tree(
 
 /// Stops one process; `None` when it is gone.
 fn hold(
-    process: Process,
+    mut process: Process,
     admission: &Admission,
     asked: &BTreeSet<i32>,
     observer: &mut dyn Observer,
 ) -> Result<Option<FrozenProcess>> {
     interrupted(observer)?;
-    let Ok(stat) = process.stat() else { return Ok(None) };
-    let stopped = stat.state == TaskState::Stopped;
+    if process.stat().is_err() {
+        return Ok(None);
+    }
+    let stopped = process.witness_stat().is_ok_and(|stat| stat.state == TaskState::Stopped);
     let held = |process, threads| Ok(Some(FrozenProcess { process, threads, stopped, parent_tid: 0 }));
     if has_ended(&process) {
         return if process.stat().is_ok() { held(process, Vec::new()) } else { Ok(None) };
     }
     // Stopped first: until then it may make children faster than we look at it.
-    let frozen = freeze(&process, Purpose::Image, asked, observer)
+    let frozen = freeze(&mut process, Purpose::Image, asked, observer)
         .and_then(|threads| admission.readmit(&process).map(|()| threads))
         .task(|| process.label());
     match frozen {

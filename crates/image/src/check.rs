@@ -156,7 +156,7 @@ fn check_process(process: &Process, refs: &mut Refs<'_>) -> Check {
         refs.optional::<record::Sighand>(task.sighand)?;
         refs.optional::<record::Signal>(task.signal)?;
     } else {
-        rule(!process.threads.is_empty(), "no thread")?;
+        rule(process.living().next().is_some(), "no thread")?;
         refs.required::<record::Mm>(task.mm)?;
         refs.required::<record::FileTable>(task.files)?;
         refs.required::<record::Fs>(task.fs)?;
@@ -164,7 +164,8 @@ fn check_process(process: &Process, refs: &mut Refs<'_>) -> Check {
         refs.required::<record::Signal>(task.signal)?;
     }
     let leader = process.threads.first().map_or(task.pid, |leader| leader.record.tid);
-    rule(leader == task.pid, "its first thread is not the leader")
+    rule(leader == task.pid, "its first thread is not the leader")?;
+    rule(!process.threads.iter().skip(1).any(Thread::has_ended), "a thread other than the leader has ended")
 }
 
 /// Whether a wait status says that a process exited, or was killed by a signal that kills.
@@ -186,10 +187,17 @@ fn check_thread(thread: &Thread, zombie: bool, refs: &mut Refs<'_>) -> Check {
     rule(record.restart.pad == 0, "padding is not zero")?;
     rule(record.mce_kill <= 2, "an unknown memory error policy")?;
     rule(restart_kind::ALL.contains(&record.restart.kind), "unknown restart block")?;
+    rule([task_state::RUNNING, task_state::ZOMBIE].contains(&record.state), "unknown state")?;
+    if thread.has_ended() {
+        rule(!zombie, "a zombie's thread has ended once more")?;
+        rule(is_end(record.exit_code), "its end is none")?;
+    } else {
+        rule(record.exit_code == 0, "it lives and has an exit code")?;
+    }
     text(&thread.comm, MAX_COMM, "its name is too long or holds a NUL")?;
     rule(thread.affinity.len() <= MAX_SMALL, "affinity mask too long")?;
     rule(thread.xstate.len() <= MAX_XSTATE, "xsave area too long")?;
-    if zombie {
+    if zombie || thread.has_ended() {
         return refs.optional::<record::Cred>(record.cred);
     }
     rule(thread.xstate.len() >= MIN_XSTATE, "xsave area too short")?;

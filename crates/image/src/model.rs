@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::record::{self, FileDesc, Header, HeaderArch, Objref, PosixTimer, Record, SigAction, Task, Tree};
+use crate::record::{
+    self, FileDesc, Header, HeaderArch, Objref, PosixTimer, Record, SigAction, Task, Tree, task_state,
+};
 
 /// A queued signal: `siginfo_t` as PTRACE_PEEKSIGINFO gives it.
 pub type Siginfo = [u8; 128];
@@ -37,6 +39,13 @@ pub struct Process {
     pub threads: Vec<Thread>,
 }
 
+impl Process {
+    /// The threads that live, with their places: all but a leader that has ended.
+    pub fn living(&self) -> impl Iterator<Item = (usize, &Thread)> {
+        self.threads.iter().enumerate().filter(|(_, thread)| !thread.has_ended())
+    }
+}
+
 /// A thread.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Thread {
@@ -50,6 +59,13 @@ pub struct Thread {
     pub pending: Vec<Siginfo>,
     /// Affinity mask as sched_getaffinity(2) gives it.
     pub affinity: Vec<u8>,
+}
+
+impl Thread {
+    /// Whether it is a leader that has ended while others live.
+    pub fn has_ended(&self) -> bool {
+        self.record.state == task_state::ZOMBIE
+    }
 }
 
 /// A shared object.

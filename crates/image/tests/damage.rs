@@ -6,7 +6,7 @@ mod common;
 use std::io::Read;
 
 use ckpt_image::model::{File, FileTable, Fs, Mm};
-use ckpt_image::record::PAGE_SIZE;
+use ckpt_image::record::{PAGE_SIZE, task_state};
 use ckpt_image::*;
 use common::*;
 
@@ -170,6 +170,16 @@ fn rules_of_processes() {
     broken("xsave area too long", |image| image.processes[0].threads[0].xstate.resize(65537, 0));
     broken("its name is too long or holds a NUL", |image| image.processes[0].threads[0].comm.push(0));
     broken("unknown state", |image| image.processes[0].task.state = 9);
+    broken("unknown state", |image| image.processes[0].threads[0].record.state = task_state::STOPPED);
+    broken("it lives and has an exit code", |image| image.processes[0].threads[0].record.exit_code = 256);
+    broken("its end is none", |image| {
+        let leader = &mut image.processes[0].threads[0].record;
+        (leader.state, leader.exit_code) = (task_state::ZOMBIE, 0x137f);
+    });
+    broken("a thread other than the leader has ended", |image| {
+        image.processes[0].threads[1].record.state = task_state::ZOMBIE;
+    });
+    broken("no thread", |image| image.processes[1].threads[0].record.state = task_state::ZOMBIE);
     broken("no thread", |image| {
         image.processes[1].task.nr_threads = 0;
         image.processes[1].threads.clear();

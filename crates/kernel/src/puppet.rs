@@ -192,7 +192,12 @@ struct Strand {
 pub struct Puppet {
     pid: i32,
     pidfd: OwnedFd,
+    /// Its pid, as it sees it.
+    own_pid: i32,
+    /// Those that live.
     threads: Vec<Strand>,
+    /// How many have ended: none, or the leader.
+    ended: usize,
     base: Regs,
     slot: Span,
     /// Small bays in use in the address space; shared by those who share that.
@@ -220,10 +225,17 @@ impl Puppet {
         let span = slot.0;
         drop(slot);
         let is_apart = spawn.inside.is_some() || spawn.namespaces & libc::CLONE_NEWPID != 0;
+        let own_pid = match (is_apart, spawn.set_tid) {
+            (false, _) => pid,
+            (true, Some(pid)) => pid,
+            (true, None) => 1,
+        };
         let mut puppet = Puppet {
             pid,
+            own_pid,
             pidfd,
             threads: Vec::new(),
+            ended: 0,
             base: Regs::default(),
             slot: span,
             bays: Rc::default(),
@@ -236,15 +248,10 @@ impl Puppet {
         if is_apart {
             puppet.pidns = Some(Rc::new(PidNamespace::of(&puppet.pidfd)?));
         }
-        let own = match (is_apart, spawn.set_tid) {
-            (false, _) => pid,
-            (true, Some(pid)) => pid,
-            (true, None) => 1,
-        };
         puppet.base = Regs { orig_rax: NO_SYSCALL, ..leader.regs()? };
         let bay = Bay { address: span.start, size: PUPPET_BAY_SIZE };
-        bay.furnish(pid, Ids { pid: own, tid: own }, &puppet.base, !0, spawn.signal)?;
-        puppet.threads.push(Strand { thread: leader, bay, own });
+        bay.furnish(pid, Ids { pid: own_pid, tid: own_pid }, &puppet.base, !0, spawn.signal)?;
+        puppet.threads.push(Strand { thread: leader, bay, own: own_pid });
         Ok(puppet)
     }
 
@@ -273,10 +280,20 @@ impl Puppet {
             let _ = rustix::process::kill_process(raw, rustix::process::Signal::KILL);
             reap(pid);
         })?;
-        let (base, slot, signal, pidns) = (self.base, self.slot, self.signal, self.pidns.clone());
-        let threads = vec![Strand { thread, bay, own }];
-        let puppet = Puppet { pid, pidfd, threads, base, slot, bays, signal, pidns, released: false };
-        bay.furnish(pid, Ids { pid: own, tid: own }, &base, !0, signal)?;
+        let puppet = Puppet {
+            pid,
+            own_pid: own,
+            pidfd,
+            threads: vec![Strand { thread, bay, own }],
+            ended: 0,
+            base: self.base,
+            slot: self.slot,
+            bays,
+            signal: self.signal,
+            pidns: self.pidns.clone(),
+            released: false,
+        };
+        bay.furnish(pid, Ids { pid: own, tid: own }, &self.base, !0, self.signal)?;
         Ok(puppet)
     }
 
@@ -301,12 +318,12 @@ impl Puppet {
 
     /// Its pid, as it sees it.
     pub fn own_pid(&self) -> i32 {
-        self.own_tid(0)
+        self.own_pid
     }
 
     /// The id of thread `index`, as it sees it.
     pub fn own_tid(&self, index: usize) -> i32 {
-        self.threads.get(index).map_or(0, |strand| strand.own)
+        self.strand(index).map_or(self.own_pid, |strand| strand.own)
     }
 
     /// The pid namespace it is in, when it is not ours.
@@ -324,23 +341,43 @@ impl Puppet {
         self.slot
     }
 
-    /// Threads it has.
+    /// Our id of thread `index`.
+    pub fn tid(&self, index: usize) -> i32 {
+        self.strand(index).map_or(self.pid, |strand| strand.thread.tid())
+    }
+
+    /// Threads it has been given, one that has ended included.
     pub fn threads(&self) -> usize {
-        self.threads.len()
+        self.ended + self.threads.len()
+    }
+
+    /// The first thread that lives: it does, and is asked, what concerns all of them.
+    pub fn first(&self) -> usize {
+        self.ended
+    }
+
+    /// Thread `index`, if it lives.
+    fn strand(&self, index: usize) -> Option<&Strand> {
+        index.checked_sub(self.ended).and_then(|at| self.threads.get(at))
+    }
+
+    /// Thread `index`, which lives.
+    fn living(&mut self, index: usize) -> Result<&mut Strand> {
+        let pid = self.pid;
+        let at = index.checked_sub(self.ended);
+        at.and_then(|at| self.threads.get_mut(at)).ok_or(Error::Gone { tid: pid })
     }
 
     /// Thread `index`, to look at or to set its state.
     pub fn thread(&mut self, index: usize) -> Result<&mut Stopped> {
-        let pid = self.pid;
-        self.threads.get_mut(index).map(|strand| &mut strand.thread).ok_or(Error::Gone { tid: pid })
+        self.living(index).map(|strand| &mut strand.thread)
     }
 
     /// Runs `program` in thread `index`.
     pub fn run(&mut self, index: usize, program: &Program) -> Result<Vec<Outcome>> {
-        let Some(Strand { thread, bay, .. }) = self.threads.get_mut(index) else {
-            return Err(Error::Gone { tid: self.pid });
-        };
-        bay.run(self.pid, thread, &self.base, program)
+        let base = self.base;
+        let Strand { thread, bay, .. } = self.living(index)?;
+        bay.run(thread, &base, program)
     }
 
     /// Takes charge of a thread that a program made with [`clone_args`], by the id it got.
@@ -391,17 +428,28 @@ impl Puppet {
         }
     }
 
+    /// Ends the leader alone, with a status from 0 to 255; others must live. It is a zombie when this
+    /// returns, and nobody is told: its process lives. Untraced, for a traced one would be shown to
+    /// its parent by us alone, as long as we live; should we die meanwhile the others take it along.
+    pub fn end_leader(&mut self, code: u8) -> Result<()> {
+        let base = self.base;
+        let Strand { thread: leader, bay, .. } = self.living(0)?;
+        let nr = libc::SYS_exit as u64;
+        leader.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi: code.into(), ..base })?;
+        let leader = self.threads.remove(0).thread;
+        self.ended = 1;
+        leader.leave()
+    }
+
     /// Makes thread `index` issue a call and interrupts it at once, so that the kernel holds a
     /// fresh restart block for it. The bytes of `data` stand at the address [`Puppet::scratch`].
     /// Returns what the call left in rax: -516 when it waits to be restarted, else its result.
     pub fn rearm(&mut self, index: usize, nr: u64, args: [u64; 6], data: &[u8]) -> Result<u64> {
-        let scratch = self.scratch(index);
-        let Some(Strand { thread, bay, .. }) = self.threads.get_mut(index) else {
-            return Err(Error::Gone { tid: self.pid });
-        };
-        memory::write(self.pid, scratch, data)?;
+        let base = self.base;
+        let Strand { thread, bay, .. } = self.living(index)?;
+        memory::write(thread.tid(), bay.scratch(), data)?;
         let [rdi, rsi, rdx, r10, r8, r9] = args;
-        thread.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi, rsi, rdx, r10, r8, r9, ..self.base })?;
+        thread.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi, rsi, rdx, r10, r8, r9, ..base })?;
         thread.run_to_syscall()?;
         thread.begin_and_interrupt()?;
         Ok(thread.regs()?.rax)
@@ -409,7 +457,7 @@ impl Puppet {
 
     /// Scratch memory of thread `index` for [`Puppet::rearm`].
     pub fn scratch(&self, index: usize) -> u64 {
-        self.threads.get(index).map_or(0, |strand| strand.bay.scratch())
+        self.strand(index).map_or(0, |strand| strand.bay.scratch())
     }
 
     /// Whether rax says that an interrupted call waits to be restarted.
@@ -420,14 +468,14 @@ impl Puppet {
     /// Unmaps the slot; from now on only registers, mask and xstate can be set.
     pub fn close_slot(&mut self) -> Result<()> {
         let (start, len, pid) = (self.slot.start, self.slot.len as u64, self.pid);
-        let Some(Strand { thread: leader, bay, .. }) = self.threads.first_mut() else {
+        let Some(Strand { thread: first, bay, .. }) = self.threads.first_mut() else {
             return Err(Error::Gone { tid: pid });
         };
         let nr = libc::SYS_munmap as u64;
-        leader.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi: start, rsi: len, ..self.base })?;
-        leader.run_to_syscall()?;
-        leader.run_to_syscall()?;
-        match leader.regs()?.rax {
+        first.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi: start, rsi: len, ..self.base })?;
+        first.run_to_syscall()?;
+        first.run_to_syscall()?;
+        match first.regs()?.rax {
             0 => Ok(()),
             rax => {
                 Err(Errno::from_raw_os_error((rax as i64).unsigned_abs() as i32)).named("munmap of the slot")

@@ -88,10 +88,11 @@ fn wait(tid: i32, block: bool) -> Result<Option<Event>> {
     }
 }
 
-/// Whether a thread has ended, though waitpid(2) may not say so yet.
-fn is_dead(tid: i32) -> bool {
+/// Whether a thread has ended, be it not yet to be waited for: so long as other threads of its
+/// process live, waitpid(2) says nothing of a leader.
+fn has_ended(tid: i32) -> bool {
     let stat = crate::procfs::read(&format!("{tid}/stat")).unwrap_or_default();
-    let state = stat.iter().rposition(|b| *b == b')').and_then(|at| stat.get(at + 2));
+    let state = stat.iter().rposition(|byte| *byte == b')').and_then(|at| stat.get(at + 2));
     state.is_none_or(|state| b"ZX".contains(state))
 }
 
@@ -167,6 +168,8 @@ impl Running {
             turns += 1;
             if turns < 40 {
                 rustix::thread::sched_yield();
+            } else if has_ended(tid) {
+                return Err(Error::Gone { tid });
             } else if begin.elapsed() > Duration::from_secs(STOP_SECONDS) {
                 return Err(Error::Timeout { tid, seconds: STOP_SECONDS });
             } else {
@@ -384,7 +387,7 @@ impl Stopped {
                 Some(Event::Stop(status)) => return Ok(status),
                 Some(Event::Ended) => break,
                 None if !self.others || turn < 200 => rustix::thread::sched_yield(),
-                None if turn % 16 == 0 && is_dead(tid) => break,
+                None if turn % 16 == 0 && has_ended(tid) => break,
                 None => std::thread::sleep(Duration::from_micros(50)),
             }
         }
@@ -453,6 +456,20 @@ impl Stopped {
     /// Lets the thread go for good, with the registers and mask it has now.
     pub fn detach(mut self) -> Result<()> {
         self.let_go()
+    }
+
+    /// Lets it go, to end at once by itself while other threads of its process live.
+    pub fn leave(self) -> Result<()> {
+        let tid = self.tid();
+        self.detach()?;
+        let begin = Instant::now();
+        while !has_ended(tid) {
+            if begin.elapsed() > Duration::from_secs(STOP_SECONDS) {
+                return Err(Error::Timeout { tid, seconds: STOP_SECONDS });
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Ok(())
     }
 
     /// Waits for the end of a thread that will not stop any more.

@@ -145,22 +145,18 @@ impl Bay {
         self.address + Self::descs(&code::bay()) as u64
     }
 
-    /// Writes the loop and the way home of one thread of process `pid`.
-    pub fn furnish(&self, pid: i32, own: Ids, raw: &Regs, mask: u64, signal: i32) -> Result<()> {
+    /// Writes the loop and the way home of thread `tid`.
+    pub fn furnish(&self, tid: i32, own: Ids, raw: &Regs, mask: u64, signal: i32) -> Result<()> {
         let code = code::bay();
         let words = words(raw, mask, own, signal);
-        memory::write(pid, self.address, &image(code, &words, &[self.scratch(), 0, 0]))
+        memory::write(tid, self.address, &image(code, &words, &[self.scratch(), 0, 0]))
     }
 
     /// Runs `program` in `thread`, whose registers are `base` but for RIP; leaves it parked. Stops
     /// at the first call that fails and must not.
-    pub fn run(
-        &self,
-        pid: i32,
-        thread: &mut Stopped,
-        base: &Regs,
-        program: &Program,
-    ) -> Result<Vec<Outcome>> {
+    pub fn run(&self, thread: &mut Stopped, base: &Regs, program: &Program) -> Result<Vec<Outcome>> {
+        // The leader of its process may have ended, and has no memory then.
+        let tid = thread.tid();
         let code = code::bay();
         let descs = Self::descs(&code);
         let room = self.size.saturating_sub(descs);
@@ -177,7 +173,7 @@ impl Bay {
                 Span { start: self.scratch(), len: batch.bytes.len() },
             ];
             let sent = [control, batch.bytes.clone()].concat();
-            if memory::write_spans(pid, &spans, &sent)? != sent.len() {
+            if memory::write_spans(tid, &spans, &sent)? != sent.len() {
                 return Err(Error::Os { call: "process_vm_writev", errno: Errno::FAULT });
             }
             thread.set_regs(&Regs { rip: self.address, orig_rax: NO_SYSCALL, ..*base })?;
@@ -185,7 +181,7 @@ impl Bay {
             let len = if batch.has_outputs() { batch.bytes.len() } else { batch.count * DESC_SIZE };
             let mut back = vec![0; 8 + len];
             let spans = [Span { start: control_at + 16, len: 8 }, Span { start: self.scratch(), len }];
-            memory::read_spans(pid, &spans, &mut back)?;
+            memory::read_spans(tid, &spans, &mut back)?;
             let (failed, after) = back.split_at(8);
             let outcomes = batch.outcomes(after);
             let failed = failed.try_into().map_or(0, u64::from_le_bytes);
@@ -194,7 +190,7 @@ impl Bay {
                 let (what, object) = program.label(first + at);
                 let errno = outcomes.get(at).map_or(0, |o| o.result.unsigned_abs() as i32);
                 let errno = Errno::from_raw_os_error(errno);
-                return Err(Error::Call { tid: thread.tid(), what, object, errno });
+                return Err(Error::Call { tid, what, object, errno });
             }
             results.extend(outcomes);
         }
@@ -251,12 +247,12 @@ struct Foothold {
 
 impl Foothold {
     /// Finds room for the stub at the end of one of `texts` (executable private mappings, the vdso
-    /// first). A stub that a dead coordinator left counts as room.
-    fn find(pid: i32, texts: &[Span]) -> Result<Foothold> {
+    /// first) of the process of thread `tid`. A stub that a dead coordinator left counts as room.
+    fn find(tid: i32, texts: &[Span]) -> Result<Foothold> {
         let code = code::stub();
         let need = code.bytes.len();
         let mem =
-            std::fs::OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem")).map_err(
+            std::fs::OpenOptions::new().read(true).write(true).open(format!("/proc/{tid}/mem")).map_err(
                 |e| Error::Os {
                     call: "open(/proc/PID/mem)",
                     errno: Errno::from_io_error(&e).unwrap_or(Errno::IO),
@@ -265,7 +261,7 @@ impl Foothold {
         for text in texts {
             let Some(Span { start: address, .. }) = stub_place(text) else { continue };
             let mut tail = vec![0; need];
-            if memory::read(pid, address, &mut tail).is_err() {
+            if memory::read(tid, address, &mut tail).is_err() {
                 continue;
             }
             let left_behind = tail.get(..code.words) == code.bytes.get(..code.words);
@@ -332,11 +328,12 @@ pub struct Visitor {
 }
 
 impl Visit {
-    /// Gets a foothold in process `pid`, whose threads (the one to do the work first) are all
+    /// Gets a foothold in process `pid`, whose living threads (the one to do the work first) are all
     /// stopped. `texts` are its executable private mappings, the vdso first; at `address` there are
     /// [`Visit::slot_len`] free bytes.
     pub fn enter(pid: i32, visitors: Vec<Visitor>, texts: &[Span], address: u64) -> Result<Visit> {
-        let foothold = Foothold::find(pid, texts)?;
+        let first = visitors.first().map_or(pid, |visitor| visitor.thread.tid());
+        let foothold = Foothold::find(first, texts)?;
         let nowhere = Bay { address: 0, size: BAY_SIZE };
         let guest = |v: Visitor| Guest {
             thread: v.thread,
@@ -402,7 +399,7 @@ impl Visit {
         let Some(guest) = self.guests.get_mut(index) else { return Err(Error::Gone { tid: pid }) };
         let base = home_regs(&guest.raw);
         guest.go_in(guest.bay.address)?;
-        guest.bay.run(pid, &mut guest.thread, &base, program)
+        guest.bay.run(&mut guest.thread, &base, program)
     }
 
     /// Lets thread number `index` go on with the call in which it was interrupted, up to where it sleeps
@@ -421,7 +418,7 @@ impl Visit {
         let result = guest.thread.regs()?.rax;
         if result != ERESTART_RESTARTBLOCK {
             guest.raw = Regs { rax: result, orig_rax: NO_SYSCALL, ..raw };
-            bay.furnish(pid, guest.own, &guest.raw, mask, signal)?;
+            bay.furnish(guest.thread.tid(), guest.own, &guest.raw, mask, signal)?;
         }
         Ok(guest.raw)
     }
@@ -485,22 +482,23 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Looks into `texts` as [`Visit::enter`] does, and at `candidates`, the anonymous rwx mappings.
-    pub fn find(pid: i32, texts: &[Span], candidates: &[Span]) -> Traces {
+    /// Looks into `texts` as [`Visit::enter`] does, and at `candidates`, the anonymous rwx mappings,
+    /// through thread `tid`.
+    pub fn find(tid: i32, texts: &[Span], candidates: &[Span]) -> Traces {
         let code = code::stub();
         let mut head = vec![0; code.words];
         let is_stub =
-            |s: &Span| memory::read(pid, s.start, &mut head).is_ok() && code.bytes.starts_with(&head);
+            |s: &Span| memory::read(tid, s.start, &mut head).is_ok() && code.bytes.starts_with(&head);
         let stub = texts.iter().filter_map(stub_place).find(is_stub);
         // The stub's call: number, first argument (address), second (length).
         let call = |at: usize| {
-            stub.map_or(0, |s| memory::read_u64(pid, s.start + (code.words + at) as u64).unwrap_or(0))
+            stub.map_or(0, |s| memory::read_u64(tid, s.start + (code.words + at) as u64).unwrap_or(0))
         };
         let mapped = (call(200), call(208) as usize);
         let words = code::bay().words as u64;
         let is_slot = |s: &&Span| {
             mapped == (s.start, s.len)
-                || memory::read_u64(pid, s.start + words).is_ok_and(|word| word == MAGIC)
+                || memory::read_u64(tid, s.start + words).is_ok_and(|word| word == MAGIC)
         };
         Traces { slots: candidates.iter().filter(is_slot).copied().collect(), stub }
     }

@@ -147,6 +147,11 @@ impl Stat {
     pub fn is_kthread(&self) -> bool {
         self.flags & PF_KTHREAD != 0
     }
+
+    /// Whether the process of the task has ended; a leader whose other threads live may have, alone.
+    pub fn process_has_ended(&self) -> bool {
+        self.state.has_ended() && self.num_threads <= 1
+    }
 }
 
 /// Parses `/proc/PID/stat` or `/proc/PID/task/TID/stat` (proc_pid_stat(5)).

@@ -89,6 +89,8 @@ fn thread(thread: &Thread) -> Value {
     json!({
         "tid": record.tid,
         "comm": name(&thread.comm),
+        "state": if thread.has_ended() { "ended" } else { "living" },
+        "exit_code": record.exit_code,
         "registers": registers(&record.regs),
         "xstate_size": thread.xstate.len(),
         "blocked": hex(record.sigmask),

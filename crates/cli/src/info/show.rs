@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use ckpt_image::{
     Image, Object,
-    model::{File, FileTable, Mm, Process},
+    model::{File, FileTable, Mm, Process, Thread},
     record::{PAGE_SIZE, file_kind, inode_kind, task_state, vma_flags, vma_kind},
 };
 
@@ -50,11 +50,13 @@ pub(super) fn tree(image: &Image) -> String {
     for process in &image.processes {
         let task = &process.task;
         let comm = process.threads.first().map(|leader| name(&leader.comm)).unwrap_or_default();
+        let has_ended = process.threads.first().is_some_and(Thread::has_ended);
+        let ended = if has_ended { " (its main thread has ended)" } else { "" };
         let depth = depths.get(&task.ppid).map_or(0, |above: &usize| (above + 1).min(32));
         depths.insert(task.pid, depth);
         let _ = writeln!(
             out,
-            "{:8}{:8}{:8}{:8}  {:8} {}{comm}",
+            "{:8}{:8}{:8}{:8}  {:8} {}{comm}{ended}",
             task.pid,
             task.ppid,
             task.pgid,

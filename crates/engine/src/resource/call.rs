@@ -82,7 +82,7 @@ pub(crate) struct Before {
 impl Before {
     /// Looks at thread `tid`. Only a thread in a call with a timeout costs more than one read.
     pub(crate) fn look(process: &Process, tid: i32) -> Before {
-        let read = |name: &str| process.proc.read(&format!("task/{tid}/{name}"));
+        let read = |name: &str| process.leader.read(&format!("task/{tid}/{name}"));
         let Ok(text) = read("syscall") else { return Before::default() };
         let Ok(Syscall::Inside { nr, args, .. }) = parse_syscall(&text) else { return Before::default() };
         let [_, a1, a2, a3, ..] = args;
@@ -126,7 +126,7 @@ pub(crate) fn hide_eintr(process: &Process, tid: i32, mask: u64, raw: &mut Regs)
     if raw.rax != EINTR || !EINTR_CALLS.contains(&(raw.orig_rax as i64)) {
         return Ok(false);
     }
-    let status = process.proc.parse(&format!("task/{tid}/status"), ckpt_proc::status::parse_status)?;
+    let status = process.thread_status(tid)?;
     let ours = (status.sig_pending.0 | status.sig_shared_pending.0) & !mask == 0;
     if ours {
         raw.rax = ERESTARTNOINTR;
@@ -157,17 +157,18 @@ impl Settled {
     }
 }
 
-/// Makes `saved` say which call was interrupted and tells what remains of its timeout. `None`
+/// Makes `saved` of thread `tid` say which call was interrupted and tells what remains of its timeout. `None`
 /// when that cannot be told; then the thread must be let go and stopped again, which a `patient`
 /// caller does.
 pub(crate) fn settle(
     process: &Process,
+    tid: i32,
     before: &Before,
     saved: &mut Regs,
     patient: bool,
 ) -> Result<Option<Settled>> {
     let none = Settled::default();
-    if about_to_restart(process, saved) {
+    if about_to_restart(tid, saved) {
         return Ok(None);
     }
     if saved.orig_rax as i64 == SYS_RESTART_SYSCALL {
@@ -181,8 +182,8 @@ pub(crate) fn settle(
         return Ok(Some(none));
     }
     // As the kernel wrote it, or by its timer.
-    let sleep = |kind, request, rmtp| match timespec(process, rmtp) {
-        u64::MAX => Ok(timed(before, kind, timespec(process, request), patient)),
+    let sleep = |kind, request, rmtp| match timespec(tid, rmtp) {
+        u64::MAX => Ok(timed(before, kind, timespec(tid, request), patient)),
         remaining => Ok(Some(Settled { restart: RestartBlock { kind, pad: 0, remaining }, doubt: 0 })),
     };
     match saved.orig_rax as i64 {
@@ -192,7 +193,7 @@ pub(crate) fn settle(
             Ok(timed(before, restart_kind::POLL, u64::from(saved.rdx as u32) * 1_000_000, patient))
         }
         SYS_FUTEX if saved.rsi & 0x7f == 0 => {
-            Ok(timed(before, restart_kind::FUTEX, timespec(process, saved.r10), patient))
+            Ok(timed(before, restart_kind::FUTEX, timespec(tid, saved.r10), patient))
         }
         // No timeout, or an absolute one: the call is simply issued again.
         SYS_POLL | SYS_FUTEX => {
@@ -209,18 +210,18 @@ pub(crate) fn settle(
 
 /// Whether the thread stands right before restart_syscall(2), as the kernel sets it up when a call
 /// is to go on. Elsewhere there is no restart block, and that call would end with EINTR.
-fn about_to_restart(process: &Process, regs: &Regs) -> bool {
+fn about_to_restart(tid: i32, regs: &Regs) -> bool {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
     let mut code = [0; 2];
     regs.rax as i64 == SYS_RESTART_SYSCALL
-        && memory::read(process.pid, regs.rip, &mut code).is_ok()
+        && memory::read(tid, regs.rip, &mut code).is_ok()
         && code == SYSCALL
 }
 
 /// Makes of a thread about to issue restart_syscall(2) one that was interrupted: the kernel will take
 /// it there again. Whether it was one.
-pub(crate) fn unbegin(process: &Process, raw: &mut Regs) -> bool {
-    let begins = about_to_restart(process, raw);
+pub(crate) fn unbegin(tid: i32, raw: &mut Regs) -> bool {
+    let begins = about_to_restart(tid, raw);
     if begins {
         raw.orig_rax = raw.rax;
         raw.rax = ERESTART_RESTARTBLOCK;
@@ -254,7 +255,7 @@ pub(crate) fn resume(
         };
         let raw = visit.resume_call(index, &mut asleep)?;
         let mut saved = raw;
-        if let Some(settled) = settle(process, &before, &mut saved, patience > 0)? {
+        if let Some(settled) = settle(process, tid, &before, &mut saved, patience > 0)? {
             return Ok((raw, saved, settled));
         }
     }
@@ -306,10 +307,10 @@ fn timed(before: &Before, kind: u32, requested: u64, patient: bool) -> Option<Se
     Some(Settled { restart: RestartBlock { kind, pad: 0, remaining }, doubt: remaining - shortest })
 }
 
-/// A timespec of the process in nanoseconds; the longest time when it cannot be read.
-fn timespec(process: &Process, at: u64) -> u64 {
+/// A timespec of thread `tid` in nanoseconds; the longest time when it cannot be read.
+fn timespec(tid: i32, at: u64) -> u64 {
     let mut words = [0; 16];
-    if memory::read(process.pid, at, &mut words).is_err() {
+    if memory::read(tid, at, &mut words).is_err() {
         return u64::MAX;
     }
     let word =

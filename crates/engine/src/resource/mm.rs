@@ -282,7 +282,7 @@ pub(crate) fn checkpoint(
     let [dumpable, thp, membarrier, brk] = answers else {
         return Err(Error::failed("the process answered fewer questions than asked"));
     };
-    let stat = process.stat()?;
+    let stat = process.witness_stat()?;
     let hex = |name: &str| -> Result<u32> {
         let text = String::from_utf8(process.proc.read(name)?).unwrap_or_default();
         u32::from_str_radix(text.trim(), 16).map_err(|_| Error::failed(format!("parse /proc/PID/{name}")))
@@ -363,11 +363,15 @@ pub(crate) fn restore_after_cred(program: &mut Program, mm: &model::Mm) {
     let dumpable = u64::from(mm.record.dumpable == 1);
     let args = [libc::PR_SET_DUMPABLE.into(), dumpable.into()];
     program.call("prctl(PR_SET_DUMPABLE)", dumpable, libc::SYS_prctl, args);
+}
+
+/// What goes with the address space and yet each thread has for itself.
+pub(crate) fn restore_personality(program: &mut Program, mm: &model::Mm) {
     program.call("personality", 0, libc::SYS_personality, [mm.record.personality.into()]);
 }
 
-/// Sets what the coordinator sets from outside.
-pub(crate) fn restore_coredump_filter(pid: i32, mm: &model::Mm) -> Result<()> {
+/// Sets what the coordinator sets from outside, through a thread that lives.
+pub(crate) fn restore_coredump_filter(tid: i32, mm: &model::Mm) -> Result<()> {
     let filter = format!("{:#x}", mm.record.coredump_filter);
-    procfs::write(&format!("{pid}/coredump_filter"), &filter).doing(|| "coredump_filter".to_owned())
+    procfs::write(&format!("{tid}/coredump_filter"), &filter).doing(|| "coredump_filter".to_owned())
 }

@@ -131,7 +131,7 @@ impl Plan {
                 interrupted(observer)?;
                 observer.advance(out.len() as u64);
                 if part.readable {
-                    memory::read_spans(process.pid, &spans(runs), out)?
+                    memory::read_spans(process.witness, &spans(runs), out)?
                 } else {
                     read_file(&mem, runs, out)?
                 };

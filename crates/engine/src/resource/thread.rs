@@ -16,6 +16,7 @@ use ckpt_kernel::{
     program::{Arg, Outcome, Program},
     query,
 };
+use ckpt_proc::stat::Stat;
 use zerocopy::IntoBytes;
 
 const PR_GET_TID_ADDRESS: i32 = 40;
@@ -59,12 +60,12 @@ pub(crate) fn checkpoint(
     let (robust_head, robust_len) = query::robust_list(tid)?;
     let (rseq_addr, rseq_size, rseq_sig, rseq_flags) = frozen.thread.rseq()?;
     let sched = query::sched_attr(tid)?;
-    let comm = process.proc.read(&format!("task/{tid}/comm"))?;
+    let comm = process.leader.read(&format!("task/{tid}/comm"))?;
     let record = record::Thread {
         tid,
         pdeath_signal: pdeath.word(0) as i32,
-        regs: frozen.saved,
-        sigmask: frozen.mask,
+        regs: frozen.kept.saved,
+        sigmask: frozen.kept.mask,
         altstack_sp: altstack.word(0),
         altstack_flags: altstack.word(8) as u32,
         altstack_size: altstack.word(16),
@@ -88,7 +89,9 @@ pub(crate) fn checkpoint(
         timerslack: slack.result as u64,
         cred,
         mce_kill: mce_kill.result as u32,
-        restart: frozen.restart,
+        restart: frozen.kept.restart,
+        state: record::task_state::RUNNING,
+        exit_code: 0,
     };
     Ok(model::Thread {
         record,
@@ -99,13 +102,31 @@ pub(crate) fn checkpoint(
     })
 }
 
+/// Its name.
+pub(crate) fn restore_name(program: &mut Program, thread: &model::Thread) {
+    let mut comm = thread.comm.clone();
+    comm.push(0);
+    program.call("prctl(PR_SET_NAME)", 0, libc::SYS_prctl, [libc::PR_SET_NAME.into(), Arg::In(comm)]);
+}
+
+/// How a leader ended while others live: the status of its exit(2); 0 in a stopped process, of which
+/// the kernel shows the signal that stopped it instead.
+pub(crate) fn leader_end(leader: &Stat) -> Result<i32> {
+    const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+    match leader.exit_code & 0x7f {
+        0 => Ok(leader.exit_code),
+        signal if STOPS.contains(&signal) => Ok(0),
+        signal => Err(Error::unsupported(format!(
+            "its main thread was killed by signal {signal} (seccomp) while others live, which cannot be carried yet"
+        ))),
+    }
+}
+
 /// What the thread does for itself before its credentials are set. All memory is in place.
 pub(crate) fn restore(program: &mut Program, thread: &model::Thread) {
     let record = &thread.record;
     let prctl = libc::SYS_prctl;
-    let mut comm = thread.comm.clone();
-    comm.push(0);
-    program.call("prctl(PR_SET_NAME)", 0, prctl, [libc::PR_SET_NAME.into(), Arg::In(comm)]);
+    restore_name(program, thread);
     // "On the stack" is derived from rsp. Without one SS_DISABLE stands in the flags: it must be
     // said, for a puppet inherits the coordinator's.
     let flags = u64::from(record.altstack_flags & !SS_ONSTACK);
@@ -163,7 +184,8 @@ fn restore_scheduling(program: &mut Program, thread: &model::Thread) {
     }
 }
 
-/// The last of a thread's program: what credentials reset.
+/// The last of a thread's program: what credentials reset. Even a leader that ends must not keep the
+/// parent-death signal of a puppet: the kernel sends those of zombies, too.
 pub(crate) fn restore_after_cred(program: &mut Program, thread: &model::Thread) {
     let record = &thread.record;
     let prctl = libc::SYS_prctl;

@@ -214,6 +214,10 @@ wire! {
         pub mce_kill: u32,
         /// Interrupted call.
         pub restart: RestartBlock,
+        /// [`task_state`]: ZOMBIE of a leader that has ended while others live, else RUNNING.
+        pub state: u32,
+        /// Wait status of such a leader, else 0.
+        pub exit_code: i32,
     }
 }
 

@@ -199,7 +199,14 @@ impl Builder<'_, '_> {
             *next_tid += i32::from(nr > 0);
             self.thread(tid)
         });
-        let threads = threads.collect();
+        let mut threads: Vec<Thread> = threads.collect();
+        let code = i32::from(self.source.byte());
+        if let [leader, _, ..] = threads.as_mut_slice()
+            && code < 64
+        {
+            (leader.record.state, leader.record.exit_code) = (task_state::ZOMBIE, code << 8);
+            leader.xstate.clear();
+        }
         self.image.processes.push(Process { task, threads });
     }
 
@@ -208,7 +215,8 @@ impl Builder<'_, '_> {
         let restart = RestartBlock { kind, pad: 0, remaining: self.source.byte().into() };
         let cred = self.share(record::Cred::TYPE, Self::cred);
         let mce_kill = self.source.below(3) as u32;
-        let record = record::Thread { tid, cred, mce_kill, restart, ..self.source.wire() };
+        let ids = record::Thread { tid, cred, mce_kill, restart, ..self.source.wire() };
+        let record = record::Thread { state: task_state::RUNNING, exit_code: 0, ..ids };
         let mut xstate = self.source.bytes(64);
         xstate.resize(576 + self.source.below(200), 7);
         let comm = self.source.text(15);
@@ -339,6 +347,7 @@ pub fn sample() -> Image {
     let thread = |source: &mut Source<'_>, tid| {
         let restart = RestartBlock { kind: restart_kind::FUTEX, pad: 0, remaining: 5 };
         let record = record::Thread { tid, cred: 10, mce_kill: 2, restart, ..source.wire() };
+        let record = record::Thread { state: task_state::RUNNING, exit_code: 0, ..record };
         let (comm, xstate) = (b"sample".to_vec(), vec![source.byte(); 576]);
         Thread { record, comm, xstate, pending: vec![source.wire()], affinity: vec![255, 0, 1] }
     };

@@ -175,7 +175,7 @@ fn object(descriptor: &Descriptor<'_>, fd: i32, objects: &mut Objects) -> Result
     }
     let kind = FILE_KINDS.iter().find(|kind| kind.claims(descriptor)).ok_or_else(|| refusal(descriptor))?;
     let key = (descriptor.stat.st_dev, descriptor.stat.st_ino, descriptor.flags());
-    objects.description(descriptor.process.pid, fd, key, |objects| {
+    objects.description(descriptor.process.witness, fd, key, |objects| {
         let mut file = kind.checkpoint(descriptor, objects)?;
         owner::checkpoint(descriptor, fd, &mut file, &objects.members)?;
         Ok(Object::File(file))
