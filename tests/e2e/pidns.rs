@@ -12,6 +12,7 @@ use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys;
 use ckpt_tests::target::{Ended, Target, all_pids, field_of_stat, reap_strays};
 use ckpt_tests::tool::{LIMIT, Run};
+use ckpt_tests::tree::children;
 
 use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
 
@@ -23,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("two_copies", two_copies),
     ("killed", killed),
     ("mount_namespace", mount_namespace),
+    ("process_one", process_one),
     ("root_directory", root_directory),
     ("root_directory_missing", root_directory_missing),
     ("inspect", inspect),
@@ -73,13 +75,18 @@ fn copies_status(ctx: &Context) -> Result<()> {
         ensure(parent(init) == Some(restart.pid()), "the init is not a child of restart")?;
         match signal {
             None => std::fs::write(program.path("go"), "")?,
-            Some(signal) => Target::adopt(pid)?.signal(signal)?,
+            Some(_) => kill(pid)?,
         }
         let ended = restart.wait(LIMIT)?;
         ensure(ended == Ended::Exit(want), format!("restart ended with {ended:?}, not {want}"))?;
         gone(&[pid, init])?;
     }
     Ok(())
+}
+
+fn kill(pid: i32) -> Result<()> {
+    let pid = rustix::process::Pid::from_raw(pid).context("pid")?;
+    Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
 }
 
 fn gone(pids: &[i32]) -> Result<()> {
@@ -136,11 +143,11 @@ fn lives_as_long_as_anybody(ctx: &Context) -> Result<()> {
     })?;
     let root = parent(child).context("the root")?;
     let init = parent(root).context("the init")?;
-    Target::adopt(root)?.signal(libc::SIGKILL)?;
+    kill(root)?;
     let ended = restart.wait(LIMIT)?;
     ensure(ended == Ended::Exit(128 + 9), format!("restart ended with {ended:?}"))?;
     sys::poll("the child to be the init's", LIMIT, || Ok((parent(child) == Some(init)).then_some(())))?;
-    Target::adopt(child)?.signal(libc::SIGTERM)?;
+    kill(child)?;
     gone(&[child, init])
 }
 
@@ -163,6 +170,43 @@ fn two_copies(ctx: &Context) -> Result<()> {
         ensure(ended == Ended::Exit(7), format!("restart ended with {ended:?}"))?;
     }
     Ok(())
+}
+
+/// A namespace's own process 1, checkpointed from outside as a container: it comes back only where pid 1 is free.
+fn process_one(ctx: &Context) -> Result<()> {
+    let binary = compile_c(ctx, &ctx.helpers.join("exits.c"), &["-pthread".to_owned()])?;
+    let (unshare, sh) = (OsString::from("unshare"), OsString::from("sh"));
+    // Descriptors of its own: what it shared with unshare would be a leak.
+    let line = "exec \"$0\" 7 </dev/null >inner 2>&1";
+    let argv = vec![unshare, "-p".into(), "-f".into(), sh, "-c".into(), line.into(), binary.into()];
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    std::fs::write(dir.path().join("out"), "ready 1\n")?;
+    let mut program = Program::start_argv(&argv, dir, None)?;
+    let inner = program.path("inner");
+    sys::poll("it to be ready", LIMIT, || {
+        Ok(std::fs::read_to_string(&inner).is_ok_and(|said| said == "ready 1\n").then_some(()))
+    })?;
+    let pid = *children(program.target.pid()).first().context("its child")?;
+    ensure(line_of(pid)? == "1", "it is not process 1")?;
+    let image = program.path("image");
+    let run = ctx.run("checkpoint", &["-c", "--kill", "-o"]).arg(&image).arg(pid.to_string());
+    run.finish()?.expect_code(0)?;
+    program.target.wait(LIMIT)?;
+    let outcome = ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?;
+    expect_line(&outcome, "restart", &[1], &["pid 1", "taken", "--pidns"])?;
+    let mut restart = waiting(ctx, &program, &image, &[])?;
+    let pid = the_one_in(program.dir.path())?;
+    ensure(line_of(pid)? == "1", "it is not process 1 any more")?;
+    ensure(parent(pid) == Some(restart.pid()), "it is not the child of restart")?;
+    std::fs::write(program.path("go"), "")?;
+    let ended = restart.wait(LIMIT)?;
+    ensure(ended == Ended::Exit(7), format!("restart ended with {ended:?}"))?;
+    gone(&[pid])
+}
+
+/// What a process calls itself.
+fn line_of(pid: i32) -> Result<String> {
+    Ok(line(pid, "NSpid")?.split_whitespace().last().context("NSpid")?.to_owned())
 }
 
 /// SIGKILL of restart at any instant: nothing of the namespace stays, or all of it has been let go.
@@ -262,6 +306,7 @@ fn other_root(binary: &Path, dir: &Path) -> Result<tempfile::TempDir> {
         ensure(copied.success(), "cp failed")?;
     }
     std::fs::create_dir_all(below(dir)?)?;
+    std::fs::create_dir(below(Path::new("/proc"))?)?;
     for name in ["out", "err"] {
         std::fs::copy(dir.join(name), below(&dir.join(name))?)?;
     }
@@ -333,6 +378,7 @@ fn inspect(ctx: &Context) -> Result<()> {
     let outcome = ctx.run("restart", &["-W", "--inspect"]).stdin_bytes(bytes).finish()?;
     expect_line(&outcome, "restart", &[5], &["byte"])?;
     squatter.target.kill();
+    Target::adopt(program.target.pid())?.kill(); // its child, which has come to us
     for piped in [false, true] {
         let run = ctx.run("restart", &["-W", "--inspect"]);
         let run = if piped { run.stdin_bytes(whole.clone()) } else { run.arg("-i").arg(&image) };

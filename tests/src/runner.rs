@@ -124,6 +124,8 @@ struct Attempt<'a> {
     /// Bounds of the time the target was not running.
     down: (Duration, Duration),
     checkpoints: u32,
+    /// In a pid namespace of its own: the pid by which we know the root, while restart stands in for it.
+    inside: Option<i32>,
 }
 
 impl<'a> Attempt<'a> {
@@ -150,7 +152,19 @@ impl<'a> Attempt<'a> {
         let target = Target::start(start)?;
         let images = tempfile::tempdir()?;
         let down = (Duration::ZERO, Duration::ZERO);
-        Ok(Attempt { ctx, fixture, variant, target, dir, images, stdin, seen: 0, down, checkpoints: 0 })
+        Ok(Attempt {
+            ctx,
+            fixture,
+            variant,
+            target,
+            dir,
+            images,
+            stdin,
+            seen: 0,
+            down,
+            checkpoints: 0,
+            inside: None,
+        })
     }
 
     fn run(&mut self) -> Result<Verdict> {
@@ -237,11 +251,9 @@ impl<'a> Attempt<'a> {
                 self.refused(pattern)?;
                 return Ok(true);
             }
-            Variant::Pidns if self.checkpoints > 0 => return Ok(false), // from here on restart stands in for it
             Variant::File | Variant::Pipe | Variant::Pidns | Variant::Running => {}
         }
-        let generations = if self.variant == Variant::Pidns { 1 } else { directives.generations };
-        for generation in 1..=generations {
+        for generation in 1..=directives.generations {
             std::thread::sleep(directives.delay);
             let context = || format!("generation {generation}");
             if self.generation(&[]).with_context(context)? {
@@ -306,7 +318,7 @@ impl<'a> Attempt<'a> {
 
     /// One checkpoint, and but for `Running` one kill and restart, with the views compared.
     fn generation(&mut self, only: &[String]) -> Result<bool> {
-        let pid = self.target.pid();
+        let pid = self.root();
         let before = if self.fixture.directives.mode == Mode::Step {
             settled(pid, self.seen)?
         } else {
@@ -328,7 +340,10 @@ impl<'a> Attempt<'a> {
         self.only_the_image(self.variant != Variant::Pipe)?;
         if kill {
             let ended = self.target.wait(LIMIT).context("the target after checkpoint --kill")?;
-            if ended != Ended::Signal(libc::SIGKILL) {
+            // restart --copy-status, which stands in for it in a pid namespace, says it in its own way.
+            if ended != Ended::Signal(libc::SIGKILL)
+                && (self.inside.is_none() || ended != Ended::Exit(128 + 9))
+            {
                 bail!("checkpoint --kill: the target ended with {ended:?}");
             }
             // What came after this look has nobody left to be hidden behind: it is found by its directory or session.
@@ -340,6 +355,7 @@ impl<'a> Attempt<'a> {
             if self.variant == Variant::Pidns {
                 self.restart_in_pidns(&image)?;
                 self.down.1 += start.elapsed();
+                std::fs::remove_file(&image)?;
                 return Ok(false);
             }
             self.restart(&image, bytes)?;
@@ -383,8 +399,13 @@ impl<'a> Attempt<'a> {
         bail!("/proc shows {} differences:{text}", found.len())
     }
 
+    /// The pid by which we know the root.
+    fn root(&self) -> i32 {
+        self.inside.unwrap_or(self.target.pid())
+    }
+
     fn checkpoint(&self, kill: bool, image: &Path) -> Result<(Outcome, Vec<u8>)> {
-        let pid = self.target.pid().to_string();
+        let pid = self.root().to_string();
         let mut run = self.ctx.run("checkpoint", if kill { &["--kill"] } else { &[] });
         if self.variant != Variant::Pipe {
             run = run.arg("-o").arg(image);
@@ -430,15 +451,19 @@ impl<'a> Attempt<'a> {
         std::mem::replace(&mut self.target, stand_in).release();
         let (target, err) = (&mut self.target, dir.join("restart.err"));
         // Its report is printed when it has let the tasks go.
-        sys::poll("restart --pidns to succeed", LIMIT, || {
+        let report = Regex::new(r#"^\{"restart":.*"pid":([0-9]+),"#).unwrap();
+        let pid = sys::poll("restart --pidns to succeed", LIMIT, || {
             let said = std::fs::read_to_string(&err)?;
-            if let Some(ended) = target.ended()?
-                && !said.contains("{\"restart\":")
-            {
-                bail!(RestartFailed(format!("{ended:?}: {}", said.trim())));
+            if let Some(found) = report.captures(&said) {
+                return Ok(Some(found[1].parse()?));
             }
-            Ok(said.contains("{\"restart\":").then_some(()))
-        })
+            match target.ended()? {
+                Some(ended) => bail!(RestartFailed(format!("{ended:?}: {}", said.trim()))),
+                None => Ok(None),
+            }
+        });
+        self.inside = Some(pid?);
+        Ok(())
     }
 
     /// Nothing but the image (or nothing at all) lies where images are written.

@@ -16,20 +16,28 @@ const OF_THREADS: usize = 5;
 /// What processes are held against.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    /// Our own namespaces: name below /proc/self, target of the link.
+    /// The namespaces they must be in: name below /proc/self, target of the link.
     namespaces: Vec<(String, Vec<u8>)>,
+    /// Their user namespace is one below ours.
+    users_apart: bool,
 }
 
 impl Admission {
-    /// Looks at ourselves.
-    pub(crate) fn new() -> Result<Admission> {
+    /// Looks at ourselves, and at the root of the tree: that may be in a pid namespace below ours, and
+    /// in such a user namespace as `restart --pidns` makes again.
+    pub(crate) fn of(root: &Process) -> Result<Admission> {
         let own = ProcDir::own()?;
-        let namespace = |kind| {
+        let users_apart = has_plain_ids(root);
+        let namespace = |kind: &str| {
             let name = format!("ns/{kind}");
-            own.readlink(&name).ok().map(|target| (name, target))
+            let theirs = kind == "pid" || kind == "user" && users_apart;
+            let target = if theirs { root.proc.readlink(&name) } else { own.readlink(&name) };
+            target.ok().map(|target| (name, target))
         };
-        let namespaces = NAMESPACES.into_iter().filter_map(namespace).collect();
-        Ok(Admission { namespaces })
+        let namespaces: Vec<_> = NAMESPACES.into_iter().filter_map(namespace).collect();
+        let users_apart = users_apart
+            && own.readlink("ns/user").is_ok_and(|own| !namespaces.iter().any(|(_, target)| *target == own));
+        Ok(Admission { namespaces, users_apart })
     }
 
     /// Refuses a process that has been stopped, for what it may have done since it was admitted, or
@@ -62,6 +70,10 @@ impl Admission {
                 .map_or_else(|_| format!("pid {}", status.tracer_pid), |t| t.label());
             return Err(Error::permission(format!("it is traced by {tracer}"))
                 .advice("end the debugger or let it detach"));
+        }
+        if self.users_apart && status.cap_permitted != 0 {
+            let what = "it has capabilities in a user namespace of its own, which cannot be carried yet";
+            return Err(Error::unsupported(what));
         }
         refuse_ia32(process)?;
         process.living()?.try_for_each(|tid| self.admit_thread(process, tid))
@@ -104,6 +116,17 @@ impl Admission {
         }
         refuse_unshared(process, tid)
     }
+}
+
+/// Whether the one user and group that a process's user namespace knows have the numbers they have
+/// outside.
+fn has_plain_ids(process: &Process) -> bool {
+    let plain = |name: &str| {
+        let map = process.proc.read(name).unwrap_or_default();
+        let words: Vec<&[u8]> = map.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).collect();
+        matches!(words.as_slice(), [inside, outside, count] if inside == outside && **count == *b"1")
+    };
+    plain("uid_map") && plain("gid_map")
 }
 
 /// Refuses a thread under seccomp, by its status.

@@ -8,6 +8,7 @@ use crate::{
     error::{Context, Error, Result},
     freeze::{FrozenThread, Kept},
     header,
+    names::Names,
     objects::Objects,
     options::{Observer, interrupted},
     resource::{call, cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
@@ -67,6 +68,7 @@ struct Collector {
     processes: Vec<model::Process>,
     objects: Objects,
     memory: Vec<(usize, pages::Plan)>,
+    names: Names,
     /// Of stopped children: the wait status their parent has yet to see, by pid.
     unseen: BTreeMap<i32, i32>,
 }
@@ -78,7 +80,7 @@ pub(crate) fn capture(
     observer: &mut dyn Observer,
     approve: impl FnOnce(&Objects, &mut dyn Observer) -> Result<()>,
 ) -> Result<Capture> {
-    let mut all = Collector::default();
+    let mut all = Collector { names: Names::of(&tree)?, ..Collector::default() };
     all.objects.members = tree.iter().map(|member| member.process.pid).collect();
     let header = header::header()?;
     let mut stopped: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
@@ -108,6 +110,7 @@ pub(crate) fn capture(
     if let Some(((root, _), mm)) = all.held.first().zip(mm) {
         image.arch = header::arch(root.witness, mm, &image.processes)?;
     }
+    all.names.apply(&mut image);
     let contents = pages::Contents::plan(contents, &image)?;
     Ok(Capture { held: all.held, image, memory: all.memory, contents })
 }
@@ -133,7 +136,8 @@ impl Collector {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let FrozenProcess { process, threads: frozen, stopped, parent_tid } = member;
-        let (frozen, answers) = visit(&process, frozen, children, observer)?;
+        let own: Vec<i32> = children.iter().map(|pid| self.names.own(*pid)).collect();
+        let (frozen, answers) = visit(&process, frozen, &own, observer)?;
         let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
         self.unseen.extend(unseen);
         let mut threads = threads(&process, &frozen, &answers, &mut self.objects)?;

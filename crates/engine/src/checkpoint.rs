@@ -44,7 +44,7 @@ pub fn checkpoint(
     file::raise_nofile();
     let root = Process::open(options.pid)?;
     let label = || root.label();
-    let admission = Admission::new()?;
+    let admission = Admission::of(&root)?;
     admission.admit(&root).task(label)?;
     let container = options.scope == Scope::Container;
     if container {

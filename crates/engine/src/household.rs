@@ -101,7 +101,9 @@ pub(crate) fn spawn_first(stage: &Stage<'_>, observer: &mut dyn Observer) -> Res
         let [proc, place] = [b"proc\0".to_vec(), b"/proc\0".to_vec()].map(Arg::In);
         let args = [proc.clone(), place, proc, flags.into(), 0u64.into()];
         program.call("mount of /proc", 0, libc::SYS_mount, args);
-        puppet.run(0, &program)?;
+        puppet
+            .run(0, &program)
+            .map_err(|e| Error::from(e).advice("the root of --mntns needs a directory proc"))?;
     }
     Ok(puppet)
 }

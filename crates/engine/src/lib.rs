@@ -17,6 +17,7 @@ mod header;
 mod household;
 mod leaks;
 mod machine;
+mod names;
 mod objects;
 mod options;
 mod output;

@@ -164,10 +164,12 @@ impl Puppets {
         // All or none survive a SIGKILL of ours: what is between the first and the last of these is
         // some microseconds, while letting them go takes many times that.
         self.household.iter_mut().try_for_each(|household| household.init.spare())?;
-        self.list.iter_mut().flatten().try_for_each(Puppet::spare)?;
+        let ended =
+            |puppet: &Puppet, e: ckpt_kernel::Error| Error::from(e).task(format!("pid {}", puppet.own_pid()));
+        self.list.iter_mut().flatten().try_for_each(|puppet| puppet.spare().map_err(|e| ended(puppet, e)))?;
         let mut released = Vec::with_capacity(self.list.len());
         let mut let_go = self.list.iter_mut().flatten().try_for_each(|puppet| {
-            released.push(puppet.release()?);
+            released.push(puppet.release().map_err(|e| ended(puppet, e))?);
             Ok(())
         });
         if let Some(custody) = &custody {
@@ -429,7 +431,7 @@ pub(crate) fn taken_pid(pid: i32, cause: ckpt_kernel::Error) -> Error {
             } else {
                 format!("is taken by {}", show(occupant))
             };
-            Error::failed(format!("pid {pid} {who}")).advice("end it, or restart with --new-pids")
+            Error::failed(format!("pid {pid} {who}")).advice("end it, or restart with --pidns or --new-pids")
         }
         Some(Errno::INVAL) if pid >= pid_max() => Error::failed(format!("pid {pid} is too high"))
             .why(format!("this machine gives them below {}", pid_max()))

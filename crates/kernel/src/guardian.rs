@@ -3,12 +3,12 @@
 //! Tasks whose coordinator is killed go home by themselves, but the slot they ran in and the
 //! stub's bytes stay. The guardian has a session of its own, so that signals to the coordinator's
 //! group spare it; it hears through a pipe which processes to watch over, and acts when the pipe
-//! ends without the word that dismisses it. Of the coordinator's descriptors it keeps stderr alone, to
-//! say that it failed.
+//! ends without the word that dismisses it. Of the coordinator's descriptors it keeps procfs and
+//! stderr, to say that it failed.
 
 use crate::{
     error::{Named, Result},
-    sys,
+    procfs, sys,
 };
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
@@ -26,6 +26,7 @@ impl Guardian {
     /// Forks a guardian that runs `act`, with the pids given to [`Guardian::watch`], if this process
     /// dies before dismissing it.
     pub fn start(act: impl FnOnce(&[i32])) -> Result<Guardian> {
+        let proc = procfs::root().named("open(/proc)")?.as_raw_fd();
         let mut ends: [RawFd; 2] = [-1; 2];
         // SAFETY: `ends` is a live array of two descriptors for the kernel to write.
         let made = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
@@ -37,7 +38,7 @@ impl Guardian {
         // no lock that another thread might have held.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
-            watch(read.as_raw_fd(), act);
+            watch(read.as_raw_fd(), proc, act);
         }
         sys::check(libc::c_long::from(pid)).named("fork")?;
         Ok(Guardian { pid, pipe: write })
@@ -70,7 +71,7 @@ impl Drop for Guardian {
 }
 
 /// The guardian's life.
-fn watch(pipe: RawFd, act: impl FnOnce(&[i32])) -> ! {
+fn watch(pipe: RawFd, proc: RawFd, act: impl FnOnce(&[i32])) -> ! {
     // SAFETY: plain system calls on numbers. Closing descriptors that Rust values of the parent's
     // copy still name is harmless: no destructor of theirs runs in this process, which ends by
     // _exit.
@@ -79,11 +80,14 @@ fn watch(pipe: RawFd, act: impl FnOnce(&[i32])) -> ! {
         for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE] {
             libc::signal(signal, libc::SIG_IGN);
         }
-        // 0 to 2 were open when the pipe was made: the standard library sees to that.
-        for (from, to) in [(0, 1), (3, pipe - 1), (pipe + 1, libc::c_int::MAX)] {
-            if from <= to {
-                libc::syscall(libc::SYS_close_range, from, to, 0);
+        let mut kept = [libc::STDERR_FILENO, pipe, proc, RawFd::MAX];
+        kept.sort_unstable();
+        let mut from = 0;
+        for fd in kept {
+            if from < fd {
+                libc::syscall(libc::SYS_close_range, from, fd - 1, 0);
             }
+            from = fd.saturating_add(1);
         }
     }
     let mut pids = Vec::new();

@@ -15,7 +15,7 @@ use std::{
 static ROOT: OnceLock<OwnedFd> = OnceLock::new();
 
 /// The directory /proc.
-fn root() -> Result<BorrowedFd<'static>, Errno> {
+pub(crate) fn root() -> Result<BorrowedFd<'static>, Errno> {
     if let Some(root) = ROOT.get() {
         return Ok(root.as_fd());
     }

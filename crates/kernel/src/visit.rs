@@ -373,7 +373,7 @@ impl Visit {
             let size = if i == 0 { LEADER_BAY_SIZE } else { BAY_SIZE };
             guest.bay = Bay { address: at, size };
             at += size as u64;
-            guest.bay.furnish(self.pid, guest.own, &guest.raw, guest.mask, guest.signal)?;
+            guest.bay.furnish(guest.thread.tid(), guest.own, &guest.raw, guest.mask, guest.signal)?;
         }
         Ok(())
     }
