@@ -51,7 +51,7 @@ pub fn checkpoint(
         admission.admit_init(&root).task(label)?;
     }
     let destination = Destination::open(output)?;
-    let surveyed = survey(&admission, root.pid, &destination).task(label)?;
+    let (surveyed, members) = survey(&admission, root.pid, &destination).task(label)?;
     let mut shared_outside = None;
     if container || options.report_shared {
         let found = leaks::find(&surveyed, &[own_pid()]).task(label)?;
@@ -63,8 +63,9 @@ pub fn checkpoint(
         shared_outside = Some(found.leaks);
     }
     drop(surveyed);
-    let frost = Frost::find(root.pid).task(label)?;
+    let frost = Frost::find(&members).task(label)?;
     let guardian = guard::post(&frost).task(label)?;
+    drop(members);
     let frozen_at = Instant::now();
     // Outlives all holds: its threads are let go by it, after it has frozen them again.
     let thawed = frost.thaw(root.pid).task(label)?;
@@ -106,13 +107,14 @@ fn own_pid() -> i32 {
 
 /// Looks for state that cannot be carried while the tree runs undisturbed. As it opens and closes
 /// things meanwhile, only a clear refusal counts, and only one that is there every time. Returns what it
-/// has seen.
-fn survey(admission: &Admission, root: i32, destination: &Destination) -> Result<Objects> {
+/// has seen, and the members.
+fn survey(admission: &Admission, root: i32, destination: &Destination) -> Result<(Objects, Vec<Process>)> {
     const TIMES: u32 = 3;
-    let mut objects = Objects::default();
+    let (mut objects, mut members) = (Objects::default(), Vec::new());
     for time in 1..=TIMES {
         objects = Objects::default();
-        match survey_once(admission, root, &mut objects) {
+        members = tree::members(root)?;
+        match survey_once(admission, &members, &mut objects) {
             Err(e) if [ErrorKind::Unsupported, ErrorKind::Permission].contains(&e.kind) => {
                 if time == TIMES {
                     return Err(e);
@@ -137,12 +139,11 @@ fn survey(admission: &Admission, root: i32, destination: &Destination) -> Result
         )
         .advice("write it elsewhere with -o"));
     }
-    Ok(objects)
+    Ok((objects, members))
 }
 
-fn survey_once(admission: &Admission, root: i32, objects: &mut Objects) -> Result<()> {
+fn survey_once(admission: &Admission, members: &[Process], objects: &mut Objects) -> Result<()> {
     let mut tables = Vec::new();
-    let members = tree::members(root)?;
     objects.members = members.iter().map(|process| process.pid).collect();
     for process in members.iter().filter(|process| !tree::has_ended(process)) {
         tables.push((process, survey_process(admission, process, objects).task(|| process.label())?));
@@ -152,14 +153,14 @@ fn survey_once(admission: &Admission, root: i32, objects: &mut Objects) -> Resul
 
 fn survey_process(admission: &Admission, process: &Process, objects: &mut Objects) -> Result<Objref> {
     admission.admit(process)?;
-    let pid = process.pid;
-    let (table, _) = objects.task(Kcmp::Files, pid, |o| file::checkpoint(process, o).map(Object::Files))?;
-    objects.task(Kcmp::Vm, pid, |o| {
+    let tid = process.witness;
+    let (table, _) = objects.task(Kcmp::Files, tid, |o| file::checkpoint(process, o).map(Object::Files))?;
+    objects.task(Kcmp::Vm, tid, |o| {
         let vmas = mm::areas(process, &mm::mappings(process)?, o)?;
         Ok(Object::Mm(model::Mm { vmas, ..model::Mm::default() }))
     })?;
-    objects.task(Kcmp::Fs, pid, |_| fs::checkpoint(process).map(Object::Fs))?;
-    objects.task(Kcmp::Sighand, pid, |_| Ok(Object::Sighand(model::Sighand::default())))?;
+    objects.task(Kcmp::Fs, tid, |_| fs::checkpoint(process).map(Object::Fs))?;
+    objects.task(Kcmp::Sighand, tid, |_| Ok(Object::Sighand(model::Sighand::default())))?;
     Ok(table)
 }
 

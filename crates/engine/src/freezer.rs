@@ -176,9 +176,12 @@ impl Freezers {
     }
 
     /// The cgroups by which the threads of a process are frozen; all of these come to rest before
-    /// this returns.
-    pub(crate) fn freezing(&self, process: &Process) -> Result<BTreeSet<Freezer>> {
-        let mut known: BTreeSet<Vec<u8>> = BTreeSet::new();
+    /// this returns. Places in the hierarchies that are `known` are not looked at again.
+    pub(crate) fn freezing(
+        &self,
+        process: &Process,
+        known: &mut BTreeSet<Vec<u8>>,
+    ) -> Result<BTreeSet<Freezer>> {
         let mut found = BTreeSet::new();
         for tid in process.tids()? {
             let Ok(text) = process.proc.read(&format!("task/{tid}/cgroup")) else { continue };

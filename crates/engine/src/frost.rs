@@ -10,6 +10,7 @@ use crate::{
     error::{Context, Error, Result},
     freeze::await_vfork,
     freezer::{Freezer, Freezers, name},
+    task::Process,
     tree,
 };
 use ckpt_kernel::tracee::{self, Running, Seize};
@@ -23,12 +24,12 @@ pub(crate) struct Frost {
 }
 
 impl Frost {
-    /// Looks at the tree below `root`.
-    pub(crate) fn find(root: i32) -> Result<Frost> {
+    /// Looks at the members of a tree.
+    pub(crate) fn find(members: &[Process]) -> Result<Frost> {
         let freezers = Freezers::find()?;
-        let mut frost = Frost::default();
-        for process in tree::members(root)?.iter().filter(|process| !tree::has_ended(process)) {
-            match freezers.freezing(process) {
+        let (mut frost, mut known) = (Frost::default(), BTreeSet::new());
+        for process in members {
+            match freezers.freezing(process, &mut known) {
                 Ok(found) => frost.freezers.extend(found),
                 Err(_) if tree::has_ended(process) => {}
                 Err(error) => return Err(error.task(process.label())),

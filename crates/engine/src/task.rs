@@ -22,6 +22,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
+    sync::Arc,
 };
 
 /// A directory of /proc that belongs to a process or to one of its threads.
@@ -123,11 +124,11 @@ pub(crate) struct Process {
     /// Its name, for messages.
     pub(crate) comm: Vec<u8>,
     /// /proc/PID: its ids, its threads, and the leader itself, even one that has ended.
-    pub(crate) leader: ProcDir,
+    pub(crate) leader: Arc<ProcDir>,
     /// The thread through which memory, descriptors and directories are looked at.
     pub(crate) witness: i32,
     /// /proc/TID of the witness: whatever /proc shows of a process.
-    pub(crate) proc: ProcDir,
+    pub(crate) proc: Arc<ProcDir>,
     pidfd: OwnedFd,
 }
 
@@ -146,11 +147,11 @@ impl Process {
             }
             other => other.doing(|| format!("pidfd_open({pid})"))?,
         };
-        let open = |tid: i32| match ProcDir::find(&tid.to_string()) {
-            Err(Errno::NOENT) => Err(gone()),
-            other => other.doing(|| format!("open /proc/{tid}")),
-        };
-        let (leader, proc) = (open(pid)?, open(pid)?);
+        let proc = Arc::new(match ProcDir::find(&pid.to_string()) {
+            Err(Errno::NOENT) => return Err(gone()),
+            other => other.doing(|| format!("open /proc/{pid}"))?,
+        });
+        let leader = Arc::clone(&proc);
         let mut process = Process { pid, comm: Vec::new(), leader, witness: pid, proc, pidfd };
         let stat = process.stat()?;
         if stat.state.has_ended()
@@ -165,7 +166,7 @@ impl Process {
     /// Makes thread `tid` the witness.
     pub(crate) fn look_through(&mut self, tid: i32) -> Result<()> {
         if tid != self.witness {
-            self.proc = ProcDir::find(&tid.to_string()).doing(|| format!("open /proc/{tid}"))?;
+            self.proc = Arc::new(ProcDir::find(&tid.to_string()).doing(|| format!("open /proc/{tid}"))?);
             self.witness = tid;
         }
         Ok(())

@@ -39,10 +39,10 @@ impl FrozenProcess {
     }
 }
 
-/// The children of a process, each with the thread it is a child of.
-fn children(process: &Process) -> Result<Vec<(i32, i32)>> {
+/// The children of threads of a process, each with the one it is a child of.
+fn children(process: &Process, tids: impl IntoIterator<Item = i32>) -> Result<Vec<(i32, i32)>> {
     let mut children = Vec::new();
-    for tid in process.tids()? {
+    for tid in tids {
         // A thread may have ended since; the leader's file is there as long as the process is.
         let text = match process.proc.read(&format!("task/{tid}/children")) {
             Err(error) if tid == process.pid && process.stat().is_ok() => {
@@ -67,7 +67,7 @@ pub(crate) fn members(root: i32) -> Result<Vec<Process>> {
     let mut known = BTreeSet::from([root]);
     let mut next = 0;
     while let Some(process) = members.get(next) {
-        let children = children(process).unwrap_or_default();
+        let children = process.tids().and_then(|tids| children(process, tids)).unwrap_or_default();
         let pids = children.into_iter().map(|(_, pid)| pid);
         members.extend(pids.filter(|pid| known.insert(*pid)).flat_map(Process::open));
         next += 1;
@@ -88,7 +88,9 @@ pub(crate) fn freeze_tree(
     loop {
         let (before, mut next) = (tree.len(), 0);
         while let Some(parent) = tree.get(next) {
-            for (parent_tid, pid) in children(&parent.process)? {
+            // One that stands still has no others.
+            let tids = parent.threads.iter().map(|thread| thread.kept.tid);
+            for (parent_tid, pid) in children(&parent.process, tids)? {
                 if !known.insert(pid) {
                     continue;
                 }
