@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::{compile_c, find_program};
 use ckpt_tests::sys;
+use ckpt_tests::target::{Target, field_of_stat};
 use ckpt_tests::tool::LIMIT;
 use ckpt_tests::tree::{Tree, children, family};
 
@@ -17,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("child_pid_taken", child_pid_taken),
     ("child_file_missing", child_file_missing),
     ("inherit_fd_of_a_child", inherit_fd_of_a_child),
+    ("new_pids", new_pids),
     ("stop_and_continue", stop_and_continue),
     ("forks_meanwhile", forks_meanwhile),
 ];
@@ -103,6 +105,33 @@ fn inherit_fd_of_a_child(ctx: &Context) -> Result<()> {
     sys::poll("the child to repeat what it was told", Duration::from_secs(5), || {
         Ok(std::fs::read_to_string(program.path("out"))?.contains("to the child\n").then_some(()))
     })?;
+    program.ends_with(7)
+}
+
+/// --new-pids beside the original, which goes on: a tree of the same shape, its session and group by its own new pid.
+fn new_pids(ctx: &Context) -> Result<()> {
+    let (mut program, child) = kin(ctx, "plain")?;
+    let image = program.path("image");
+    ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;
+    let outcome = ctx.run("restart", &["--new-pids", "-W", "-i"]).arg(&image).finish()?;
+    outcome.expect_code(0)?;
+    let copy: i32 = String::from_utf8_lossy(&outcome.stdout).trim().parse()?;
+    let mut copy = Target::adopt(copy)?;
+    let young = children(copy.pid());
+    ensure(young.len() == 1, format!("the copy has the children {young:?}"))?;
+    let pids = [program.target.pid(), child.parse()?, copy.pid(), young[0]];
+    let mut different = pids.to_vec();
+    different.sort_unstable();
+    different.dedup();
+    ensure(different.len() == 4, format!("the pids are {pids:?}"))?;
+    for pid in [copy.pid(), young[0]] {
+        for field in [5, 6] {
+            let leader = field_of_stat(pid, field);
+            ensure(leader == Some(copy.pid().into()), format!("field {field} of {pid} is {leader:?}"))?;
+        }
+    }
+    program.unharmed()?;
+    copy.kill();
     program.ends_with(7)
 }
 
