@@ -12,8 +12,10 @@ use crate::{
 };
 use ckpt_image::record::Regs;
 use ckpt_kernel::{
+    Errno,
     guardian::Guardian,
     memory::{self, Span},
+    query,
     visit::{Traces, Visit},
 };
 use ckpt_proc::maps::{Mapping, parse_maps};
@@ -54,16 +56,19 @@ fn refreeze(frost: &Frost) {
 fn clean_all(pids: &[i32]) {
     let mut left = pids.to_vec();
     for _ in 0..ATTEMPTS {
-        // One that has ended needs nothing any more.
-        left.retain(|pid| Process::open(*pid).is_ok_and(|mut p| !clean(&mut p).unwrap_or(false)));
+        left.retain(|pid| match Process::open(*pid) {
+            Ok(mut process) => !clean(&mut process).unwrap_or(false),
+            // One that has ended needs nothing any more.
+            Err(_) => !query::kill(*pid, 0).is_err_and(|e| e.errno() == Some(Errno::SRCH)),
+        });
         if left.is_empty() {
             return;
         }
         std::thread::sleep(PAUSE);
     }
     // Nobody else is left who could say it; the next checkpoint of the process cleans up as well.
-    for process in left.into_iter().flat_map(Process::open) {
-        let label = process.label();
+    for pid in left {
+        let label = Process::open(pid).map_or_else(|_| format!("pid {pid}"), |process| process.label());
         let line = format!(
             "checkpoint: warning: {label} goes on, but memory of ours could not be taken out of it\n"
         );
