@@ -381,18 +381,24 @@ fn restart_waits(ctx: &Context, kind: Kind) -> Result<()> {
     let Some(mut frozen) = Frozen::start(ctx, kind)? else { return Ok(()) };
     let image = frozen.save_and_kill(ctx)?;
     frozen.group.set(false)?;
-    let run =
-        ctx.run("restart", &["--copy-status", "-i"]).arg(&image).arg("--freezer").arg(&frozen.group.path);
-    let mut running = run.start()?;
-    let there = || Ok(frozen.group.is_frozen().then_some(()));
-    if let Err(error) = sys::poll("the program to be there, frozen", LIMIT, there) {
-        running.kill();
-        return Err(error);
+    for args in [&["--copy-status"][..], &["--copy-status", "--pidns", "--mntns"]] {
+        let before = counts(&frozen.program)?;
+        let run = ctx.run("restart", args).arg("-i").arg(&image).arg("--freezer").arg(&frozen.group.path);
+        let mut running = run.start()?;
+        let there = || {
+            let held = !frozen.group.read("cgroup.procs").is_empty();
+            Ok((held && frozen.group.is_frozen()).then_some(()))
+        };
+        if let Err(error) = sys::poll("the program to be there, frozen", LIMIT, there) {
+            running.kill();
+            return Err(error);
+        }
+        ensure(counts(&frozen.program)? == before, "it has run")?;
+        std::fs::write(frozen.program.path("go"), "")?;
+        frozen.group.set(false)?;
+        running.finish(LIMIT)?.expect_code(7)?;
+        std::fs::remove_file(frozen.program.path("go"))?;
     }
-    ensure(counts(&frozen.program)? == frozen.counts, "it has run")?;
-    std::fs::write(frozen.program.path("go"), "")?;
-    frozen.group.set(false)?;
-    running.finish(LIMIT)?.expect_code(7)?;
     nothing_runs_in(frozen.program.dir.path())
 }
 

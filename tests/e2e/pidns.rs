@@ -43,13 +43,14 @@ fn parent(pid: i32) -> Option<i32> {
     field_of_stat(pid, 4).and_then(|ppid| i32::try_from(ppid).ok())
 }
 
+/// Whether nobody traces it.
+fn is_free(pid: &i32) -> bool {
+    line(*pid, "TracerPid").is_ok_and(|tracer| tracer == "0")
+}
+
 /// The one process that works in `dir`, once it is let go.
 fn the_one_in(dir: &Path) -> Result<i32> {
-    sys::poll("a restarted process", LIMIT, || {
-        let here = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir);
-        let free = |pid: &i32| line(*pid, "TracerPid").is_ok_and(|tracer| tracer == "0");
-        Ok(all_pids().into_iter().find(|pid| here(pid) && free(pid)))
-    })
+    sys::poll("a restarted process", LIMIT, || Ok(working_in(dir).into_iter().find(is_free)))
 }
 
 /// A waiting `restart --pidns`.
@@ -135,11 +136,7 @@ fn lives_as_long_as_anybody(ctx: &Context) -> Result<()> {
     let mut restart = waiting(ctx, &program, &image, &[])?;
     let child = sys::poll("the child", LIMIT, || {
         let is_child = |pid: &i32| line(*pid, "Name").is_ok_and(|name| name == "kin-child");
-        let here = |pid: &i32| {
-            std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == program.dir.path())
-        };
-        let free = |pid: &i32| line(*pid, "TracerPid").is_ok_and(|tracer| tracer == "0");
-        Ok(all_pids().into_iter().find(|pid| is_child(pid) && here(pid) && free(pid)))
+        Ok(working_in(program.dir.path()).into_iter().find(|pid| is_child(pid) && is_free(pid)))
     })?;
     let root = parent(child).context("the root")?;
     let init = parent(root).context("the init")?;
@@ -156,11 +153,9 @@ fn two_copies(ctx: &Context) -> Result<()> {
     let mut program = Program::start(ctx, "exits", &["7"])?;
     let image = program.save_and_kill(ctx)?;
     let mut both = [waiting(ctx, &program, &image, &[])?, waiting(ctx, &program, &image, &[])?];
-    let here =
-        |pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == program.dir.path());
     let own = |pid: &i32| Some(line(*pid, "NSpid").ok()?.split_once('\t')?.1.to_owned());
     let found = sys::poll("both copies", LIMIT, || {
-        let there: Vec<String> = all_pids().iter().filter(|pid| here(pid)).filter_map(own).collect();
+        let there: Vec<String> = working_in(program.dir.path()).iter().filter_map(own).collect();
         Ok((there.len() == 2).then_some(there))
     })?;
     ensure(found == [program.pid(), program.pid()], format!("they are {found:?}"))?;
@@ -230,8 +225,7 @@ fn killed(ctx: &Context) -> Result<()> {
         let left = sys::poll("none or all", LIMIT, || {
             reap_strays();
             let there = working_in(program.dir.path());
-            let whole = there.len() == 8
-                && there.iter().all(|pid| line(*pid, "TracerPid").is_ok_and(|tracer| tracer == "0"));
+            let whole = there.len() == 8 && there.iter().all(is_free);
             Ok((whole || there.is_empty()).then_some(there))
         });
         finished += u32::from(!left.with_context(context)?.is_empty());
@@ -432,12 +426,19 @@ fn ordinary_user(ctx: &Context) -> Result<()> {
     program.target.all_gone(&members)?;
     let outcome = Run::new(as_nobody(&copy, &["restart", "-W", "-i", image])).finish()?;
     expect_line(&outcome, "restart", &[4], &["CAP_CHECKPOINT_RESTORE", "--pidns"])?;
+    for (option, value, capability) in
+        [("--mntns", None, "CAP_SYS_ADMIN"), ("--root", Some("/"), "CAP_SYS_CHROOT")]
+    {
+        let args: Vec<&str> =
+            ["restart", "-p", "-W", option].into_iter().chain(value).chain(["-i", image]).collect();
+        let outcome = Run::new(as_nobody(&copy, &args)).finish()?;
+        expect_line(&outcome, "restart", &[4], &[option, capability])?;
+    }
     let restart = as_nobody(&copy, &["restart", "--pidns", "--copy-status", "-i", image]);
     let mut restart = Run::new(restart).stand_in(program.dir.path())?;
     let there = sys::poll("both processes", LIMIT, || {
         let there = working_in(program.dir.path());
-        let free = |pid: &i32| line(*pid, "TracerPid").is_ok_and(|tracer| tracer == "0");
-        Ok((there.len() == 2 && there.iter().all(free)).then_some(there))
+        Ok((there.len() == 2 && there.iter().all(is_free)).then_some(there))
     })?;
     let own = |pid: &i32| Ok(line(*pid, "NSpid")?.split_once('\t').context("NSpid")?.1.to_owned());
     let mut own = there.iter().map(own).collect::<Result<Vec<String>>>()?;

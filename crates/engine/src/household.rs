@@ -116,7 +116,11 @@ fn map_ids(pid: i32) -> Result<()> {
         ("uid_map", format!("{user} {user} 1")),
         ("gid_map", format!("{group} {group} 1")),
     ] {
-        procfs::write(&format!("{pid}/{file}"), &text).doing(|| format!("write /proc/{pid}/{file}"))?;
+        let written =
+            procfs::write(&format!("{pid}/{file}"), &text).doing(|| format!("write /proc/{pid}/{file}"));
+        written.map_err(|e| {
+            e.advice("user namespaces may be restricted here; then --pidns needs CAP_SYS_ADMIN")
+        })?;
     }
     Ok(())
 }

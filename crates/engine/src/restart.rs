@@ -67,11 +67,11 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let parts = parts(&image)?;
     machine::check_processor(&image, options.force_cpu)?;
     machine::warn_of_reboot(&image, observer);
+    let freezer = options.freezer.as_deref().map(Freezer::named).transpose()?;
     let surroundings = Surroundings::enter(&options)?;
     if !options.force_files {
         check_mapped_files(&image)?;
     }
-    let freezer = options.freezer.as_deref().map(Freezer::named).transpose()?;
     let opened = open(&image, &options)?;
     let areas = areas(&image)?;
     let mut puppets = make(&image, &options, &areas, &mut reader, observer)?;
@@ -80,8 +80,9 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let materials = Materials { image: &image, new_pids, parts, opened, areas, born };
     let page_bytes = build(&mut puppets, &materials, reader, observer)?;
     interrupted(observer)?;
-    let root = puppets.release(freezer.as_ref())?;
+    // The freezer's cgroup is one of our own surroundings.
     drop(surroundings);
+    let root = puppets.release(freezer.as_ref())?;
     Ok(RestartReport {
         id: image.header.id,
         root,
