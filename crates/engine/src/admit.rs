@@ -27,16 +27,15 @@ impl Admission {
     /// in such a user namespace as `restart --pidns` makes again.
     pub(crate) fn of(root: &Process) -> Result<Admission> {
         let own = ProcDir::own()?;
-        let users_apart = has_plain_ids(root);
+        let users_apart =
+            has_plain_ids(root) && root.proc.readlink("ns/user").ok() != own.readlink("ns/user").ok();
         let namespace = |kind: &str| {
             let name = format!("ns/{kind}");
             let theirs = kind == "pid" || kind == "user" && users_apart;
             let target = if theirs { root.proc.readlink(&name) } else { own.readlink(&name) };
             target.ok().map(|target| (name, target))
         };
-        let namespaces: Vec<_> = NAMESPACES.into_iter().filter_map(namespace).collect();
-        let users_apart = users_apart
-            && own.readlink("ns/user").is_ok_and(|own| !namespaces.iter().any(|(_, target)| *target == own));
+        let namespaces = NAMESPACES.into_iter().filter_map(namespace).collect();
         Ok(Admission { namespaces, users_apart })
     }
 

@@ -10,11 +10,14 @@ use crate::{
     error::{Context, Error, Result},
     freeze::await_vfork,
     freezer::{Freezer, Freezers, name},
-    task::Process,
+    task::{Process, stat_of},
     tree,
 };
-use ckpt_kernel::tracee::{self, Running, Seize};
-use ckpt_proc::stat::{TaskState, parse_stat};
+use ckpt_kernel::{
+    procfs,
+    tracee::{self, Running, Seize},
+};
+use ckpt_proc::stat::TaskState;
 use std::collections::BTreeSet;
 
 /// The cgroups by which tasks of a tree are frozen.
@@ -139,9 +142,8 @@ fn stranger(freezer: &Freezer, tid: i32) -> Error {
 
 /// Whether a task is stopped by a job-control signal. Frozen by v1 it shows state D (Linux 6.1).
 fn is_stopped(tid: i32) -> bool {
-    let state = std::fs::read(format!("/proc/{tid}/stat")).ok().and_then(|text| parse_stat(&text).ok());
-    let waits = || std::fs::read(format!("/proc/{tid}/wchan")).is_ok_and(|at| at == b"do_signal_stop");
-    state.is_some_and(|stat| match stat.state {
+    let waits = || procfs::read(&format!("{tid}/wchan")).is_ok_and(|at| at == b"do_signal_stop");
+    stat_of(tid).is_some_and(|stat| match stat.state {
         TaskState::Stopped => true,
         TaskState::DiskSleep => waits(),
         _ => false,
@@ -150,6 +152,5 @@ fn is_stopped(tid: i32) -> bool {
 
 /// Whether a task has ended.
 fn has_ended(tid: i32) -> bool {
-    let stat = std::fs::read(format!("/proc/{tid}/stat")).ok().and_then(|text| parse_stat(&text).ok());
-    stat.is_none_or(|stat| stat.state.has_ended())
+    stat_of(tid).is_none_or(|stat| stat.state.has_ended())
 }

@@ -12,16 +12,16 @@
 //! that are not in our /proc.
 
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Doing, Error, ErrorKind, Result},
     objects::Objects,
-    task::{ProcDir, Process, show},
+    task::{Process, show},
     tree::has_ended,
 };
 use ckpt_image::{
     Object, Objref, model,
     record::{file_kind, inode_kind, vma_kind},
 };
-use ckpt_kernel::query::Kcmp;
+use ckpt_kernel::{procfs, query::Kcmp};
 use ckpt_proc::maps::{Mapping, parse_maps};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -128,7 +128,7 @@ impl Found {
 pub(crate) fn find(objects: &Objects, ours: &[i32]) -> Result<Found> {
     let contents = Contents::of(objects);
     let mut found = Found::default();
-    for pid in ProcDir::all()?.numbers(".")? {
+    for pid in procfs::numbers(".").doing(|| "list /proc".to_owned())? {
         if objects.members.contains(&pid) || ours.contains(&pid) {
             continue;
         }

@@ -13,7 +13,7 @@ use ckpt_image::{Image, Object};
 use ckpt_proc::status::{Status, parse_status};
 use std::collections::BTreeMap;
 
-/// By our id, that of the tree's namespace. Empty when that is ours.
+/// By our id, that of the tree's namespace. None when that is ours.
 #[derive(Debug, Default)]
 pub(crate) struct Names(Option<BTreeMap<i32, i32>>);
 

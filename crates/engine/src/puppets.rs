@@ -17,7 +17,7 @@ use crate::{
     restore,
     root::Root,
     source::ImageReader,
-    task::show,
+    task::{show, stat_of},
 };
 use ckpt_image::{
     Objref,
@@ -287,7 +287,9 @@ impl Maker<'_, '_> {
         let share = self.share(maker, task)?;
         let fork = Fork { set_tid, exit_signal, sibling, share };
         let puppet = match (maker, &mut puppets.household) {
-            (None, Some(household)) => household.init.fork(0, &fork).map_err(Error::from),
+            (None, Some(household)) => {
+                household.init.fork(0, &fork).map_err(|e| taken_pid(pid.unwrap_or(0), e))
+            }
             (None, None) => self.spawn(task, set_tid, puppets),
             (Some(index), _) => {
                 let maker = puppets.get(index)?;
@@ -413,9 +415,7 @@ fn call<const N: usize>(puppet: &mut Puppet, what: &'static str, nr: i64, args: 
 
 /// Whether whoever has `pid` has ended, or it is only the id of a session or group.
 fn is_leaving(pid: i32) -> bool {
-    use ckpt_proc::stat::parse_stat;
-    let stat = procfs::read(&format!("{pid}/stat")).ok().and_then(|text| parse_stat(&text).ok());
-    stat.is_none_or(|stat| stat.process_has_ended())
+    stat_of(pid).is_none_or(|stat| stat.process_has_ended())
 }
 
 /// Says who has a pid that is wanted.

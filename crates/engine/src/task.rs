@@ -40,11 +40,6 @@ impl ProcDir {
         ProcDir::find("self").doing(|| "open /proc/self".to_owned())
     }
 
-    /// /proc itself, whose numbers are all processes.
-    pub(crate) fn all() -> Result<ProcDir> {
-        ProcDir::find(".").doing(|| "open /proc".to_owned())
-    }
-
     /// The directory `name` below the directory.
     pub(crate) fn dir(&self, name: &str) -> Result<ProcDir> {
         self.open(name, OFlags::PATH | OFlags::DIRECTORY).map(ProcDir)
@@ -105,14 +100,7 @@ impl ProcDir {
     /// The numbers that name the entries of the directory `name`, ascending.
     pub(crate) fn numbers(&self, name: &str) -> Result<Vec<i32>> {
         let dir = self.open(name, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let dir = rustix::fs::Dir::new(dir).doing(|| format!("list {name}"))?;
-        let mut numbers = Vec::new();
-        for entry in dir {
-            let entry = entry.doing(|| format!("list {name}"))?;
-            numbers.extend(entry.file_name().to_str().ok().and_then(|n| n.parse::<i32>().ok()));
-        }
-        numbers.sort_unstable();
-        Ok(numbers)
+        procfs::numbers_in(dir).doing(|| format!("list {name}"))
     }
 }
 
@@ -248,6 +236,11 @@ impl AsFd for Process {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
+}
+
+/// /proc/TID/stat, if there is such a task.
+pub(crate) fn stat_of(tid: i32) -> Option<Stat> {
+    parse_stat(&procfs::read(&format!("{tid}/stat")).ok()?).ok()
 }
 
 /// Bytes as text for a message.

@@ -56,11 +56,17 @@ pub fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     open(&format!("self/fd/{}", fd.as_fd().as_raw_fd()), flags)
 }
 
-/// The numbers that name the entries of the directory `path` below /proc.
+/// The numbers that name the entries of the directory `path` below /proc, ascending.
 pub fn numbers(path: &str) -> Result<Vec<i32>, Errno> {
+    numbers_in(open(path, OFlags::RDONLY | OFlags::DIRECTORY)?)
+}
+
+/// The numbers that name the entries of a directory, ascending.
+pub fn numbers_in(dir: OwnedFd) -> Result<Vec<i32>, Errno> {
     let mut numbers = Vec::new();
-    for entry in rustix::fs::Dir::new(open(path, OFlags::RDONLY | OFlags::DIRECTORY)?)? {
+    for entry in rustix::fs::Dir::new(dir)? {
         numbers.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()));
     }
+    numbers.sort_unstable();
     Ok(numbers)
 }
