@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::symlink;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ckpt_tests::context::Context;
@@ -121,7 +122,8 @@ fn no_error(ctx: &Context) -> Result<()> {
 }
 
 fn demo(ctx: &Context) -> Result<()> {
-    let outcome = ctx.run("demo", &[]).finish()?;
+    // It starts python3 twice, which where that is a shim (pyenv) is a hundred processes each.
+    let outcome = ctx.run("demo", &[]).start()?.finish(Duration::from_secs(60))?;
     outcome.expect_code(0)?;
     ensure(outcome.stdout.len() > 200, "the demo says next to nothing")
 }
