@@ -275,6 +275,7 @@ fn check_file(file: &File, refs: &mut Refs<'_>) -> Check {
     rule(file.record.owner_signal as usize <= NR_SIGNALS, "an unknown signal")?;
     text(&file.path, MAX_PATH, "its path is too long or holds a NUL")?;
     rule(file.build_id.len() <= MAX_SMALL, "build-id too long")?;
+    rule(file.details.is_empty(), "details of a kind that has none")?;
     if [file_kind::UNLINKED, file_kind::PIPE].contains(&file.record.kind) {
         return refs.required::<record::Inode>(file.record.inode);
     }
@@ -284,6 +285,7 @@ fn check_file(file: &File, refs: &mut Refs<'_>) -> Check {
 fn check_inode(inode: &Inode) -> Check {
     rule(inode_kind::ALL.contains(&inode.record.kind), "an inode of unknown kind")?;
     rule(i64::try_from(inode.record.size).is_ok(), "its size is too large")?;
+    rule(inode.details.is_empty(), "details of a kind that has none")?;
     text(&inode.path, MAX_PATH, "its path is too long or holds a NUL")
 }
 

@@ -215,12 +215,13 @@ fn object(raw: Raw<'_>) -> Result<Object, ReadError> {
             Object::Files(FileTable { descs: raw.array(descs)? })
         }
         record::File::TYPE => {
-            let Decoded { body: record, fields: [path, build_id, ..] } = raw.decode()?;
-            Object::File(File { record, path: path.to_vec(), build_id: build_id.to_vec() })
+            let Decoded { body: record, fields: [path, build_id, details, ..] } = raw.decode()?;
+            let (path, build_id, details) = (path.to_vec(), build_id.to_vec(), details.to_vec());
+            Object::File(File { record, path, build_id, details })
         }
         record::Inode::TYPE => {
-            let Decoded { body: record, fields: [path, ..] } = raw.decode()?;
-            Object::Inode(Inode { record, path: path.to_vec() })
+            let Decoded { body: record, fields: [path, details, ..] } = raw.decode()?;
+            Object::Inode(Inode { record, path: path.to_vec(), details: details.to_vec() })
         }
         record::Fs::TYPE => {
             let Decoded { body: record, fields: [cwd, root, ..] } = raw.decode()?;

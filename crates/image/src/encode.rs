@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use zerocopy::IntoBytes;
 
 use crate::error::WriteError;
-use crate::model::{File, Image, Mm, Object, Process, Thread};
+use crate::model::{Image, Mm, Object, Process, Thread};
 use crate::record::{self, Objref, ObjrefMark};
 use crate::writer::{BlockSink, Writer};
 
@@ -70,7 +70,7 @@ impl<S: BlockSink> Encoder<'_, S> {
                 mm.vmas.iter().try_for_each(|vma| self.object(vma.record.object))?;
             }
             Object::Files(files) => files.descs.iter().try_for_each(|desc| self.object(desc.file))?,
-            Object::File(File { record, .. }) => self.object(record.inode)?,
+            Object::File(file) => file.references().try_for_each(|objref| self.object(objref))?,
             _ => {}
         }
         self.writer.record(&ObjrefMark { objtype: object.objtype(), objref }, &[])?;
@@ -82,8 +82,8 @@ impl<S: BlockSink> Encoder<'_, S> {
         match object {
             Object::Mm(mm) => self.mm(mm),
             Object::Files(files) => writer.record(&record::FileTable {}, &[files.descs.as_bytes()]),
-            Object::File(file) => writer.record(&file.record, &[&file.path, &file.build_id]),
-            Object::Inode(inode) => writer.record(&inode.record, &[&inode.path]),
+            Object::File(file) => writer.record(&file.record, &[&file.path, &file.build_id, &file.details]),
+            Object::Inode(inode) => writer.record(&inode.record, &[&inode.path, &inode.details]),
             Object::Fs(fs) => writer.record(&fs.record, &[&fs.cwd, &fs.root]),
             Object::Sighand(sighand) => writer.record(&record::Sighand {}, &[sighand.actions.as_bytes()]),
             Object::Signal(signal) => {

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use zerocopy::FromBytes;
+
 use crate::record::{
     self, FileDesc, Header, HeaderArch, Objref, PosixTimer, Record, SigAction, Task, Tree, task_state,
 };
@@ -146,6 +148,21 @@ pub struct File {
     pub path: Vec<u8>,
     /// ELF build-id, empty when there is none.
     pub build_id: Vec<u8>,
+    /// What only its kind has; see [`details`].
+    pub details: Vec<u8>,
+}
+
+impl File {
+    /// The objects it refers to.
+    pub fn references(&self) -> impl Iterator<Item = Objref> {
+        Some(self.record.inode).filter(|inode| *inode != 0).into_iter()
+    }
+}
+
+/// The structures in the details of a file or an inode; `None` if they are no whole number.
+pub fn details<T: FromBytes>(bytes: &[u8]) -> Option<Vec<T>> {
+    let items = bytes.chunks_exact(size_of::<T>());
+    items.remainder().is_empty().then(|| items.filter_map(|item| T::read_from_bytes(item).ok()).collect())
 }
 
 /// Contents without a name.
@@ -155,6 +172,8 @@ pub struct Inode {
     pub record: record::Inode,
     /// Path it once had.
     pub path: Vec<u8>,
+    /// What only its kind has; see [`details`].
+    pub details: Vec<u8>,
 }
 
 /// Filesystem context.

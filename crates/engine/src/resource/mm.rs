@@ -247,7 +247,7 @@ fn shared_anonymous(process: &Process, name: &str, objects: &mut Objects) -> Res
             size: stat.st_size.max(0) as u64,
             capacity: 0,
         },
-        path: Vec::new(),
+        ..model::Inode::default()
     };
     let (objref, new) = objects.inode((stat.st_dev, stat.st_ino), || Object::Inode(inode));
     if new {

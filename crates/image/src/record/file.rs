@@ -23,8 +23,9 @@ wire! {
 
 wire! {
     /// An open file description, or a file that is only mapped. Fields: path (bytes, as
-    /// /proc/PID/fd showed it without " (deleted)"), ELF build-id (may be empty).
-    304 "FILE" [path, build_id] struct File {
+    /// /proc/PID/fd showed it without " (deleted)"), ELF build-id (may be empty), details: an array of
+    /// the structure its kind has, if any.
+    304 "FILE" [path, build_id, details] struct File {
         /// [`file_kind`].
         pub kind: u32,
         /// open(2) flags, as in /proc/PID/fdinfo, without O_CLOEXEC.
@@ -99,8 +100,9 @@ pub mod file_kind {
 
 wire! {
     /// Contents without a name: an unlinked regular file, memory shared anonymously, or a pipe. Its pages
-    /// are stored in [`Pgarr`] chunks addressed by file offset. Field: path it once had.
-    310 "INODE" [path] struct Inode {
+    /// are stored in [`Pgarr`] chunks addressed by file offset. Fields: path it once had, details: an array
+    /// of the structure its kind has, if any.
+    310 "INODE" [path, details] struct Inode {
         /// [`inode_kind`].
         pub kind: u32,
         /// st_mode.

@@ -265,7 +265,7 @@ impl Builder<'_, '_> {
         let record = record::File { kind, inode, pad: 0, pad2: 0, ..self.source.wire() };
         let record = owned(record, self.source.pick(owner_kind::ALL));
         let (path, build_id) = (self.source.text(255), self.source.bytes(20));
-        self.add(Object::File(File { record, path, build_id }))
+        self.add(Object::File(File { record, path, build_id, ..File::default() }))
     }
 
     fn inode(&mut self) -> Objref {
@@ -273,7 +273,7 @@ impl Builder<'_, '_> {
         let wild: record::Inode = self.source.wire();
         let record = record::Inode { kind, size: wild.size >> 1, ..wild };
         let path = self.source.text(255);
-        self.add(Object::Inode(Inode { record, path }))
+        self.add(Object::Inode(Inode { record, path, ..Inode::default() }))
     }
 
     fn fs(&mut self) -> Objref {
@@ -391,13 +391,14 @@ fn sample_objects(image: &mut Image, source: &mut Source<'_>) {
     let desc = |fd, file| FileDesc { fd, flags: 1, file, pad: 0 };
     let mm = record::Mm { nr_vmas: 3, exe: 2, ..source.wire() };
     let objects = [
-        (1, Object::Inode(Inode { record: inode, path: b"/tmp/was".to_vec() })),
+        (1, Object::Inode(Inode { record: inode, path: b"/tmp/was".to_vec(), ..Inode::default() })),
         (
             2,
             Object::File(File {
                 record: owned(file, owner_kind::NONE),
                 path: b"/bin/\xff".to_vec(),
                 build_id: vec![1, 2, 3],
+                ..File::default()
             }),
         ),
         (
@@ -405,7 +406,7 @@ fn sample_objects(image: &mut Image, source: &mut Source<'_>) {
             Object::File(File {
                 record: owned(ghost, owner_kind::THREAD),
                 path: b"/tmp/was".to_vec(),
-                build_id: vec![],
+                ..File::default()
             }),
         ),
         (4, Object::Files(FileTable { descs: vec![desc(0, 2), desc(7, 3)] })),

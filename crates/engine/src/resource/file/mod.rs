@@ -102,7 +102,7 @@ impl Descriptor<'_> {
             mtime_nsec: stat.st_mtime_nsec as u32,
             ..record::File::default()
         };
-        model::File { record, path: self.path().to_vec(), build_id: Vec::new() }
+        model::File { record, path: self.path().to_vec(), ..model::File::default() }
     }
 }
 

@@ -145,7 +145,8 @@ fn adopt_one(
         return Err(Error::unsupported("a pipe in packet mode with data waiting cannot be carried yet"));
     }
     let record = record::Inode { kind: inode_kind::PIPE, mode, uid: 0, gid: 0, size, capacity };
-    let (inode, new) = objects.inode(dev_ino, || Object::Inode(model::Inode { record, path }));
+    let (inode, new) =
+        objects.inode(dev_ino, || Object::Inode(model::Inode { record, path, ..model::Inode::default() }));
     if new {
         objects.contents.push((inode, contents));
     }

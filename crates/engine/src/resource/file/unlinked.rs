@@ -53,6 +53,7 @@ impl FileKind for Unlinked {
                     capacity: 0,
                 },
                 path: descriptor.path().to_vec(),
+                ..model::Inode::default()
             })
         };
         let (inode, new) = objects.inode((stat.st_dev, stat.st_ino), inode);
