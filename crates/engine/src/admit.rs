@@ -2,16 +2,20 @@
 
 use crate::{
     error::{Error, ErrorKind, Result},
+    freeze::FrozenThread,
     resource::thread::leader_end,
     task::{ProcDir, Process},
 };
 use ckpt_kernel::query::{self, Kcmp};
-use ckpt_proc::status::Status;
+use ckpt_proc::{stat::Stat, status::Status};
 
 /// Namespaces in which a process must be with us, with what they isolate.
 const NAMESPACES: [&str; 8] = ["mnt", "net", "uts", "ipc", "cgroup", "pid", "user", "time"];
 /// How many of them a thread can leave alone.
 const OF_THREADS: usize = 5;
+
+/// Code segment of a thread that runs 32-bit code (__USER32_CS).
+const USER32_CS: u64 = 0x23;
 
 /// What processes are held against.
 #[derive(Debug)]
@@ -41,18 +45,21 @@ impl Admission {
 
     /// Refuses a process that has been stopped, for what it may have done since it was admitted, or
     /// when it is new. What else is looked for is found when its threads are visited.
-    pub(crate) fn readmit(&self, process: &Process) -> Result<()> {
-        refuse_ia32(process)?;
-        process.living()?.try_for_each(|tid| self.admit_place(process, tid))
+    pub(crate) fn readmit(&self, process: &Process, threads: &[FrozenThread]) -> Result<()> {
+        threads.iter().try_for_each(|thread| {
+            if thread.kept.raw.cs == USER32_CS {
+                return Err(ia32());
+            }
+            self.admit_place(process, thread.kept.tid)
+        })
     }
 
-    /// Refuses processes that cannot be checkpointed at all.
-    pub(crate) fn admit(&self, process: &Process) -> Result<()> {
+    /// Refuses processes that cannot be checkpointed at all. Returns the status of the witness.
+    pub(crate) fn admit(&self, process: &Process, stat: &Stat) -> Result<Status> {
         if u32::try_from(process.pid).is_ok_and(|pid| pid == std::process::id()) {
             return Err(Error::unsupported("a process cannot checkpoint itself, or a tree it is in")
                 .advice("start checkpoint from outside of it"));
         }
-        let stat = process.stat()?;
         if stat.is_kthread() {
             let error = Error::unsupported("it is a kernel thread");
             return Err(error.advice("only user processes can be checkpointed"));
@@ -61,7 +68,7 @@ impl Admission {
             return Err(Error::unsupported("it has ended and waits for its parent"));
         }
         if stat.state.has_ended() {
-            leader_end(&stat)?;
+            leader_end(stat)?;
         }
         let status = process.status()?;
         if status.tracer_pid != 0 {
@@ -75,7 +82,11 @@ impl Admission {
             return Err(Error::unsupported(what));
         }
         refuse_ia32(process)?;
-        process.living()?.try_for_each(|tid| self.admit_thread(process, tid))
+        let ended = (process.witness != process.pid).then_some(process.pid);
+        let living = process.tids_at(stat)?.into_iter().filter(|tid| Some(*tid) != ended);
+        let known = (process.witness, status);
+        living.into_iter().try_for_each(|tid| self.admit_thread(process, tid, &known))?;
+        Ok(known.1)
     }
 
     /// Refuses a process that cannot be the root of a container.
@@ -88,10 +99,14 @@ impl Admission {
         Err(error.advice("leave -c out to take it with everything below it"))
     }
 
-    /// Refuses threads in seccomp mode, and others.
-    fn admit_thread(&self, process: &Process, tid: i32) -> Result<()> {
-        let Ok(status) = process.thread_status(tid) else { return Ok(()) };
-        refuse_seccomp(process, tid, &status)?;
+    /// Refuses threads in seccomp mode, and others. The status of one of them is known.
+    fn admit_thread(&self, process: &Process, tid: i32, known: &(i32, Status)) -> Result<()> {
+        if known.0 == tid {
+            refuse_seccomp(process, tid, &known.1)?;
+        } else {
+            let Ok(status) = process.thread_status(tid) else { return Ok(()) };
+            refuse_seccomp(process, tid, &status)?;
+        }
         self.admit_place(process, tid)
     }
 
@@ -145,9 +160,13 @@ fn refuse_ia32(process: &Process) -> Result<()> {
     let exe = process.proc.open("exe", rustix::fs::OFlags::RDONLY);
     let read = exe.is_ok_and(|fd| std::fs::File::from(fd).read_exact(&mut ident).is_ok());
     if read && ident == [0x7f, b'E', b'L', b'F', ELFCLASS32] {
-        return Err(Error::unsupported("32-bit programs cannot be carried yet"));
+        return Err(ia32());
     }
     Ok(())
+}
+
+fn ia32() -> Error {
+    Error::unsupported("32-bit programs cannot be carried yet")
 }
 
 /// Refuses threads that have unshared what threads share.

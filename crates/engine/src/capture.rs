@@ -26,10 +26,7 @@ use ckpt_kernel::{
     query::Kcmp,
     visit::{Traces, Visit, Visitor, park_signal},
 };
-use ckpt_proc::{
-    maps::{Mapping, parse_maps},
-    status::Status,
-};
+use ckpt_proc::{maps::Mapping, stat::Stat, status::Status};
 use std::collections::BTreeMap;
 
 /// A frozen tree and everything of it but page contents.
@@ -54,6 +51,9 @@ impl Capture {
 /// What the tasks of a process answered during a visit.
 struct Answers {
     process: Vec<Outcome>,
+    /// Of the witness.
+    stat: Stat,
+    mappings: Vec<Mapping>,
     timers: Vec<ckpt_proc::timers::Timer>,
     threads: Vec<Vec<Outcome>>,
     statuses: Vec<Status>,
@@ -121,7 +121,11 @@ impl Collector {
         let process = member.process;
         let leader = remains(&process, &mut self.objects)?;
         let parent_tid = member.parent_tid;
-        let task = record::Task { nr_threads: 1, parent_tid, ..task(&process, task_state::ZOMBIE)? };
+        let task = record::Task {
+            nr_threads: 1,
+            parent_tid,
+            ..task(&process, &process.stat()?, task_state::ZOMBIE)
+        };
         self.processes.push(model::Process { task, threads: vec![leader] });
         self.held.push((process, Vec::new()));
         Ok(())
@@ -151,27 +155,33 @@ impl Collector {
         timers::checkpoint_itimers(answered.0, &mut shared);
         answered = answered.1.split_at_checked(17).unwrap_or_default();
         limits::checkpoint(&process, answered.0, &mut shared)?;
-        answered = answered.1.split_at_checked(4).unwrap_or_default();
+        answered = answered.1.split_at_checked(mm::QUESTIONS).unwrap_or_default();
         let timers = timers::checkpoint_posix(&answers.timers, answered.1)?;
         let pending = frozen.first().map_or(Ok(Vec::new()), |f| f.thread.pending(true))?;
         let (pid, tid, objects) = (process.pid, process.witness, &mut self.objects);
+        let status = answers.statuses.first().ok_or_else(|| Error::failed("the process ended"))?;
         let (mm, new) = objects.task(Kcmp::Vm, tid, |objects| {
-            let vmas = mm::areas(&process, &mm::mappings(&process)?, objects)?;
-            mm::checkpoint(&process, answered.0, answers.mlock_future, vmas, objects).map(Object::Mm)
+            let vmas = mm::areas(&process, &answers.mappings, objects)?;
+            mm::checkpoint(&process, &answers.stat, answered.0, answers.mlock_future, vmas, objects)
+                .map(Object::Mm)
         })?;
         if let Some(Object::Mm(space)) = objects.table.get(&mm).filter(|_| new) {
             self.memory.push((self.held.len(), pages::plan(&process, mm, space)?));
         }
+        let state = if stopped { task_state::STOPPED } else { task_state::RUNNING };
         let task = record::Task {
             mm,
             files: objects.task(Kcmp::Files, tid, |o| file::checkpoint(&process, o).map(Object::Files))?.0,
-            fs: objects.task(Kcmp::Fs, tid, |_| fs::checkpoint(&process).map(Object::Fs))?.0,
+            fs: objects.task(Kcmp::Fs, tid, |_| fs::checkpoint(&process, status).map(Object::Fs))?.0,
             sighand: objects.task(Kcmp::Sighand, tid, |_| Ok(Object::Sighand(sighand)))?.0,
             signal: objects.add(Object::Signal(model::Signal { record: shared, pending, timers })),
             nr_threads: threads.len() as u32,
             exit_code: self.unseen.get(&pid).copied().unwrap_or(0),
             parent_tid,
-            ..task(&process, if stopped { task_state::STOPPED } else { task_state::RUNNING })?
+            ..match process.witness == process.pid {
+                true => task(&process, &answers.stat, state),
+                false => task(&process, &process.stat()?, state),
+            }
         };
         self.processes.push(model::Process { task, threads });
         self.held.push((process, frozen.into_iter().map(|f| f.thread).collect()));
@@ -195,9 +205,8 @@ fn ended_leader(process: &Process, objects: &mut Objects) -> Result<model::Threa
 }
 
 /// Ids and state of a process.
-fn task(process: &Process, state: u32) -> Result<record::Task> {
-    let stat = process.stat()?;
-    Ok(record::Task {
+fn task(process: &Process, stat: &Stat, state: u32) -> record::Task {
+    record::Task {
         pid: process.pid,
         ppid: stat.ppid,
         pgid: stat.pgrp,
@@ -207,7 +216,7 @@ fn task(process: &Process, state: u32) -> Result<record::Task> {
         exit_code: if state == task_state::ZOMBIE { stat.exit_code } else { 0 },
         tpgid: stat.tpgid.max(0),
         ..record::Task::default()
-    })
+    }
 }
 
 /// Asks the tasks what only they know.
@@ -217,7 +226,8 @@ fn visit(
     stopped: &[i32],
     observer: &mut dyn Observer,
 ) -> Result<(Vec<FrozenThread>, Answers)> {
-    let maps = process.proc.parse("maps", parse_maps)?;
+    let stat = process.witness_stat()?;
+    let mut maps = mm::mappings(process)?;
     let timers = process.proc.parse("timers", ckpt_proc::timers::parse_timers)?;
     let mut questions = Program::new();
     signal::questions(&mut questions);
@@ -225,18 +235,26 @@ fn visit(
     limits::questions(&mut questions);
     mm::questions(&mut questions);
     timers::posix_questions(&mut questions, &timers);
+    thread::questions(&mut questions);
     let statuses = statuses(process, &frozen)?;
     let (visitors, mut kept) = visitors(frozen, &statuses)?;
     let texts = texts_in(&maps);
     let traces = Traces::find(process.witness, &texts, &slots_in(&maps));
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
+    maps.retain(|m| !traces.slots.iter().any(|slot| slot.start == m.start));
     let mlock_future = mm::future_locks(process, visit.slot())?;
-    let answers = visit.run(0, &questions)?;
-    let stopped = visit.run(0, &stop_questions(stopped))?;
-    let mut thread_answers = Vec::with_capacity(visit.len());
-    for index in 0..visit.len() {
-        thread_answers.push(visit.run(index, &thread::questions())?);
+    visit.start(0, questions)?;
+    for index in 1..visit.len() {
+        let mut questions = Program::new();
+        thread::questions(&mut questions);
+        visit.start(index, questions)?;
+    }
+    let mut answers = visit.finish(0)?;
+    let mut thread_answers = vec![answers.split_off(answers.len().saturating_sub(thread::QUESTIONS))];
+    let stopped = visit.run(0, stop_questions(stopped))?;
+    for index in 1..visit.len() {
+        thread_answers.push(visit.finish(index)?);
     }
     for (index, kept) in kept.iter_mut().enumerate().filter(|(_, kept)| kept.unsettled) {
         let (raw, saved, settled) = call::resume(process, &mut visit, index, kept.tid)?;
@@ -245,10 +263,17 @@ fn visit(
     }
     let threads = visit.leave()?;
     let frozen = threads.into_iter().zip(kept).map(|(thread, kept)| FrozenThread { thread, kept }).collect();
-    Ok((
-        frozen,
-        Answers { process: answers, timers, threads: thread_answers, statuses, stopped, mlock_future },
-    ))
+    let answers = Answers {
+        process: answers,
+        stat,
+        mappings: maps,
+        timers,
+        threads: thread_answers,
+        statuses,
+        stopped,
+        mlock_future,
+    };
+    Ok((frozen, answers))
 }
 
 /// Asks a parent what it has yet to be told about its stopped `children`.
@@ -326,7 +351,7 @@ fn threads(
     for ((frozen, answers), status) in frozen.iter().zip(&answers.threads).zip(&answers.statuses) {
         refuse_seccomp(process, frozen.thread.tid(), status)?;
         let cred = objects.cred(cred::checkpoint(status));
-        threads.push(thread::checkpoint(process, frozen, answers, cred, status.no_new_privs)?);
+        threads.push(thread::checkpoint(frozen, answers, cred, status.no_new_privs)?);
     }
     Ok(threads)
 }

@@ -15,19 +15,20 @@
 use crate::{
     admit::Admission,
     capture::{Capture, capture},
-    error::{Context, Error, ErrorKind, Result},
+    error::{Context, Error, Result},
     freeze::thaw,
     frost::{Frost, Thawed},
     guard, leaks,
     objects::Objects,
     options::{After, CheckpointOptions, CheckpointReport, Observer, Output, Scope},
-    output::{Destination, failure, same_file},
-    resource::{file, fs, mm},
+    output::{Destination, failure},
+    resource::file,
+    survey::survey,
     task::Process,
     tree::{self, Held},
 };
-use ckpt_image::{BLOCK_SIZE, Block, Object, Objref, Writer, model, record};
-use ckpt_kernel::{query::Kcmp, tracee::Stopped};
+use ckpt_image::{BLOCK_SIZE, Block, Writer, record};
+use ckpt_kernel::tracee::Stopped;
 use std::time::{Duration, Instant};
 
 /// Writes an image of the tree below the process `options.pid` to `output`.
@@ -45,15 +46,16 @@ pub fn checkpoint(
     let root = Process::open(options.pid)?;
     let label = || root.label();
     let admission = Admission::of(&root)?;
-    admission.admit(&root).task(label)?;
+    admission.admit(&root, &root.stat()?).task(label)?;
     let container = options.scope == Scope::Container;
     if container {
         admission.admit_init(&root).task(label)?;
     }
     let destination = Destination::open(output)?;
-    let (surveyed, members) = survey(&admission, root.pid, &destination).task(label)?;
+    let look_outside = container || options.report_shared;
+    let (surveyed, members) = survey(&admission, root.pid, &destination, look_outside).task(label)?;
     let mut shared_outside = None;
-    if container || options.report_shared {
+    if let Some(surveyed) = surveyed {
         let found = leaks::find(&surveyed, &[own_pid()]).task(label)?;
         if container {
             found.refuse()?;
@@ -62,7 +64,6 @@ pub fn checkpoint(
         }
         shared_outside = Some(found.leaks);
     }
-    drop(surveyed);
     let frost = Frost::find(&members).task(label)?;
     let guardian = guard::post(&frost).task(label)?;
     drop(members);
@@ -103,65 +104,6 @@ pub fn checkpoint(
 
 fn own_pid() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
-}
-
-/// Looks for state that cannot be carried while the tree runs undisturbed. As it opens and closes
-/// things meanwhile, only a clear refusal counts, and only one that is there every time. Returns what it
-/// has seen, and the members.
-fn survey(admission: &Admission, root: i32, destination: &Destination) -> Result<(Objects, Vec<Process>)> {
-    const TIMES: u32 = 3;
-    let (mut objects, mut members) = (Objects::default(), Vec::new());
-    for time in 1..=TIMES {
-        objects = Objects::default();
-        members = tree::members(root)?;
-        match survey_once(admission, &members, &mut objects) {
-            Err(e) if [ErrorKind::Unsupported, ErrorKind::Permission].contains(&e.kind) => {
-                if time == TIMES {
-                    return Err(e);
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(e) => {
-                tracing::info!("the tree changes while it is looked at, not all of it was seen: {e}");
-                break;
-            }
-            Ok(()) => break,
-        }
-    }
-    let output = destination.stat()?;
-    let own = |object: &Object| match object {
-        Object::File(f) => same_file(&output, f.record.dev, f.record.ino) && output.st_rdev == 0,
-        _ => false,
-    };
-    if objects.table.values().any(own) {
-        return Err(Error::failed(
-            "the image would be written to a file or pipe that the program itself has open",
-        )
-        .advice("write it elsewhere with -o"));
-    }
-    Ok((objects, members))
-}
-
-fn survey_once(admission: &Admission, members: &[Process], objects: &mut Objects) -> Result<()> {
-    let mut tables = Vec::new();
-    objects.members = members.iter().map(|process| process.pid).collect();
-    for process in members.iter().filter(|process| !tree::has_ended(process)) {
-        tables.push((process, survey_process(admission, process, objects).task(|| process.label())?));
-    }
-    file::pipe::adopt(tables, objects)
-}
-
-fn survey_process(admission: &Admission, process: &Process, objects: &mut Objects) -> Result<Objref> {
-    admission.admit(process)?;
-    let tid = process.witness;
-    let (table, _) = objects.task(Kcmp::Files, tid, |o| file::checkpoint(process, o).map(Object::Files))?;
-    objects.task(Kcmp::Vm, tid, |o| {
-        let vmas = mm::areas(process, &mm::mappings(process)?, o)?;
-        Ok(Object::Mm(model::Mm { vmas, ..model::Mm::default() }))
-    })?;
-    objects.task(Kcmp::Fs, tid, |_| fs::checkpoint(process).map(Object::Fs))?;
-    objects.task(Kcmp::Sighand, tid, |_| Ok(Object::Sighand(model::Sighand::default())))?;
-    Ok(table)
 }
 
 /// What was written.

@@ -12,7 +12,7 @@ use ckpt_kernel::{
     tracee::{Running, Seize, Stopped},
 };
 use ckpt_proc::{
-    stat::TaskState,
+    stat::{Stat, TaskState},
     syscall::{Syscall, parse_syscall},
 };
 use std::{
@@ -60,24 +60,25 @@ pub(crate) enum Purpose {
     Visit,
 }
 
-/// Stops every living thread of `process`; new ones that appear meanwhile are caught too. Those in
+/// Stops every living thread of `process`, which was as `stat` says; new ones that appear meanwhile are
+/// caught too. Those in
 /// `asked` are about to stop. One of them all is its witness then. `observer` is told which timeouts
 /// are not known exactly.
 pub(crate) fn freeze(
     process: &mut Process,
+    stat: &Stat,
     purpose: Purpose,
     asked: &BTreeSet<i32>,
     observer: &mut dyn Observer,
 ) -> Result<Vec<FrozenThread>> {
-    await_vfork(process)?;
+    if stat.state == TaskState::DiskSleep {
+        await_vfork(process)?;
+    }
     let mut frozen: Vec<FrozenThread> = Vec::new();
+    let mut tids = process.tids_at(stat)?;
     let mut known = BTreeSet::new();
     loop {
-        let new: Vec<i32> = process.tids()?.into_iter().filter(|tid| known.insert(*tid)).collect();
-        if new.is_empty() {
-            break;
-        }
-        for tid in new {
+        for tid in tids.into_iter().filter(|tid| known.insert(*tid)).collect::<Vec<_>>() {
             interrupted(observer)?;
             let thread = if asked.contains(&tid) {
                 await_thread(process, tid)
@@ -92,6 +93,11 @@ pub(crate) fn freeze(
                 Ok(thread) => frozen.push(thread),
             }
         }
+        // Those that stand still make no others.
+        if process.nr_threads()? <= known.len() {
+            break;
+        }
+        tids = process.tids()?;
     }
     frozen.sort_by_key(|f| (f.thread.tid() != process.pid, f.thread.tid()));
     let Some(first) = frozen.first() else {

@@ -147,7 +147,7 @@ pub(crate) struct Freezers {
 impl Freezers {
     /// Looks at our mounts.
     pub(crate) fn find() -> Result<Freezers> {
-        let mounts = ProcDir::own()?.parse("mountinfo", parse_mountinfo)?;
+        let mounts = ProcDir::own()?.parse_long("mountinfo", parse_mountinfo)?;
         let version = |m: &Mount| match m.fstype.as_slice() {
             b"cgroup2" => Some(Version::V2),
             b"cgroup" if Mount::split_options(&m.super_options).any(|o| o == b"freezer") => Some(Version::V1),
@@ -184,7 +184,7 @@ impl Freezers {
     ) -> Result<BTreeSet<Freezer>> {
         let mut found = BTreeSet::new();
         for tid in process.tids()? {
-            let Ok(text) = process.proc.read(&format!("task/{tid}/cgroup")) else { continue };
+            let Ok(text) = process.proc.read_long(&format!("task/{tid}/cgroup")) else { continue };
             if !known.insert(text.clone()) {
                 continue;
             }
@@ -252,7 +252,7 @@ impl Freezer {
     pub(crate) fn confine(&self, pids: Vec<i32>) -> Result<Custody> {
         self.refuse_bystanders()?;
         let freezers = Freezers::find()?;
-        let own = ProcDir::own()?.parse("cgroup", parse_cgroup)?;
+        let own = ProcDir::own()?.parse_long("cgroup", parse_cgroup)?;
         let places = own.iter().filter_map(|cgroup| freezers.place(cgroup));
         let home = places.map(|(_, own)| own).find(|own| own.version == self.version);
         let custody = Custody { freezer: self.clone(), frozen: self.is_set(), home, pids };

@@ -81,7 +81,8 @@ fn clean(process: &mut Process) -> Result<bool> {
     if look(process)?.1.is_empty() {
         return Ok(true);
     }
-    let mut frozen = freeze(process, Purpose::Visit, &BTreeSet::new(), &mut Silent)?;
+    let stat = process.stat()?;
+    let mut frozen = freeze(process, &stat, Purpose::Visit, &BTreeSet::new(), &mut Silent)?;
     // Only now does nothing move: a thread on its way home may have mapped the slot meanwhile.
     let (maps, traces) = look(process)?;
     let (texts, spans) = (texts_in(&maps), traces.spans());
@@ -104,7 +105,7 @@ fn clean(process: &mut Process) -> Result<bool> {
 
 /// The mappings, and what of ours is in them.
 fn look(process: &Process) -> Result<(Vec<Mapping>, Traces)> {
-    let maps = process.proc.parse("maps", parse_maps)?;
+    let maps = process.proc.parse_long("maps", parse_maps)?;
     let traces = Traces::find(process.witness, &texts_in(&maps), &slots_in(&maps));
     Ok((maps, traces))
 }

@@ -61,7 +61,7 @@ impl Household {
                 [u64::from(from).into(), u64::from(to).into(), 0u64.into()],
             );
         }
-        self.init.run(0, &program)?;
+        self.init.run(0, program)?;
         Ok(self.init.become_init(root, report)?)
     }
 }
@@ -102,7 +102,7 @@ pub(crate) fn spawn_first(stage: &Stage<'_>, observer: &mut dyn Observer) -> Res
         let args = [proc.clone(), place, proc, flags.into(), 0u64.into()];
         program.call("mount of /proc", 0, libc::SYS_mount, args);
         puppet
-            .run(0, &program)
+            .run(0, program)
             .map_err(|e| Error::from(e).advice("the root of --mntns needs a directory proc"))?;
     }
     Ok(puppet)
@@ -137,6 +137,6 @@ pub(crate) fn strip(stage: &Stage<'_>, puppet: &mut Puppet) -> Result<()> {
     let default = [libc::SIGCHLD.into(), Arg::In(vec![0; 32]), 0u64.into(), 8u64.into()];
     program.call("rt_sigaction", libc::SIGCHLD as u64, libc::SYS_rt_sigaction, default);
     layout::strip(&mut program, &stage.areas, stage.slot);
-    puppet.run(0, &program)?;
+    puppet.run(0, program)?;
     Ok(())
 }

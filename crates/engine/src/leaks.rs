@@ -294,7 +294,7 @@ impl Look<'_> {
     }
 
     fn mappings(&self, tid: i32, seen: &mut BTreeSet<(u64, u64)>, leaks: &mut Vec<Leak>) -> Result<()> {
-        let maps = self.process.proc.parse(&format!("task/{tid}/maps"), parse_maps)?;
+        let maps = self.process.proc.parse_long(&format!("task/{tid}/maps"), parse_maps)?;
         let candidate = |m: &&Mapping| m.shared && self.contents.mappable.contains(&m.inode);
         for m in maps.iter().filter(candidate) {
             // Some file systems show a device of their own in maps; the link needs a capability.

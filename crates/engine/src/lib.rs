@@ -30,6 +30,7 @@ mod restore;
 mod root;
 mod source;
 mod surroundings;
+mod survey;
 mod task;
 mod tree;
 

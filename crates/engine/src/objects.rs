@@ -32,9 +32,22 @@ pub(crate) struct Objects {
     inodes: BTreeMap<(u64, u64), Objref>,
     /// Where the contents of inodes are read from.
     pub(crate) contents: Vec<(Objref, File)>,
+    /// Which are the same is not asked: what tasks share is taken for several objects, descriptions with
+    /// the same key for one.
+    guess: bool,
 }
 
 impl Objects {
+    /// None yet, of these processes.
+    pub(crate) fn of(members: BTreeSet<i32>) -> Objects {
+        Objects { members, ..Objects::default() }
+    }
+
+    /// For a look at the kinds of objects alone: which are the same is guessed.
+    pub(crate) fn guessing(members: BTreeSet<i32>) -> Objects {
+        Objects { guess: true, ..Objects::of(members) }
+    }
+
     /// Adds an object.
     pub(crate) fn add(&mut self, object: Object) -> Objref {
         let objref = self.table.len() as Objref + 1;
@@ -50,6 +63,10 @@ impl Objects {
         tid: i32,
         make: impl FnOnce(&mut Objects) -> Result<Object>,
     ) -> Result<(Objref, bool)> {
+        if self.guess {
+            let object = make(self)?;
+            return Ok((self.add(object), true));
+        }
         let known = self.shared.entry(kind).or_default();
         match position(known, |other| kcmp(*other, tid, kind))? {
             Ok((_, objref)) => Ok((objref, false)),
@@ -71,8 +88,13 @@ impl Objects {
         key: FileKey,
         make: impl FnOnce(&mut Objects) -> Result<Object>,
     ) -> Result<Objref> {
+        let guess = self.guess;
         let known = self.descriptions.entry(key).or_default();
-        match position(known, |(other, there)| kcmp(*other, tid, Kcmp::File(*there, fd)))? {
+        let compare = |(other, there): &(i32, i32)| match guess {
+            true => Ok(Ordering::Equal),
+            false => kcmp(*other, tid, Kcmp::File(*there, fd)),
+        };
+        match position(known, compare)? {
             Ok((_, objref)) => Ok(objref),
             Err(at) => {
                 let object = make(self)?;

@@ -137,7 +137,7 @@ impl Puppets {
         let args = [libc::P_PID.into(), self.own_pid(child).into(), 0u64.into(), options.into(), 0u64.into()];
         program.call("waitid", 0, libc::SYS_waitid, args);
         let parent = self.get(parent)?;
-        parent.run(parent.first(), &program)?;
+        parent.run(parent.first(), program)?;
         Ok(())
     }
 
@@ -148,7 +148,7 @@ impl Puppets {
         let args = [set, 0u64.into(), Arg::In(vec![0; 16]), 8u64.into()];
         program.try_call("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, args);
         let puppet = self.get(index)?;
-        puppet.run(puppet.first(), &program)?;
+        puppet.run(puppet.first(), program)?;
         Ok(())
     }
 
@@ -409,7 +409,7 @@ fn pid_max() -> i32 {
 fn call<const N: usize>(puppet: &mut Puppet, what: &'static str, nr: i64, args: [Arg; N]) -> Result<()> {
     let mut program = Program::new();
     program.call(what, 0, nr, args);
-    puppet.run(0, &program)?;
+    puppet.run(0, program)?;
     Ok(())
 }
 

@@ -206,7 +206,7 @@ fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
 
 /// Addresses that are taken here or in any address space of the image.
 fn taken(image: &Image) -> Result<Vec<Span>> {
-    let own = ProcDir::own()?.parse("maps", parse_maps)?;
+    let own = ProcDir::own()?.parse_long("maps", parse_maps)?;
     let own = own.iter().map(|m| Span { start: m.start, len: m.len() as usize });
     Ok(spaces(image).flat_map(|(_, mm)| layout::taken(mm)).chain(own).collect())
 }
@@ -290,7 +290,8 @@ struct Materials<'a> {
 }
 
 impl<'a> Materials<'a> {
-    /// One phase: something is done to each living process.
+    /// One phase: something is done to each living process. What it begins to run goes on while the next
+    /// one's turn comes.
     fn each(
         &self,
         puppets: &mut Puppets,
@@ -321,9 +322,10 @@ fn build(
     zombies(puppets, materials)?;
     let pids = pids(puppets, materials.image);
     materials.each(puppets, observer, |p, puppet, observer| {
-        restore::tasks(puppet, materials.image, p, &pids, &materials.born)?;
+        // Before it may no longer be looked at by the likes of us.
         limits::restore_oom(puppet.pid(), p.signal, observer);
-        mm::restore_coredump_filter(puppet.tid(puppet.first()), p.mm)
+        mm::restore_coredump_filter(puppet.tid(puppet.first()), p.mm)?;
+        restore::tasks(puppet, materials.image, p, &pids, &materials.born)
     })?;
     let (stopped, running): (Vec<&Parts<'_>>, Vec<_>) = materials
         .parts
@@ -348,9 +350,11 @@ fn memory(
     let Materials { image, opened, areas, .. } = materials;
     let staging = materials.staging();
     let mut spaces = BTreeMap::new();
+    materials.each(puppets, observer, |p, puppet, _| restore::memory(puppet, image, p, opened, &staging))?;
     materials.each(puppets, observer, |p, puppet, _| {
-        restore::memory(puppet, image, p, opened, &staging)?;
+        puppet.finish()?;
         if p.makes_mm {
+            restore::check_vdso(puppet.pid(), image, p)?;
             spaces.insert(p.process.task.mm, target(puppet, p)?);
         }
         Ok(())
@@ -358,6 +362,7 @@ fn memory(
     materials.each(puppets, observer, |p, puppet, _| {
         if p.makes_files { restore::descriptors(puppet, p, opened) } else { Ok(()) }
     })?;
+    materials.each(puppets, observer, |_, puppet, _| Ok(puppet.finish()?))?;
     // What a filler leaves in the areas goes with the targets.
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
     fill(reader, image, &targets, observer)
@@ -372,7 +377,8 @@ fn threads(puppets: &mut Puppets, materials: &Materials<'_>, observer: &mut dyn 
             restore::rename_tids(puppet, p)?;
         }
         if p.makes_mm { restore::finish(puppet, p, &staging) } else { Ok(()) }
-    })
+    })?;
+    materials.each(puppets, observer, |_, puppet, _| Ok(puppet.finish()?))
 }
 
 /// Makes processes that are not stopped ready to go.

@@ -29,6 +29,8 @@ const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM;
 const SYS_CLOSE_RANGE: i64 = 436;
+/// Threads made by one program.
+const AT_ONCE: usize = 64;
 
 /// A living process of an image and all it refers to.
 pub(crate) struct Parts<'a> {
@@ -63,8 +65,7 @@ pub(crate) fn memory(
     if let Some(directories) = opened.directories.get(&parts.process.task.fs).filter(|_| parts.makes_fs) {
         fs::restore(&mut program, parts.fs, directories);
     }
-    puppet.run(0, &program)?;
-    if parts.makes_mm { check_vdso(puppet.pid(), image, parts) } else { Ok(()) }
+    Ok(puppet.start(0, program)?)
 }
 
 fn address_space(
@@ -120,12 +121,11 @@ pub(crate) fn descriptors(puppet: &mut Puppet, parts: &Parts<'_>, opened: &Opene
         next = desc.fd.saturating_add(1);
     }
     close(&mut program, next, u32::MAX);
-    puppet.run(0, &program)?;
-    Ok(())
+    Ok(puppet.start(0, program)?)
 }
 
 /// Proves that vdso and vvar are where they were and what they were.
-fn check_vdso(pid: i32, image: &Image, parts: &Parts<'_>) -> Result<()> {
+pub(crate) fn check_vdso(pid: i32, image: &Image, parts: &Parts<'_>) -> Result<()> {
     let Some(vdso) = parts.mm.vmas.iter().map(|v| v.record).find(|r| r.kind == vma_kind::VDSO) else {
         return Ok(());
     };
@@ -142,16 +142,27 @@ fn check_vdso(pid: i32, image: &Image, parts: &Parts<'_>) -> Result<()> {
 
 /// Makes the threads that are not there yet, with their ids.
 pub(crate) fn threads(puppet: &mut Puppet, process: &model::Process, new_pids: bool) -> Result<()> {
-    for thread in process.threads.iter().skip(puppet.threads()) {
+    let missing = process.threads.get(puppet.threads()..).unwrap_or_default();
+    for some in missing.chunks(AT_ONCE) {
         let mut program = Program::new();
-        let tid = thread.record.tid;
         puppet.thread(0)?.with_others();
-        let args = clone_args(CLONE_THREAD_FLAGS, 0, (!new_pids).then_some(tid));
-        program.call("clone3 of a thread", tid as u64, libc::SYS_clone3, args);
-        let outcomes = puppet.run(0, &program).map_err(|e| taken_pid(tid, e))?;
-        puppet.adopt(outcomes.first().map_or(0, |o| o.result as i32))?;
+        for thread in some {
+            let tid = thread.record.tid;
+            let args = clone_args(CLONE_THREAD_FLAGS, 0, (!new_pids).then_some(tid));
+            program.call("clone3 of a thread", tid as u64, libc::SYS_clone3, args);
+        }
+        let outcomes = puppet.run(0, program).map_err(|e| taken_pid(object(&e), e))?;
+        outcomes.iter().try_for_each(|made| puppet.adopt(made.result as i32))?;
     }
     Ok(())
+}
+
+/// What the call was about that failed.
+fn object(error: &ckpt_kernel::Error) -> i32 {
+    match error {
+        ckpt_kernel::Error::Call { object, .. } => *object as i32,
+        _ => 0,
+    }
 }
 
 /// The C library keeps a thread's id where the kernel clears it at its end; with new ids that word
@@ -174,8 +185,7 @@ pub(crate) fn rename_tids(puppet: &Puppet, parts: &Parts<'_>) -> Result<()> {
 pub(crate) fn finish(puppet: &mut Puppet, parts: &Parts<'_>, staging: &layout::Staging) -> Result<()> {
     let mut program = Program::new();
     layout::finish(&mut program, parts.mm, staging);
-    puppet.run(0, &program)?;
-    Ok(())
+    Ok(puppet.start(0, program)?)
 }
 
 /// Gives one that is about to end what can be seen of a zombie: name and owner.
@@ -191,11 +201,10 @@ pub(crate) fn zombie(
     if let Some(creds) = image.cred(leader.record.cred) {
         cred::restore(&mut program, born, creds, leader);
     }
-    puppet.run(0, &program)?;
-    Ok(())
+    Ok(puppet.start(0, program)?)
 }
 
-/// Every thread restores itself; the leader last, with what they share: only a leader may queue
+/// Every thread restores itself, all at the same time; the leader last, with what they share: only a leader may queue
 /// every signal of a process. One that had ended ends then. `pids` says which id each task of the
 /// image has now.
 pub(crate) fn tasks(
@@ -210,6 +219,9 @@ pub(crate) fn tasks(
         let creds =
             image.cred(thread.record.cred).ok_or_else(|| Error::bad_image("a thread without credentials"))?;
         let mut program = Program::new();
+        if index == 0 {
+            puppet.finish()?;
+        }
         if thread.has_ended() {
             thread::restore_name(&mut program, thread);
         } else {
@@ -229,7 +241,7 @@ pub(crate) fn tasks(
             file::owner::restore(&mut program, image, parts.table, |tid| pids.get(&tid).copied())?;
         }
         thread::restore_after_cred(&mut program, thread);
-        puppet.run(index, &program)?;
+        puppet.start(index, program)?;
         if thread.has_ended() {
             puppet.end_leader((thread.record.exit_code >> 8) as u8)?;
         }
@@ -249,7 +261,7 @@ fn shared(
     if !parts.signal.timers.is_empty() {
         let mut attempt = Program::new();
         timers::restore_posix(&mut attempt, &parts.signal.timers, tid);
-        match puppet.run(0, &attempt) {
+        match puppet.run(0, attempt) {
             Err(e) if timers::lacks_ids(&e) => {
                 timers::restore_posix_by_counting(program, &parts.signal.timers, tid)?;
             }

@@ -5,6 +5,7 @@
 //! looked at through a *witness*, a thread that has them: the leader if it lives, else any other.
 
 use crate::error::{Context, Doing, Error, Result};
+use ckpt_image::record::PAGE_SIZE;
 use ckpt_kernel::procfs;
 use ckpt_proc::{
     ParseError,
@@ -24,6 +25,9 @@ use std::{
     },
     sync::Arc,
 };
+
+/// More than the longest record of most files: a descriptor's target of epoll, a timer, a line of status.
+const RECORD: usize = 512;
 
 /// A directory of /proc that belongs to a process or to one of its threads.
 #[derive(Debug)]
@@ -51,8 +55,19 @@ impl ProcDir {
             .doing(|| format!("open {name}"))
     }
 
-    /// The whole contents of the file `name`.
+    /// The whole contents of the file `name`, none of whose records is longer than [`RECORD`].
     pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>> {
+        self.read_records(name, RECORD)
+    }
+
+    /// The same of any file, such as one with paths in it.
+    pub(crate) fn read_long(&self, name: &str) -> Result<Vec<u8>> {
+        self.read_records(name, PAGE_SIZE)
+    }
+
+    /// The kernel fills a page, or our buffer, with whole records (seq_file.c): where one more would
+    /// have had room, there are no more.
+    fn read_records(&self, name: &str, longest: usize) -> Result<Vec<u8>> {
         const PIECE: usize = 16 << 10;
         let file = self.open(name, OFlags::RDONLY)?;
         let mut text = Vec::with_capacity(PIECE);
@@ -60,21 +75,35 @@ impl ProcDir {
         loop {
             text.reserve(PIECE / 4);
             match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut text)) {
-                Ok(0) => return Ok(text),
-                Ok(_) | Err(Errno::INTR) => {}
+                Ok(some) if some + longest > PAGE_SIZE => {}
+                Ok(_) => return Ok(text),
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(Error::os(format!("read {name}"), error)),
             }
         }
     }
 
-    /// The file `name`, through one of the parsers of `ckpt_proc`.
+    /// The file `name`, read by [`ProcDir::read`], through one of the parsers of `ckpt_proc`.
     pub(crate) fn parse<T>(
         &self,
         name: &str,
         parser: impl FnOnce(&[u8]) -> Result<T, ParseError>,
     ) -> Result<T> {
-        parser(&self.read(name)?)
-            .map_err(|e| Error::failed(format!("parse /proc/PID/{name}")).why(e.to_string()))
+        parsed(name, &self.read(name)?, parser)
+    }
+
+    /// The same of any file, such as one with paths in it.
+    pub(crate) fn parse_long<T>(
+        &self,
+        name: &str,
+        parser: impl FnOnce(&[u8]) -> Result<T, ParseError>,
+    ) -> Result<T> {
+        parsed(name, &self.read_long(name)?, parser)
+    }
+
+    /// How many entries the directory `name` has, if they are directories.
+    pub(crate) fn count(&self, name: &str) -> Result<usize> {
+        Ok(usize::try_from(self.stat(name)?.st_nlink).unwrap_or(0).saturating_sub(2))
     }
 
     /// The target of the link `name`.
@@ -104,6 +133,10 @@ impl ProcDir {
     }
 }
 
+fn parsed<T>(name: &str, text: &[u8], parser: impl FnOnce(&[u8]) -> Result<T, ParseError>) -> Result<T> {
+    parser(text).map_err(|e| Error::failed(format!("parse /proc/PID/{name}")).why(e.to_string()))
+}
+
 /// A process, by pidfd and /proc directory, so that a recycled pid is never mistaken for it.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -123,6 +156,11 @@ pub(crate) struct Process {
 impl Process {
     /// Opens process `pid`.
     pub(crate) fn open(pid: i32) -> Result<Process> {
+        Process::look(pid).map(|(process, _)| process)
+    }
+
+    /// Opens process `pid`, and has a first look at it.
+    pub(crate) fn look(pid: i32) -> Result<(Process, Stat)> {
         let gone = || {
             Error::failed(format!("no process has the pid {pid}")).advice("see `ps -e` for those that run")
         };
@@ -147,8 +185,8 @@ impl Process {
         {
             process.look_through(tid)?;
         }
-        process.comm = stat.comm;
-        Ok(process)
+        process.comm.clone_from(&stat.comm);
+        Ok((process, stat))
     }
 
     /// Makes thread `tid` the witness.
@@ -192,10 +230,14 @@ impl Process {
         Ok(tids)
     }
 
-    /// Those that live: all but a leader that has ended.
-    pub(crate) fn living(&self) -> Result<impl Iterator<Item = i32> + use<>> {
-        let ended = (self.witness != self.pid).then_some(self.pid);
-        Ok(self.tids()?.into_iter().filter(move |tid| Some(*tid) != ended))
+    /// The same, known from `stat` if it has only one.
+    pub(crate) fn tids_at(&self, stat: &Stat) -> Result<Vec<i32>> {
+        if stat.num_threads == 1 { Ok(vec![self.pid]) } else { self.tids() }
+    }
+
+    /// How many threads it has, a leader that has ended among them.
+    pub(crate) fn nr_threads(&self) -> Result<usize> {
+        self.leader.count("task")
     }
 
     /// Whether thread `tid` has ended, though it may be there yet.

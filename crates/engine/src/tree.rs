@@ -13,7 +13,7 @@ use crate::{
     task::{Process, show},
 };
 use ckpt_kernel::tracee::Stopped;
-use ckpt_proc::stat::TaskState;
+use ckpt_proc::stat::{Stat, TaskState};
 use std::collections::BTreeSet;
 
 /// The holds on all threads of a tree, by process.
@@ -63,16 +63,17 @@ pub(crate) fn has_ended(process: &Process) -> bool {
 
 /// The members of the tree as it is right now, a parent before its children.
 pub(crate) fn members(root: i32) -> Result<Vec<Process>> {
-    let mut members = vec![Process::open(root)?];
+    let mut members = vec![Process::look(root)?];
     let mut known = BTreeSet::from([root]);
     let mut next = 0;
-    while let Some(process) = members.get(next) {
-        let children = process.tids().and_then(|tids| children(process, tids)).unwrap_or_default();
+    while let Some((process, stat)) = members.get(next) {
+        let tids = process.tids_at(stat);
+        let children = tids.and_then(|tids| children(process, tids)).unwrap_or_default();
         let pids = children.into_iter().map(|(_, pid)| pid);
-        members.extend(pids.filter(|pid| known.insert(*pid)).flat_map(Process::open));
+        members.extend(pids.filter(|pid| known.insert(*pid)).flat_map(Process::look));
         next += 1;
     }
-    Ok(members)
+    Ok(members.into_iter().map(|(process, _)| process).collect())
 }
 
 /// Stops the tree below `root`, a parent before its children. The threads in `asked` are about to stop.
@@ -82,7 +83,7 @@ pub(crate) fn freeze_tree(
     asked: &BTreeSet<i32>,
     observer: &mut dyn Observer,
 ) -> Result<Vec<FrozenProcess>> {
-    let first = hold(Process::open(root)?, admission, asked, observer)?.filter(|root| !root.is_zombie());
+    let first = hold(Process::look(root)?, admission, asked, observer)?.filter(|root| !root.is_zombie());
     let mut tree = vec![first.ok_or_else(|| Error::failed(format!("the process {root} ended")))?];
     let mut known = BTreeSet::from([root]);
     loop {
@@ -94,7 +95,7 @@ pub(crate) fn freeze_tree(
                 if !known.insert(pid) {
                     continue;
                 }
-                let child = match Process::open(pid) {
+                let child = match Process::look(pid) {
                     Ok(child) => hold(child, admission, asked, observer)?,
                     Err(_) => None,
                 };
@@ -114,23 +115,23 @@ pub(crate) fn freeze_tree(
 
 /// Stops one process; `None` when it is gone.
 fn hold(
-    mut process: Process,
+    (mut process, stat): (Process, Stat),
     admission: &Admission,
     asked: &BTreeSet<i32>,
     observer: &mut dyn Observer,
 ) -> Result<Option<FrozenProcess>> {
     interrupted(observer)?;
-    if process.stat().is_err() {
-        return Ok(None);
-    }
-    let stopped = process.witness_stat().is_ok_and(|stat| stat.state == TaskState::Stopped);
+    let stopped = match process.witness == process.pid {
+        true => stat.state == TaskState::Stopped,
+        false => process.witness_stat().is_ok_and(|stat| stat.state == TaskState::Stopped),
+    };
     let held = |process, threads| Ok(Some(FrozenProcess { process, threads, stopped, parent_tid: 0 }));
-    if has_ended(&process) {
+    if stat.process_has_ended() {
         return if process.stat().is_ok() { held(process, Vec::new()) } else { Ok(None) };
     }
     // Stopped first: until then it may make children faster than we look at it.
-    let frozen = freeze(&mut process, Purpose::Image, asked, observer)
-        .and_then(|threads| admission.readmit(&process).map(|()| threads))
+    let frozen = freeze(&mut process, &stat, Purpose::Image, asked, observer)
+        .and_then(|threads| admission.readmit(&process, &threads).map(|()| threads))
         .task(|| process.label());
     match frozen {
         Ok(threads) => held(process, threads),

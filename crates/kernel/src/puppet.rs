@@ -15,7 +15,7 @@ use crate::{
     program::{Arg, Outcome, Program},
     sys,
     tracee::{Running, Seize, Stopped},
-    visit::{BAY_SIZE, Bay, ERESTART_RESTARTBLOCK, NO_SYSCALL},
+    visit::{BAY_SIZE, Bay, ERESTART_RESTARTBLOCK, NO_SYSCALL, Pending},
 };
 use ckpt_image::record::Regs;
 use rustix::io::Errno;
@@ -185,6 +185,15 @@ struct Strand {
     bay: Bay,
     /// What it calls itself.
     own: i32,
+    /// What it is running.
+    pending: Option<Pending>,
+}
+
+impl Strand {
+    fn finish(&mut self, base: &Regs) -> Result<()> {
+        let Some(pending) = self.pending.take() else { return Ok(()) };
+        self.bay.finish(&mut self.thread, base, pending).map(drop)
+    }
 }
 
 /// A process under construction. Dropped unfinished, it is killed and reaped.
@@ -251,7 +260,7 @@ impl Puppet {
         puppet.base = Regs { orig_rax: NO_SYSCALL, ..leader.regs()? };
         let bay = Bay { address: span.start, size: PUPPET_BAY_SIZE };
         bay.furnish(pid, Ids { pid: own_pid, tid: own_pid }, &puppet.base, !0, spawn.signal)?;
-        puppet.threads.push(Strand { thread: leader, bay, own: own_pid });
+        puppet.threads.push(Strand { thread: leader, bay, own: own_pid, pending: None });
         Ok(puppet)
     }
 
@@ -263,7 +272,7 @@ impl Puppet {
         let args = clone_args(fork.share | parent, exit_signal, fork.set_tid);
         let object = fork.set_tid.unwrap_or(0) as u64;
         program.call("clone3 of a process", object, libc::SYS_clone3, args);
-        let own = self.run(index, &program)?.first().map_or(0, |o| o.result as i32);
+        let own = self.run(index, program)?.first().map_or(0, |o| o.result as i32);
         let pid = self.ours(own)?;
         let raw = rustix::process::Pid::from_raw(pid).ok_or(Error::Gone { tid: pid })?;
         let taken = (|| {
@@ -284,7 +293,7 @@ impl Puppet {
             pid,
             own_pid: own,
             pidfd,
-            threads: vec![Strand { thread, bay, own }],
+            threads: vec![Strand { thread, bay, own, pending: None }],
             ended: 0,
             base: self.base,
             slot: self.slot,
@@ -361,11 +370,13 @@ impl Puppet {
         index.checked_sub(self.ended).and_then(|at| self.threads.get(at))
     }
 
-    /// Thread `index`, which lives.
+    /// Thread `index`, which lives, and what it had begun is done.
     fn living(&mut self, index: usize) -> Result<&mut Strand> {
-        let pid = self.pid;
+        let (pid, base) = (self.pid, self.base);
         let at = index.checked_sub(self.ended);
-        at.and_then(|at| self.threads.get_mut(at)).ok_or(Error::Gone { tid: pid })
+        let strand = at.and_then(|at| self.threads.get_mut(at)).ok_or(Error::Gone { tid: pid })?;
+        strand.finish(&base)?;
+        Ok(strand)
     }
 
     /// Thread `index`, to look at or to set its state.
@@ -374,10 +385,25 @@ impl Puppet {
     }
 
     /// Runs `program` in thread `index`.
-    pub fn run(&mut self, index: usize, program: &Program) -> Result<Vec<Outcome>> {
+    pub fn run(&mut self, index: usize, program: Program) -> Result<Vec<Outcome>> {
         let base = self.base;
         let Strand { thread, bay, .. } = self.living(index)?;
         bay.run(thread, &base, program)
+    }
+
+    /// Begins to run `program` in thread `index`. Should it fail, whoever wants something of the thread
+    /// next is told.
+    pub fn start(&mut self, index: usize, program: Program) -> Result<()> {
+        let base = self.base;
+        let strand = self.living(index)?;
+        strand.pending = Some(strand.bay.start(&mut strand.thread, &base, program)?);
+        Ok(())
+    }
+
+    /// Waits for the end of what has begun.
+    pub fn finish(&mut self) -> Result<()> {
+        let base = self.base;
+        self.threads.iter_mut().try_for_each(|strand| strand.finish(&base))
     }
 
     /// Takes charge of a thread that a program made with [`clone_args`], by the id it got.
@@ -385,7 +411,7 @@ impl Puppet {
         let thread = Running::born(self.ours(own)?).wait_stop()?;
         let bay = self.small_bay()?;
         bay.furnish(self.pid, Ids { pid: self.own_pid(), tid: own }, &self.base, !0, self.signal)?;
-        self.threads.push(Strand { thread, bay, own });
+        self.threads.push(Strand { thread, bay, own, pending: None });
         Ok(())
     }
 
@@ -401,8 +427,9 @@ impl Puppet {
             program.call("prlimit64", 0, libc::SYS_prlimit64, limit);
             let default = [signal.into(), Arg::In(vec![0; 32]), 0u64.into(), 8u64.into()];
             program.call("rt_sigaction", signal as u64, libc::SYS_rt_sigaction, default);
-            self.run(0, &program)?;
+            self.run(0, program)?;
         }
+        self.finish()?;
         let (pid, base) = (self.pid, self.base);
         let Some(Strand { mut thread, bay, .. }) = self.threads.pop() else {
             return Err(Error::Gone { tid: pid });
@@ -467,6 +494,7 @@ impl Puppet {
 
     /// Unmaps the slot; from now on only registers, mask and xstate can be set.
     pub fn close_slot(&mut self) -> Result<()> {
+        self.finish()?;
         let (start, len, pid) = (self.slot.start, self.slot.len as u64, self.pid);
         let Some(Strand { thread: first, bay, .. }) = self.threads.first_mut() else {
             return Err(Error::Gone { tid: pid });
@@ -495,6 +523,7 @@ impl Puppet {
     /// Makes it the init of its pid namespace, once it is released: it waits for all children, says
     /// on descriptor `fd` of its own how its child `pid` ended, and ends when there are none.
     pub fn become_init(&mut self, pid: i32, fd: i32) -> Result<()> {
+        self.finish()?;
         let Some(Strand { thread, bay, .. }) = self.threads.first_mut() else {
             return Err(Error::Gone { tid: self.pid });
         };

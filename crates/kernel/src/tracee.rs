@@ -179,6 +179,9 @@ impl Running {
     }
 }
 
+/// How often it is looked for a stop that comes soon.
+const SOON: u64 = 200;
+
 impl Stopped {
     /// Thread id.
     pub fn tid(&self) -> i32 {
@@ -312,8 +315,23 @@ impl Stopped {
     /// kinds are passed over: job control stops are held back until the thread is let go, stray
     /// signals (only ones that are ignored anyway can come: all others are blocked) are dropped.
     pub fn run_to(&mut self, rip: u64) -> Result<()> {
-        for _ in 0..64 {
-            let status = self.go(libc::PTRACE_CONT, "ptrace(PTRACE_CONT)")?;
+        self.set_going()?;
+        self.wait_at(rip)
+    }
+
+    /// The first half of [`Stopped::run_to`]: it runs when this returns.
+    pub fn set_going(&mut self) -> Result<()> {
+        let tid = self.tid();
+        ptraced(tid, "ptrace(PTRACE_CONT)", sys::ptrace(libc::PTRACE_CONT, tid, 0, 0)).map(drop)
+    }
+
+    /// The second half.
+    pub fn wait_at(&mut self, rip: u64) -> Result<()> {
+        for turn in 0..64 {
+            if turn != 0 {
+                self.set_going()?;
+            }
+            let status = self.await_stop()?;
             let signal = libc::WSTOPSIG(status) & 0x7f;
             let event = status >> 16;
             if event == 0 && signal == libc::SIGSTOP {
@@ -382,11 +400,18 @@ impl Stopped {
     fn go_with(&mut self, request: libc::c_uint, call: &'static str, signal: i32) -> Result<i32> {
         let tid = self.tid();
         ptraced(tid, call, sys::ptrace(request, tid, 0, signal as u64))?;
+        self.await_stop()
+    }
+
+    /// Waits, without a time limit, for the next stop.
+    fn await_stop(&mut self) -> Result<i32> {
+        let tid = self.tid();
         for turn in 0u64.. {
-            match wait(tid, !self.others)? {
+            // Most stops come within microseconds, sooner than we would fall asleep and be woken.
+            match wait(tid, !self.others && turn >= SOON)? {
                 Some(Event::Stop(status)) => return Ok(status),
                 Some(Event::Ended) => break,
-                None if !self.others || turn < 200 => rustix::thread::sched_yield(),
+                None if !self.others || turn < SOON => rustix::thread::sched_yield(),
                 None if turn % 16 == 0 && has_ended(tid) => break,
                 None => std::thread::sleep(Duration::from_micros(50)),
             }

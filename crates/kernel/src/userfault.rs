@@ -74,11 +74,11 @@ impl Filler {
         let mut make = Program::new();
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY;
         make.call("userfaultfd", 0, libc::SYS_userfaultfd, [flags.into()]);
-        let theirs = puppet.run(0, &make)?.first().map_or(-1, |o| o.result as RawFd);
+        let theirs = puppet.run(0, make)?.first().map_or(-1, |o| o.result as RawFd);
         let ours = pidfd_getfd(puppet.pidfd(), theirs, PidfdGetfdFlags::empty());
         let mut close = Program::new();
         close.call("close", theirs as u64, libc::SYS_close, [theirs.into()]);
-        puppet.run(0, &close)?;
+        puppet.run(0, close)?;
         let filler = Filler(ours.named("pidfd_getfd")?);
         filler.ioctl(UFFDIO_API, &mut Api { api: API, ..Api::default() }).named("ioctl(UFFDIO_API)")?;
         Ok(filler)

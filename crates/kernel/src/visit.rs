@@ -154,48 +154,87 @@ impl Bay {
 
     /// Runs `program` in `thread`, whose registers are `base` but for RIP; leaves it parked. Stops
     /// at the first call that fails and must not.
-    pub fn run(&self, thread: &mut Stopped, base: &Regs, program: &Program) -> Result<Vec<Outcome>> {
-        // The leader of its process may have ended, and has no memory then.
-        let tid = thread.tid();
-        let code = code::bay();
-        let descs = Self::descs(&code);
-        let room = self.size.saturating_sub(descs);
-        let mut results: Vec<Outcome> = Vec::with_capacity(program.len());
-        while results.len() < program.len() {
-            let first = results.len();
-            let batch = Batch::build(program, first, &results, self.scratch(), room)
-                .map_err(|need| Error::TooBig { need, have: room })?;
-            let control: Vec<u8> =
-                [self.scratch(), batch.count as u64, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
-            let control_at = self.address + (code.words + 192) as u64;
-            let spans = [
-                Span { start: control_at, len: control.len() },
-                Span { start: self.scratch(), len: batch.bytes.len() },
-            ];
-            let sent = [control, batch.bytes.clone()].concat();
-            if memory::write_spans(tid, &spans, &sent)? != sent.len() {
-                return Err(Error::Os { call: "process_vm_writev", errno: Errno::FAULT });
-            }
-            thread.set_regs(&Regs { rip: self.address, orig_rax: NO_SYSCALL, ..*base })?;
-            thread.run_to(self.parked())?;
-            let len = if batch.has_outputs() { batch.bytes.len() } else { batch.count * DESC_SIZE };
-            let mut back = vec![0; 8 + len];
-            let spans = [Span { start: control_at + 16, len: 8 }, Span { start: self.scratch(), len }];
-            memory::read_spans(tid, &spans, &mut back)?;
-            let (failed, after) = back.split_at(8);
-            let outcomes = batch.outcomes(after);
-            let failed = failed.try_into().map_or(0, u64::from_le_bytes);
-            if failed != 0 {
-                let at = (failed.saturating_sub(self.scratch()) as usize) / DESC_SIZE;
-                let (what, object) = program.label(first + at);
-                let errno = outcomes.get(at).map_or(0, |o| o.result.unsigned_abs() as i32);
-                let errno = Errno::from_raw_os_error(errno);
-                return Err(Error::Call { tid, what, object, errno });
-            }
-            results.extend(outcomes);
-        }
-        Ok(results)
+    pub fn run(&self, thread: &mut Stopped, base: &Regs, program: Program) -> Result<Vec<Outcome>> {
+        let pending = self.start(thread, base, program)?;
+        self.finish(thread, base, pending)
     }
+
+    /// The first half of [`Bay::run`]: the program is under way when this returns.
+    pub fn start(&self, thread: &mut Stopped, base: &Regs, program: Program) -> Result<Pending> {
+        let mut pending = Pending { program, batch: None, results: Vec::new() };
+        self.send(thread, base, &mut pending)?;
+        Ok(pending)
+    }
+
+    /// The second half.
+    pub fn finish(&self, thread: &mut Stopped, base: &Regs, mut pending: Pending) -> Result<Vec<Outcome>> {
+        while let Some(batch) = pending.batch.take() {
+            thread.wait_at(self.parked())?;
+            self.receive(thread.tid(), &batch, &mut pending)?;
+            self.send(thread, base, &mut pending)?;
+        }
+        Ok(pending.results)
+    }
+
+    /// Sends what comes next of a program, if anything, and sets the thread going.
+    fn send(&self, thread: &mut Stopped, base: &Regs, pending: &mut Pending) -> Result<()> {
+        let Pending { program, batch, results } = pending;
+        if results.len() >= program.len() {
+            return Ok(());
+        }
+        let room = self.size.saturating_sub(Self::descs(&code::bay()));
+        let next = Batch::build(program, results.len(), results, self.scratch(), room)
+            .map_err(|need| Error::TooBig { need, have: room })?;
+        let control: Vec<u8> =
+            [self.scratch(), next.count as u64, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
+        let spans = [
+            Span { start: self.control(), len: control.len() },
+            Span { start: self.scratch(), len: next.bytes.len() },
+        ];
+        let sent = [&control[..], &next.bytes].concat();
+        // The leader of its process may have ended, and has no memory then: that of the thread.
+        if memory::write_spans(thread.tid(), &spans, &sent)? != sent.len() {
+            return Err(Error::Os { call: "process_vm_writev", errno: Errno::FAULT });
+        }
+        thread.set_regs(&Regs { rip: self.address, orig_rax: NO_SYSCALL, ..*base })?;
+        thread.set_going()?;
+        *batch = Some(next);
+        Ok(())
+    }
+
+    /// Takes the results of a batch that has been run in thread `tid`.
+    fn receive(&self, tid: i32, batch: &Batch, pending: &mut Pending) -> Result<()> {
+        let len = if batch.has_outputs() { batch.bytes.len() } else { batch.count * DESC_SIZE };
+        let mut back = vec![0; 8 + len];
+        let spans = [Span { start: self.control() + 16, len: 8 }, Span { start: self.scratch(), len }];
+        memory::read_spans(tid, &spans, &mut back)?;
+        let (failed, after) = back.split_at(8);
+        let outcomes = batch.outcomes(after);
+        let failed = failed.try_into().map_or(0, u64::from_le_bytes);
+        if failed != 0 {
+            let at = (failed.saturating_sub(self.scratch()) as usize) / DESC_SIZE;
+            let (what, object) = pending.program.label(pending.results.len() + at);
+            let errno = outcomes.get(at).map_or(0, |o| o.result.unsigned_abs() as i32);
+            let errno = Errno::from_raw_os_error(errno);
+            return Err(Error::Call { tid, what, object, errno });
+        }
+        pending.results.extend(outcomes);
+        Ok(())
+    }
+
+    /// Where the loop finds its descriptors' address and count, and tells which one failed.
+    fn control(&self) -> u64 {
+        self.address + (code::bay().words + 192) as u64
+    }
+}
+
+/// A program under way in a bay.
+#[derive(Debug)]
+pub struct Pending {
+    program: Program,
+    /// What the thread is running now; nothing when it is done.
+    batch: Option<Batch>,
+    results: Vec<Outcome>,
 }
 
 /// One thread of a visit, with what it must get back.
@@ -209,9 +248,26 @@ struct Guest {
     bay: Bay,
     /// RIP is, or may be, in our code.
     inside: bool,
+    /// What it is running.
+    pending: Option<Pending>,
 }
 
 impl Guest {
+    /// Begins to run `program`; [`Guest::finish`] waits for its end.
+    fn start(&mut self, program: Program) -> Result<()> {
+        self.finish()?;
+        let base = home_regs(&self.raw);
+        self.go_in(self.bay.address)?;
+        self.pending = Some(self.bay.start(&mut self.thread, &base, program)?);
+        Ok(())
+    }
+
+    /// Waits for what it is running; the answers.
+    fn finish(&mut self) -> Result<Vec<Outcome>> {
+        let Some(pending) = self.pending.take() else { return Ok(Vec::new()) };
+        self.bay.finish(&mut self.thread, &home_regs(&self.raw), pending)
+    }
+
     /// Goes to our code. Signals are blocked before it runs, lest one that is pending be taken out
     /// of its queue; that code leads home should we die, and home gives the mask back.
     fn go_in(&mut self, address: u64) -> Result<()> {
@@ -343,6 +399,7 @@ impl Visit {
             signal: v.signal,
             bay: nowhere,
             inside: false,
+            pending: None,
         };
         let mut guests: Vec<Guest> = visitors.into_iter().map(guest).collect();
         if let [leader, _, ..] = guests.as_mut_slice() {
@@ -394,12 +451,24 @@ impl Visit {
     }
 
     /// Runs `program` in thread number `index`.
-    pub fn run(&mut self, index: usize, program: &Program) -> Result<Vec<Outcome>> {
+    pub fn run(&mut self, index: usize, program: Program) -> Result<Vec<Outcome>> {
+        self.start(index, program)?;
+        self.finish(index)
+    }
+
+    /// Begins to run `program` in thread number `index`. Others may begin meanwhile.
+    pub fn start(&mut self, index: usize, program: Program) -> Result<()> {
+        self.guest(index)?.start(program)
+    }
+
+    /// Waits for the end of what thread number `index` has begun; its answers.
+    pub fn finish(&mut self, index: usize) -> Result<Vec<Outcome>> {
+        self.guest(index)?.finish()
+    }
+
+    fn guest(&mut self, index: usize) -> Result<&mut Guest> {
         let pid = self.pid;
-        let Some(guest) = self.guests.get_mut(index) else { return Err(Error::Gone { tid: pid }) };
-        let base = home_regs(&guest.raw);
-        guest.go_in(guest.bay.address)?;
-        guest.bay.run(&mut guest.thread, &base, program)
+        self.guests.get_mut(index).ok_or(Error::Gone { tid: pid })
     }
 
     /// Lets thread number `index` go on with the call in which it was interrupted, up to where it sleeps
@@ -438,7 +507,7 @@ impl Visit {
             );
         }
         if !program.is_empty() {
-            self.run(0, &program)?;
+            self.run(0, program)?;
         }
         Ok(())
     }
@@ -450,6 +519,8 @@ impl Visit {
     }
 
     fn put_back(&mut self) -> Result<()> {
+        // Something is under way only if an error came in between; whatever it says is of no interest.
+        self.guests.iter_mut().for_each(|guest| drop(guest.finish()));
         let settled = code::bay().settled;
         let mut others = self.guests.iter_mut();
         let Some(leader) = others.next() else { return Ok(()) };

@@ -10,11 +10,12 @@ use crate::{
 };
 use ckpt_image::{model, record};
 use ckpt_kernel::program::{Arg, Program};
+use ckpt_proc::status::Status;
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-/// The context of a process.
-pub(crate) fn checkpoint(process: &Process) -> Result<model::Fs> {
+/// The context of a process, by the status of its witness.
+pub(crate) fn checkpoint(process: &Process, status: &Status) -> Result<model::Fs> {
     let directory = |name: &str| {
         let path = process.proc.readlink(name)?;
         let here = process.proc.stat(name)?;
@@ -25,7 +26,7 @@ pub(crate) fn checkpoint(process: &Process) -> Result<model::Fs> {
         let what = format!("its {name} {} has been removed or is hidden", show(&path));
         Err(Error::unsupported(what).advice("let it change to a directory that can be reached by its path"))
     };
-    let umask = process.status()?.umask.unwrap_or(0o22);
+    let umask = status.umask.unwrap_or(0o22);
     Ok(model::Fs { record: record::Fs { umask, pad: 0 }, cwd: directory("cwd")?, root: directory("root")? })
 }
 

@@ -28,6 +28,7 @@ use ckpt_proc::{
     fdinfo::FdInfo,
     maps::{Mapping, Special},
     smaps::{VmFlags, parse_smaps},
+    stat::Stat,
 };
 use rustix::fs::OFlags;
 use std::os::unix::fs::FileExt;
@@ -66,7 +67,10 @@ const REFUSED: &[(VmFlags, &str)] = &[
     (VmFlags::PFN_MAP, "device memory"),
 ];
 
-/// Asks for what only the process knows of its memory: 4 answers.
+/// How many answers [`questions`] asks for.
+pub(crate) const QUESTIONS: usize = 5;
+
+/// Asks for what only the process knows of its memory.
 pub(crate) fn questions(program: &mut Program) {
     let prctl = libc::SYS_prctl;
     program.call("prctl(PR_GET_DUMPABLE)", 0, prctl, [libc::PR_GET_DUMPABLE.into()]);
@@ -75,6 +79,7 @@ pub(crate) fn questions(program: &mut Program) {
     let args = [MEMBARRIER_CMD_GET_REGISTRATIONS.into(), 0u64.into(), 0u64.into()];
     program.try_call("membarrier", libc::SYS_membarrier, args);
     program.call("brk", 0, libc::SYS_brk, [0u64.into()]);
+    program.call("personality", 0, libc::SYS_personality, [u64::from(u32::MAX).into()]);
 }
 
 /// What mlockall(2) has said of mappings to come, MCL_FUTURE and MCL_ONFAULT: `slot` is one that came.
@@ -82,7 +87,7 @@ pub(crate) fn future_locks(process: &Process, slot: Option<Span>) -> Result<u32>
     if process.status()?.vm_lck_kib.unwrap_or(0) == 0 {
         return Ok(0);
     }
-    let mappings = process.proc.parse("smaps", parse_smaps)?;
+    let mappings = process.proc.parse_long("smaps", parse_smaps)?;
     let slot = mappings.iter().find(|m| slot.is_some_and(|s| s.start == m.start));
     let said = [(VmFlags::LOCKED, libc::MCL_FUTURE), (VmFlags::LOCK_ON_FAULT, libc::MCL_ONFAULT)];
     let has = |flag| slot.is_some_and(|m| m.flags.contains(flag));
@@ -91,7 +96,7 @@ pub(crate) fn future_locks(process: &Process, slot: Option<Span>) -> Result<u32>
 
 /// The mappings of a process, those of the kernel left out.
 pub(crate) fn mappings(process: &Process) -> Result<Vec<Mapping>> {
-    let mut mappings = process.proc.parse("smaps", parse_smaps)?;
+    let mut mappings = process.proc.parse_long("smaps", parse_smaps)?;
     mappings.retain(|m| m.special() != Some(Special::Vsyscall));
     Ok(mappings)
 }
@@ -271,22 +276,20 @@ fn check_kernel_areas(areas: &[model::Vma]) -> Result<()> {
     Err(Error::unsupported("vdso and vvar are not where the kernel put them"))
 }
 
-/// Builds the record of an address space; `mlock_future` is from [`future_locks`].
+/// Builds the record of an address space; `mlock_future` is from [`future_locks`], `stat` of the witness.
 pub(crate) fn checkpoint(
     process: &Process,
+    stat: &Stat,
     answers: &[Outcome],
     mlock_future: u32,
     vmas: Vec<model::Vma>,
     objects: &mut Objects,
 ) -> Result<model::Mm> {
-    let [dumpable, thp, membarrier, brk] = answers else {
+    let [dumpable, thp, membarrier, brk, personality] = answers else {
         return Err(Error::failed("the process answered fewer questions than asked"));
     };
-    let stat = process.witness_stat()?;
-    let hex = |name: &str| -> Result<u32> {
-        let text = String::from_utf8(process.proc.read(name)?).unwrap_or_default();
-        u32::from_str_radix(text.trim(), 16).map_err(|_| Error::failed(format!("parse /proc/PID/{name}")))
-    };
+    let filter = String::from_utf8(process.proc.read("coredump_filter")?).unwrap_or_default();
+    let filter = u32::from_str_radix(filter.trim(), 16);
     let link = process.proc.readlink("exe")?;
     let exe_stat = process.proc.stat("exe")?;
     let key = (exe_stat.st_dev, exe_stat.st_ino, OFlags::RDONLY.bits());
@@ -307,10 +310,10 @@ pub(crate) fn checkpoint(
         env_start: stat.env_start,
         env_end: stat.env_end,
         dumpable: dumpable.result as u32,
-        coredump_filter: hex("coredump_filter")?,
+        coredump_filter: filter.map_err(|_| Error::failed("parse /proc/PID/coredump_filter"))?,
         thp_disable: thp.result as u32,
         membarrier: if membarrier.ok() { membarrier.result as u32 } else { 0 },
-        personality: hex("personality")?,
+        personality: personality.result as u32,
         mlock_future,
     };
     Ok(model::Mm { record, auxv: process.proc.read("auxv")?, vmas })

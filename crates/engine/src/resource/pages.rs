@@ -29,7 +29,7 @@ use std::{collections::BTreeMap, fs::File, os::fd::OwnedFd, os::unix::fs::FileEx
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
-/// Pages to store of one area.
+/// Pages to store of areas that are alike: few parts make few chunks and few calls.
 #[derive(Debug)]
 struct Part {
     runs: Vec<Run>,
@@ -84,10 +84,10 @@ pub(crate) fn plan(process: &Process, objref: Objref, mm: &model::Mm) -> Result<
             }
             found.next();
         }
-        match parts.last_mut() {
-            Some(last) if last.zero == zero && last.readable == readable => last.runs.append(&mut runs),
-            _ if runs.is_empty() => {}
-            _ => parts.push(Part { runs, zero, readable }),
+        match parts.iter_mut().find(|part| part.zero == zero && part.readable == readable) {
+            Some(alike) => alike.runs.append(&mut runs),
+            None if runs.is_empty() => {}
+            None => parts.push(Part { runs, zero, readable }),
         }
     }
     Ok(Plan { mm: objref, parts })
@@ -125,17 +125,17 @@ impl Plan {
         observer: &mut dyn Observer,
     ) -> Result<PagesWritten> {
         let mut written = PagesWritten::default();
-        let mem = File::from(process.proc.open("mem", OFlags::RDONLY)?);
+        let mem =
+            self.parts.iter().any(|part| !part.readable).then(|| process.proc.open("mem", OFlags::RDONLY));
+        let mem = mem.transpose()?.map(File::from);
         for part in &self.parts {
             let more = writer.pages(self.mm, &part.runs, part.zero, &mut |runs, out| {
                 interrupted(observer)?;
                 observer.advance(out.len() as u64);
-                if part.readable {
-                    memory::read_spans(process.witness, &spans(runs), out)?
-                } else {
-                    read_file(&mem, runs, out)?
-                };
-                Ok(())
+                match mem.as_ref().filter(|_| !part.readable) {
+                    Some(mem) => read_file(mem, runs, out),
+                    None => Ok(memory::read_spans(process.witness, &spans(runs), out)?),
+                }
             });
             add(&mut written, more)?;
         }

@@ -9,7 +9,6 @@
 use crate::{
     error::{Error, Result},
     freeze::FrozenThread,
-    task::Process,
 };
 use ckpt_image::{model, record};
 use ckpt_kernel::{
@@ -30,9 +29,11 @@ const SCHED_DEADLINE: u32 = 6;
 const SCHED_FLAGS: u64 = 7;
 const SS_ONSTACK: u32 = 1;
 
+/// How many answers [`questions`] asks for.
+pub(crate) const QUESTIONS: usize = 7;
+
 /// What the thread is asked.
-pub(crate) fn questions() -> Program {
-    let mut program = Program::new();
+pub(crate) fn questions(program: &mut Program) {
     program.call("sigaltstack", 0, libc::SYS_sigaltstack, [0u64.into(), Arg::Out(24)]);
     let nr = libc::SYS_prctl;
     program.call("prctl(PR_GET_TID_ADDRESS)", 0, nr, [PR_GET_TID_ADDRESS.into(), Arg::Out(8)]);
@@ -41,26 +42,24 @@ pub(crate) fn questions() -> Program {
     program.call("prctl(PR_GET_SECUREBITS)", 0, nr, [libc::PR_GET_SECUREBITS.into()]);
     let args = [PR_MCE_KILL_GET.into(), 0u64.into(), 0u64.into(), 0u64.into(), 0u64.into()];
     program.call("prctl(PR_MCE_KILL_GET)", 0, nr, args);
-    program
+    program.call("prctl(PR_GET_NAME)", 0, nr, [libc::PR_GET_NAME.into(), Arg::Out(16)]);
 }
 
 /// Builds the record from the answers and from what is seen outside. `cred` is the objref of its
 /// credentials.
 pub(crate) fn checkpoint(
-    process: &Process,
     frozen: &FrozenThread,
     answers: &[Outcome],
     cred: i32,
     no_new_privs: bool,
 ) -> Result<model::Thread> {
-    let [altstack, tid_address, pdeath, slack, securebits, mce_kill] = answers else {
+    let [altstack, tid_address, pdeath, slack, securebits, mce_kill, name] = answers else {
         return Err(Error::failed("the thread answered fewer questions than asked"));
     };
     let tid = frozen.thread.tid();
     let (robust_head, robust_len) = query::robust_list(tid)?;
     let (rseq_addr, rseq_size, rseq_sig, rseq_flags) = frozen.thread.rseq()?;
     let sched = query::sched_attr(tid)?;
-    let comm = process.leader.read(&format!("task/{tid}/comm"))?;
     let record = record::Thread {
         tid,
         pdeath_signal: pdeath.word(0) as i32,
@@ -95,7 +94,7 @@ pub(crate) fn checkpoint(
     };
     Ok(model::Thread {
         record,
-        comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
+        comm: name.bytes(0).split(|byte| *byte == 0).next().unwrap_or_default().to_vec(),
         xstate: frozen.thread.xstate()?,
         pending: frozen.thread.pending(false)?,
         affinity: query::affinity(tid)?,

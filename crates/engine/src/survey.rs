@@ -1,0 +1,130 @@
+//! The survey: what cannot be carried is looked for while the tree runs undisturbed.
+//!
+//! As it opens and closes things meanwhile, only a clear refusal counts, and only one that is there
+//! every time. Which objects are the same matters only to who looks for users outside; else the
+//! processes are gone through side by side, each for itself.
+
+use crate::{
+    admit::Admission,
+    error::{Context, Error, ErrorKind, Result},
+    objects::Objects,
+    output::{Destination, same_file},
+    resource::{file, fs, mm},
+    task::Process,
+    tree,
+};
+use ckpt_image::{Object, Objref, model};
+use ckpt_kernel::query::Kcmp;
+use ckpt_proc::status::Status;
+use std::{collections::BTreeSet, thread, time::Duration};
+
+/// Processes that are not worth a thread of ours.
+const FEW: usize = 8;
+
+/// Surveys the tree below `root`. Returns what it has seen, if `identity` is asked for, and the members.
+pub(crate) fn survey(
+    admission: &Admission,
+    root: i32,
+    destination: &Destination,
+    identity: bool,
+) -> Result<(Option<Objects>, Vec<Process>)> {
+    const TIMES: u32 = 3;
+    let mut time = 1;
+    let (seen, members) = loop {
+        let members = tree::members(root)?;
+        let surveyed =
+            if identity { one_by_one(admission, &members) } else { side_by_side(admission, &members) };
+        match surveyed {
+            Err(e) if [ErrorKind::Unsupported, ErrorKind::Permission].contains(&e.kind) => {
+                if time == TIMES {
+                    return Err(e);
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(e) => {
+                tracing::info!("the tree changes while it is looked at, not all of it was seen: {e}");
+                break (Vec::new(), members);
+            }
+            Ok(seen) => break (seen, members),
+        }
+        time += 1;
+    };
+    refuse_destination(&seen, destination)?;
+    let objects = seen.into_iter().next().unwrap_or_default();
+    Ok((identity.then_some(objects), members))
+}
+
+/// Refuses an output that the tree has open itself.
+fn refuse_destination(seen: &[Objects], destination: &Destination) -> Result<()> {
+    let output = destination.stat()?;
+    let own = |object: &Object| match object {
+        Object::File(f) => same_file(&output, f.record.dev, f.record.ino) && output.st_rdev == 0,
+        _ => false,
+    };
+    if !seen.iter().flat_map(|objects| objects.table.values()).any(own) {
+        return Ok(());
+    }
+    Err(Error::failed("the image would be written to a file or pipe that the program itself has open")
+        .advice("write it elsewhere with -o"))
+}
+
+fn pids(members: &[Process]) -> BTreeSet<i32> {
+    members.iter().map(|process| process.pid).collect()
+}
+
+/// Looks at all, and tells which objects are the same.
+fn one_by_one(admission: &Admission, members: &[Process]) -> Result<Vec<Objects>> {
+    let mut objects = Objects::of(pids(members));
+    let tables = look(admission, members, &mut objects)?;
+    file::pipe::adopt(tables, &mut objects)?;
+    Ok(vec![objects])
+}
+
+/// Looks at all, on as many processors as there are.
+fn side_by_side(admission: &Admission, members: &[Process]) -> Result<Vec<Objects>> {
+    let pids = pids(members);
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let share = members.len().div_ceil(processors).max(FEW);
+    let survey = |members| {
+        let mut objects = Objects::guessing(pids.clone());
+        look(admission, members, &mut objects).map(|_| objects)
+    };
+    let mut shares = members.chunks(share);
+    let first = shares.next().unwrap_or_default();
+    thread::scope(|scope| {
+        let others: Vec<_> = shares.map(|members| scope.spawn(move || survey(members))).collect();
+        let failed = |_| Err(Error::failed("a thread of the survey failed"));
+        let others = others.into_iter().map(|other| other.join().unwrap_or_else(failed));
+        std::iter::once(survey(first)).chain(others).collect()
+    })
+}
+
+/// Looks at `members`; gives the descriptor tables of those that live.
+fn look<'a>(
+    admission: &Admission,
+    members: &'a [Process],
+    objects: &mut Objects,
+) -> Result<Vec<(&'a Process, Objref)>> {
+    let mut tables = Vec::new();
+    for process in members {
+        let Ok(stat) = process.stat() else { continue };
+        if !stat.process_has_ended() {
+            let looked =
+                admission.admit(process, &stat).and_then(|status| look_at(process, &status, objects));
+            tables.push((process, looked.task(|| process.label())?));
+        }
+    }
+    Ok(tables)
+}
+
+fn look_at(process: &Process, status: &Status, objects: &mut Objects) -> Result<Objref> {
+    let tid = process.witness;
+    let (table, _) = objects.task(Kcmp::Files, tid, |o| file::checkpoint(process, o).map(Object::Files))?;
+    objects.task(Kcmp::Vm, tid, |o| {
+        let vmas = mm::areas(process, &mm::mappings(process)?, o)?;
+        Ok(Object::Mm(model::Mm { vmas, ..model::Mm::default() }))
+    })?;
+    objects.task(Kcmp::Fs, tid, |_| fs::checkpoint(process, status).map(Object::Fs))?;
+    objects.task(Kcmp::Sighand, tid, |_| Ok(Object::Sighand(model::Sighand::default())))?;
+    Ok(table)
+}
