@@ -82,11 +82,21 @@ impl Admission {
             return Err(Error::unsupported(what));
         }
         refuse_ia32(process)?;
+        Ok(status)
+    }
+
+    /// Refuses what its threads are, or where. `stat` and `status` are those [`Admission::admit`] saw.
+    pub(crate) fn admit_threads(&self, process: &Process, stat: &Stat, status: &Status) -> Result<()> {
         let ended = (process.witness != process.pid).then_some(process.pid);
-        let living = process.tids_at(stat)?.into_iter().filter(|tid| Some(*tid) != ended);
-        let known = (process.witness, status);
-        living.into_iter().try_for_each(|tid| self.admit_thread(process, tid, &known))?;
-        Ok(known.1)
+        for tid in process.tids_at(stat)?.into_iter().filter(|tid| Some(*tid) != ended) {
+            if tid == process.witness {
+                refuse_seccomp(process, tid, status)?;
+            } else if let Ok(status) = process.thread_status(tid) {
+                refuse_seccomp(process, tid, &status)?;
+            }
+            self.admit_place(process, tid)?;
+        }
+        Ok(())
     }
 
     /// Refuses a process that cannot be the root of a container.
@@ -97,17 +107,6 @@ impl Admission {
         }
         let error = Error::failed("it is not the init (pid 1) of a pid namespace, so it is no container");
         Err(error.advice("leave -c out to take it with everything below it"))
-    }
-
-    /// Refuses threads in seccomp mode, and others. The status of one of them is known.
-    fn admit_thread(&self, process: &Process, tid: i32, known: &(i32, Status)) -> Result<()> {
-        if known.0 == tid {
-            refuse_seccomp(process, tid, &known.1)?;
-        } else {
-            let Ok(status) = process.thread_status(tid) else { return Ok(()) };
-            refuse_seccomp(process, tid, &status)?;
-        }
-        self.admit_place(process, tid)
     }
 
     /// Refuses threads in other namespaces than ours, or that do not share with their process what

@@ -109,8 +109,10 @@ fn look<'a>(
     for process in members {
         let Ok(stat) = process.stat() else { continue };
         if !stat.process_has_ended() {
-            let looked =
-                admission.admit(process, &stat).and_then(|status| look_at(process, &status, objects));
+            let looked = admission.admit(process, &stat).and_then(|status| {
+                admission.admit_threads(process, &stat, &status)?;
+                look_at(process, &status, objects)
+            });
             tables.push((process, looked.task(|| process.label())?));
         }
     }
