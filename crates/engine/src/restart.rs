@@ -304,6 +304,11 @@ impl<'a> Materials<'a> {
         })
     }
 
+    /// Waits for the end of what a phase has begun.
+    fn finish(&self, puppets: &mut Puppets, observer: &mut dyn Observer) -> Result<()> {
+        self.each(puppets, observer, |_, puppet, _| Ok(puppet.finish()?))
+    }
+
     /// Where puppets have what is shared anonymously, until they are done with it.
     fn staging(&self) -> layout::Staging {
         self.areas.iter().map(|(objref, area)| (*objref, area.span())).collect()
@@ -327,6 +332,7 @@ fn build(
         mm::restore_coredump_filter(puppet.tid(puppet.first()), p.mm)?;
         restore::tasks(puppet, materials.image, p, &pids, &materials.born)
     })?;
+    materials.finish(puppets, observer)?;
     let (stopped, running): (Vec<&Parts<'_>>, Vec<_>) = materials
         .parts
         .iter()
@@ -362,7 +368,7 @@ fn memory(
     materials.each(puppets, observer, |p, puppet, _| {
         if p.makes_files { restore::descriptors(puppet, p, opened) } else { Ok(()) }
     })?;
-    materials.each(puppets, observer, |_, puppet, _| Ok(puppet.finish()?))?;
+    materials.finish(puppets, observer)?;
     // What a filler leaves in the areas goes with the targets.
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
     fill(reader, image, &targets, observer)
@@ -378,7 +384,7 @@ fn threads(puppets: &mut Puppets, materials: &Materials<'_>, observer: &mut dyn 
         }
         if p.makes_mm { restore::finish(puppet, p, &staging) } else { Ok(()) }
     })?;
-    materials.each(puppets, observer, |_, puppet, _| Ok(puppet.finish()?))
+    materials.finish(puppets, observer)
 }
 
 /// Makes processes that are not stopped ready to go.
