@@ -20,7 +20,7 @@ use crate::{
     frost::{Frost, Thawed},
     guard, leaks,
     objects::Objects,
-    options::{After, CheckpointOptions, CheckpointReport, Observer, Output, Scope},
+    options::{After, CheckpointOptions, CheckpointReport, External, Observer, Output, Scope},
     output::{Destination, failure, same_file},
     resource::{file, fs, mm},
     task::Process,
@@ -51,7 +51,7 @@ pub fn checkpoint(
         admission.admit_init(&root).task(label)?;
     }
     let destination = Destination::open(output)?;
-    let (surveyed, members) = survey(&admission, root.pid, &destination).task(label)?;
+    let (surveyed, members) = survey(&admission, root.pid, &destination, &options.external).task(label)?;
     let mut shared_outside = None;
     if container || options.report_shared {
         let found = leaks::find(&surveyed, &[own_pid()]).task(label)?;
@@ -79,7 +79,7 @@ pub fn checkpoint(
         found.unknown().iter().for_each(|unknown| observer.warn(unknown));
         found.refuse()
     };
-    let mut capture = capture(frozen, observer, approve).task(label)?;
+    let mut capture = capture(frozen, &options.external, observer, approve).task(label)?;
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
     let mut report = CheckpointReport {
@@ -108,11 +108,16 @@ fn own_pid() -> i32 {
 /// Looks for state that cannot be carried while the tree runs undisturbed. As it opens and closes
 /// things meanwhile, only a clear refusal counts, and only one that is there every time. Returns what it
 /// has seen, and the members.
-fn survey(admission: &Admission, root: i32, destination: &Destination) -> Result<(Objects, Vec<Process>)> {
+fn survey(
+    admission: &Admission,
+    root: i32,
+    destination: &Destination,
+    external: &[External],
+) -> Result<(Objects, Vec<Process>)> {
     const TIMES: u32 = 3;
     let (mut objects, mut members) = (Objects::default(), Vec::new());
     for time in 1..=TIMES {
-        objects = Objects::default();
+        objects = Objects::new(external);
         members = tree::members(root)?;
         match survey_once(admission, &members, &mut objects) {
             Err(e) if [ErrorKind::Unsupported, ErrorKind::Permission].contains(&e.kind) => {
@@ -125,7 +130,10 @@ fn survey(admission: &Admission, root: i32, destination: &Destination) -> Result
                 tracing::info!("the tree changes while it is looked at, not all of it was seen: {e}");
                 break;
             }
-            Ok(()) => break,
+            Ok(()) => {
+                file::external::check_used(&objects)?;
+                break;
+            }
         }
     }
     let output = destination.stat()?;

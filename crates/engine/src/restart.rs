@@ -8,7 +8,7 @@
 //! | open | files and directories, by the coordinator, whose view of paths is the caller's |
 //! | make | all processes, with their pids, parents, sessions and groups; from here on an error kills them |
 //! | memory | areas, exe link, working directory: one program for each process |
-//! | descriptors | when nobody who shares the table needs ours any more |
+//! | descriptors | when nobody who shares the table needs ours any more; then locks, which do not outlive a close |
 //! | fill | page contents, read and verified beside; rseq needs its area in place |
 //! | threads | all threads exist before any of them restores itself |
 //! | zombies | end; what their parents are sent is taken away again |
@@ -25,7 +25,7 @@ use crate::{
     plan::{Node, plan},
     puppets::{Puppets, Stage, label},
     resource::{
-        file::{self, Made, OpenContext, external},
+        file::{self, Made, OpenContext, external, lock},
         fs, layout, limits, mm,
         pages::{self, Target, Targets},
         signal,
@@ -39,7 +39,7 @@ use ckpt_image::{
     Chunk, Image, Object, Objref, model,
     record::{self, file_kind, inode_kind, task_state, vma_kind},
 };
-use ckpt_kernel::{memory::Span, procfs, puppet::Puppet, query, shared::SharedArea};
+use ckpt_kernel::{memory::Span, procfs, program::Program, puppet::Puppet, query, shared::SharedArea};
 use ckpt_proc::maps::parse_maps;
 use rustix::fs::OFlags;
 use std::{
@@ -193,6 +193,7 @@ fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
         let made = match inode.record.kind {
             inode_kind::UNLINKED => file::unlinked::make(inode)?,
             inode_kind::PIPE => file::pipe::make(inode)?,
+            inode_kind::MEMFD => file::memfd::make(inode)?,
             _ => continue,
         };
         let read = made.read.map(&park).transpose()?;
@@ -319,9 +320,9 @@ fn build(
     let page_bytes = memory(puppets, materials, &mut reader, observer)?;
     threads(puppets, materials, observer)?;
     zombies(puppets, materials)?;
-    let pids = pids(puppets, materials.image);
+    let ids = restore::Ids { tasks: pids(puppets, materials.image), groups: groups(puppets, materials)? };
     materials.each(puppets, observer, |p, puppet, observer| {
-        restore::tasks(puppet, materials.image, p, &pids, &materials.born)?;
+        restore::tasks(puppet, materials.image, p, &ids, &materials.born)?;
         limits::restore_oom(puppet.pid(), p.signal, observer);
         mm::restore_coredump_filter(puppet.tid(puppet.first()), p.mm)
     })?;
@@ -358,9 +359,18 @@ fn memory(
     materials.each(puppets, observer, |p, puppet, _| {
         if p.makes_files { restore::descriptors(puppet, p, opened) } else { Ok(()) }
     })?;
+    // A descriptor of the file that is closed later would take a process's locks with it.
+    let takers = lock::takers(image, &materials.parts)?;
+    materials.each(puppets, observer, |p, puppet, _| match takers.get(&p.index) {
+        Some(locks) => lock::restore(puppet, locks),
+        None => Ok(()),
+    })?;
     // What a filler leaves in the areas goes with the targets.
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
-    fill(reader, image, &targets, observer)
+    let bytes = fill(reader, image, &targets, observer)?;
+    // Seals may forbid both contents and mappings.
+    file::memfd::seal(image, &opened.inodes)?;
+    Ok(bytes)
 }
 
 /// The threads of all processes, and what is done to memory that is filled.
@@ -469,6 +479,20 @@ fn zombies(puppets: &mut Puppets, materials: &Materials<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The id each process group that a file signals has now, asked of one that is in it.
+fn groups(puppets: &mut Puppets, materials: &Materials<'_>) -> Result<BTreeMap<i32, i32>> {
+    let mut groups = BTreeMap::new();
+    for group in file::owner::groups(materials.image) {
+        let Some(p) = materials.parts.iter().find(|p| p.process.task.pgid == group) else { continue };
+        let mut program = Program::new();
+        program.call("getpgid", 0, libc::SYS_getpgid, [0u64.into()]);
+        let outcomes =
+            puppets.get(p.index)?.run(0, &program).map_err(|e| Error::from(e).task(label(p.process)))?;
+        groups.extend(outcomes.first().map(|outcome| (group, outcome.result as i32)));
+    }
+    Ok(groups)
 }
 
 /// The id each task of the image has now.

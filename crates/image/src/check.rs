@@ -344,7 +344,7 @@ fn check_pipe(pipe: &Inode) -> Check {
         match part.kind {
             pipe_part::UNLINKED => rule(part.len == 0, "an unlinked FIFO with a length")?,
             pipe_part::PACKET => {
-                rule(part.len > 0, "an empty packet")?;
+                rule((1..=PAGE_SIZE).contains(&(part.len as usize)), "a packet of a wrong length")?;
                 left = left.checked_sub(part.len.into()).ok_or("packets beyond the contents")?;
             }
             _ => return Err("a pipe of unknown parts"),

@@ -9,9 +9,13 @@
 pub(crate) mod chardev;
 pub(crate) mod directory;
 pub(crate) mod external;
+pub(crate) mod lock;
+pub(crate) mod memfd;
+pub(crate) mod mqueue;
 pub(crate) mod owner;
 pub(crate) mod path;
 pub(crate) mod pipe;
+mod refuse;
 pub(crate) mod regular;
 pub(crate) mod unlinked;
 
@@ -24,7 +28,7 @@ use crate::{
 };
 use ckpt_image::{
     Image, Object, Objref, model,
-    record::{self, FileDesc},
+    record::{self, FileDesc, file_kind},
 };
 use ckpt_proc::{
     fdinfo::{FdInfo, parse_fdinfo},
@@ -37,7 +41,7 @@ use rustix::{
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
-    sync::atomic::AtomicBool,
+    sync::{Mutex, atomic::AtomicBool},
 };
 
 /// What is known of a descriptor before anybody looks inside.
@@ -85,6 +89,18 @@ impl Descriptor<'_> {
             .is_ok_and(|s| (s.st_dev, s.st_ino) == (self.stat.st_dev, self.stat.st_ino))
     }
 
+    /// A copy of it; of a file that is only mapped, there is none.
+    pub(crate) fn copy(&self) -> Result<OwnedFd> {
+        let number = self.name.strip_prefix("fd/").and_then(|n| n.parse().ok()).unwrap_or(-1);
+        self.process.descriptor(number)
+    }
+
+    /// statfs(2) f_type of the file system it is in.
+    pub(crate) fn file_system(&self) -> Option<i64> {
+        let place = self.process.proc.open(&self.name, OFlags::PATH).ok()?;
+        rustix::fs::fstatfs(place).ok().map(|fs| fs.f_type as i64)
+    }
+
     /// The record all kinds share.
     pub(crate) fn record(&self, kind: u32) -> model::File {
         let stat = &self.stat;
@@ -115,6 +131,15 @@ pub(crate) struct Made {
     pub(crate) read: Option<OwnedFd>,
     /// `fd` itself is somebody's description already.
     pub(crate) taken: AtomicBool,
+    /// Of a pipe with packets: as much of its contents as is known.
+    pub(crate) packets: Mutex<Vec<u8>>,
+}
+
+impl Made {
+    /// With nothing but a descriptor.
+    pub(crate) fn new(fd: OwnedFd) -> Made {
+        Made { fd, read: None, taken: AtomicBool::default(), packets: Mutex::default() }
+    }
 }
 
 /// What opening a file again may need.
@@ -152,7 +177,7 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
 }
 
 /// Looks at descriptor `fd`.
-fn look(process: &Process, fd: i32) -> Result<Descriptor<'_>> {
+pub(crate) fn look(process: &Process, fd: i32) -> Result<Descriptor<'_>> {
     const ATTEMPTS: u32 = 100;
     let name = format!("fd/{fd}");
     for _ in 0..ATTEMPTS {
@@ -169,31 +194,33 @@ fn look(process: &Process, fd: i32) -> Result<Descriptor<'_>> {
 
 /// The objref of the open description behind a descriptor.
 fn object(descriptor: &Descriptor<'_>, fd: i32, objects: &mut Objects) -> Result<Objref> {
-    if !descriptor.info.locks.is_empty() {
-        let what = format!("a lock or lease on {} cannot be carried yet", show(&descriptor.link));
-        return Err(Error::unsupported(what).advice("checkpoint when the program does not hold it"));
-    }
-    let kind = FILE_KINDS.iter().find(|kind| kind.claims(descriptor)).ok_or_else(|| refusal(descriptor))?;
+    let named = external::named(descriptor, objects);
+    let kind = kind_of(descriptor);
     let key = (descriptor.stat.st_dev, descriptor.stat.st_ino, descriptor.flags());
-    objects.description(descriptor.process.witness, fd, key, |objects| {
-        let mut file = kind.checkpoint(descriptor, objects)?;
+    let file = objects.description(descriptor.process.witness, fd, key, |objects| {
+        let mut file = match (named, kind) {
+            (Some(file), _) => file,
+            (None, Some(kind)) => kind.checkpoint(descriptor, objects)?,
+            (None, None) => return Err(refuse::refusal(descriptor)),
+        };
         owner::checkpoint(descriptor, fd, &mut file, &objects.members)?;
         Ok(Object::File(file))
-    })
+    })?;
+    lock::checkpoint(descriptor, file, objects)?;
+    Ok(file)
 }
 
-/// The error for a descriptor that no kind claims.
-fn refusal(descriptor: &Descriptor<'_>) -> Error {
-    let what = match descriptor.target() {
-        FdLink::AnonInode(b"eventpoll") => "epoll descriptors cannot be carried yet".to_owned(),
-        FdLink::AnonInode(name) => format!("{} descriptors cannot be carried yet", show(name)),
-        FdLink::Memfd(name) => format!("the memfd {} cannot be carried yet", show(name)),
-        FdLink::Namespace(kind, _) => {
-            format!("descriptors of {} namespaces cannot be carried yet", show(kind))
-        }
-        _ => format!("{} is of a kind that cannot be carried yet", show(&descriptor.link)),
-    };
-    Error::unsupported(what).advice("let the program close it, or checkpoint at another moment")
+/// The kinds that claim a descriptor: no more than one. What was opened with O_PATH is a place, whatever is there:
+/// the other kinds are not asked.
+pub(crate) fn claimants(descriptor: &Descriptor<'_>) -> impl Iterator<Item = &'static dyn FileKind> {
+    let place = OFlags::from_bits_retain(descriptor.flags()).contains(OFlags::PATH);
+    let asked = FILE_KINDS.iter().copied().filter(move |kind| (kind.kind() == file_kind::PATH) == place);
+    asked.filter(|kind| kind.claims(descriptor))
+}
+
+/// The kind of a descriptor.
+pub(crate) fn kind_of(descriptor: &Descriptor<'_>) -> Option<&'static dyn FileKind> {
+    claimants(descriptor).next()
 }
 
 /// Opens all files of the image. `park` moves a descriptor out of the way of the task's own.
