@@ -145,11 +145,7 @@ fn adopt_one(
         return Err(Error::unsupported("a notification pipe (O_NOTIFICATION_PIPE) cannot be carried yet")
             .advice("let the program close it"));
     }
-    let direct = users.iter().any(|(_, d)| match objects.table.get(&d.file) {
-        Some(Object::File(f)) => OFlags::from_bits_retain(f.record.flags).contains(OFlags::DIRECT),
-        _ => false,
-    });
-    let Copied { contents, size, capacity, mut parts } = copy(&source, direct)?;
+    let Copied { contents, size, capacity, mut parts } = copy(&source)?;
     let stat = process.proc.stat(&name)?;
     let unlinked = path.starts_with(b"/") && stat.st_nlink == 0;
     parts.extend(unlinked.then_some(PipePart { kind: pipe_part::UNLINKED, len: 0 }));
@@ -178,25 +174,26 @@ struct Copied {
     parts: Vec<PipePart>,
 }
 
-/// A copy of what waits in a pipe; `direct` if an end of it is in packet mode.
-fn copy(source: &OwnedFd, direct: bool) -> Result<Copied> {
+/// A copy of what waits in a pipe.
+fn copy(source: &OwnedFd) -> Result<Copied> {
     let capacity = pipe::fcntl_getpipe_size(source).doing(|| "the capacity of a pipe".to_owned())?;
     let (read, write) =
         pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).doing(|| "make a pipe".to_owned())?;
-    let room = if direct { 2 * capacity } else { capacity };
-    pipe::fcntl_setpipe_size(&write, room).doing(|| "set the capacity of a pipe".to_owned())?;
+    // One more than it has would be enough. Where it is not allowed, a last packet is taken for other data.
+    let roomy = pipe::fcntl_setpipe_size(&write, 2 * capacity).is_ok();
+    if !roomy {
+        pipe::fcntl_setpipe_size(&write, capacity).doing(|| "set the capacity of a pipe".to_owned())?;
+    }
     let size = match pipe::tee(source, &write, capacity, SpliceFlags::NONBLOCK) {
         Err(Errno::AGAIN) => 0,
         other => other.doing(|| "copy what waits in a pipe".to_owned())?,
     };
     // A byte behind all tells whether the last read ended at the end of a packet.
     let mark =
-        if direct { rustix::io::write(&write, b".").doing(|| "write to a pipe".to_owned())? } else { 0 };
+        if roomy { rustix::io::write(&write, b".").doing(|| "write to a pipe".to_owned())? } else { 0 };
     let (mut bytes, mut parts) = read_packets(&mut File::from(read), size + mark)?;
     bytes.truncate(size);
-    if direct || parts.len() < 2 {
-        parts.pop();
-    }
+    parts.pop();
     if parts.iter().any(|part| part.len as usize > PAGE_SIZE) {
         return Err(Error::unsupported(
             "a pipe with packets (O_DIRECT) behind other data cannot be carried yet",
