@@ -41,10 +41,11 @@ use ckpt_image::{
 };
 use ckpt_kernel::{memory::Span, procfs, program::Program, puppet::Puppet, query, shared::SharedArea};
 use ckpt_proc::maps::parse_maps;
-use rustix::fs::OFlags;
+use rustix::{fs::OFlags, io::Errno};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::OwnedFd,
+    ops::Range,
+    os::fd::{AsRawFd, OwnedFd},
     time::Instant,
 };
 
@@ -165,17 +166,38 @@ fn check_mapped_files(image: &Image) -> Result<()> {
     Ok(())
 }
 
+/// Descriptor numbers that no task has, for all that is opened for them: above the highest, or the widest gap if the
+/// `limit` of open files leaves no room there.
+fn free_numbers(image: &Image, limit: u64) -> Range<i32> {
+    /// What one object may need at most; what we have open ourselves.
+    const EACH: usize = 2;
+    const SPARE: usize = 256;
+    let tables = image.objects.values().filter_map(|object| match object {
+        Object::Files(table) => Some(&table.descs),
+        _ => None,
+    });
+    let taken: BTreeSet<i32> = tables.flatten().map(|desc| desc.fd).collect();
+    let top = taken.last().map_or(3, |fd| fd.saturating_add(1)).max(3);
+    let need = (image.objects.len() + taken.len()) * EACH + SPARE;
+    let above = top..i32::MAX;
+    if top as u64 + need as u64 <= limit {
+        return above;
+    }
+    let from = std::iter::once(3).chain(taken.iter().map(|fd| fd.saturating_add(1)));
+    let gaps = from.zip(taken.iter().copied()).map(|(from, to)| from..to);
+    gaps.max_by_key(|gap| gap.len()).filter(|gap| gap.len() >= need).unwrap_or(above)
+}
+
 /// Opens everything the puppets will need.
 fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
     let limit = file::raise_nofile();
-    let last = |object: &Object| match object {
-        Object::Files(table) => table.descs.last().map(|d| d.fd),
-        _ => None,
-    };
-    let top = image.objects.values().filter_map(last).max().map_or(3, |fd| fd.saturating_add(1)).max(3);
+    let gap = free_numbers(image, limit);
     let park = |fd: OwnedFd| {
-        rustix::io::fcntl_dupfd_cloexec(&fd, top).map_err(|e| {
-            Error::os(format!("a descriptor above {top}"), e)
+        let parked = rustix::io::fcntl_dupfd_cloexec(&fd, gap.start);
+        let parked =
+            parked.and_then(|fd| if gap.contains(&fd.as_raw_fd()) { Ok(fd) } else { Err(Errno::MFILE) });
+        parked.map_err(|e| {
+            Error::os(format!("a descriptor from {} on", gap.start), e)
                 .advice(format!("raise the limit of open files ({limit})"))
         })
     };

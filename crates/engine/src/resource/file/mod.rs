@@ -293,3 +293,71 @@ pub(crate) fn raise_nofile() -> u64 {
     }
     rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, memfd_create, open};
+    use std::os::fd::AsRawFd;
+
+    /// A kind takes each of these, one alone: that the list is ordered is of no consequence.
+    #[test]
+    fn one_kind_claims_each_descriptor() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let of = |path: std::path::PathBuf, flags: OFlags| {
+            open(&path, flags | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::RUSR | Mode::WUSR).unwrap()
+        };
+        let create = OFlags::RDWR | OFlags::CREATE;
+        std::os::unix::fs::symlink("nowhere", path("link")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, path("fifo"), Mode::RUSR | Mode::WUSR).unwrap();
+        let gone = of(path("gone"), create);
+        std::fs::remove_file(path("gone")).unwrap();
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let (socket, peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let huge = memfd_create("huge", MemfdFlags::HUGETLB);
+        let named = [
+            (of(path("file"), create), file_kind::REGULAR),
+            (of(path(""), OFlags::RDONLY), file_kind::DIRECTORY),
+            (gone, file_kind::UNLINKED),
+            (of(path(""), OFlags::TMPFILE | OFlags::RDWR), file_kind::UNLINKED),
+            (of(path("fifo"), OFlags::RDWR), file_kind::EXTERNAL_PIPE),
+            (read, file_kind::EXTERNAL_PIPE),
+            (write, file_kind::EXTERNAL_PIPE),
+            (socket.into(), file_kind::EXTERNAL_SOCKET),
+            (peer.into(), file_kind::EXTERNAL_SOCKET),
+            (of("/dev/null".into(), OFlags::RDWR), file_kind::CHARDEV),
+            (memfd_create("a", MemfdFlags::CLOEXEC).unwrap(), file_kind::MEMFD),
+        ];
+        let places = ["file", "", "link", "fifo"].map(|name| of(path(name), OFlags::PATH | OFlags::NOFOLLOW));
+        let places = places.into_iter().chain([of("/dev/null".into(), OFlags::PATH)]);
+        let places = places.map(|fd| (fd, file_kind::PATH));
+        let files: Vec<_> = named.into_iter().chain(places).collect();
+        let own = Process::open(std::process::id() as i32).unwrap();
+        let claimed = |fd: i32| {
+            let descriptor = look(&own, fd).unwrap();
+            let kinds: Vec<u32> = claimants(&descriptor).map(|kind| kind.kind()).collect();
+            (show(&descriptor.link), kinds)
+        };
+        for (fd, want) in &files {
+            let (link, kinds) = claimed(fd.as_raw_fd());
+            assert_eq!(kinds, [*want], "{link}");
+        }
+        assert!(huge.is_err() || huge.is_ok_and(|fd| claimed(fd.as_raw_fd()).1.is_empty()));
+        // Whatever this test has besides: no kind takes what another does.
+        for fd in own.proc.numbers("fd").unwrap() {
+            if let Ok(descriptor) = look(&own, fd) {
+                assert!(claimants(&descriptor).count() <= 1, "{}", show(&descriptor.link));
+            }
+        }
+        // Nor of what the engine cannot open without privilege or unsafe code: by other programs' descriptors.
+        for pid in ckpt_kernel::procfs::numbers(".").unwrap() {
+            let Ok(process) = Process::open(pid) else { continue };
+            for fd in process.proc.numbers("fd").unwrap_or_default() {
+                if let Ok(descriptor) = look(&process, fd) {
+                    assert!(claimants(&descriptor).count() <= 1, "{}", show(&descriptor.link));
+                }
+            }
+        }
+    }
+}
