@@ -41,7 +41,7 @@ pub fn checkpoint(
     observer: &mut dyn Observer,
 ) -> Result<CheckpointReport> {
     let begin = Instant::now();
-    file::raise_nofile();
+    file::raise_nofile(0);
     let root = Process::open(options.pid)?;
     let label = || root.label();
     let admission = Admission::of(&root)?;

@@ -36,7 +36,7 @@ use ckpt_proc::{
 };
 use rustix::{
     fs::{FileType, Mode, OFlags, Stat},
-    process::Resource,
+    process::{Resource, Rlimit},
 };
 use std::{
     collections::BTreeMap,
@@ -284,9 +284,16 @@ pub(crate) fn seek(fd: impl AsFd, record: &record::File, path: &[u8]) -> Result<
     Ok(())
 }
 
-/// Raises our own limit of open files as far as allowed; gives the limit.
-pub(crate) fn raise_nofile() -> u64 {
+/// Raises our own limit of open files as far as allowed, beyond the hard limit only if more than that is wanted;
+/// gives the limit.
+pub(crate) fn raise_nofile(wanted: u64) -> u64 {
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    if limit.maximum.is_some_and(|most| most < wanted) {
+        let more = Rlimit { current: Some(wanted), maximum: Some(wanted) };
+        if rustix::process::setrlimit(Resource::Nofile, more).is_ok() {
+            return wanted;
+        }
+    }
     if limit.current != limit.maximum {
         limit.current = limit.maximum;
         let _ = rustix::process::setrlimit(Resource::Nofile, limit);
