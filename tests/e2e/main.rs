@@ -9,6 +9,7 @@ mod failures;
 mod frozen;
 mod info;
 mod leaks;
+mod outside;
 mod pidns;
 mod sweep;
 mod tree;
@@ -57,6 +58,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("frozen", frozen::TESTS),
     ("info", info::TESTS),
     ("leaks", leaks::TESTS),
+    ("outside", outside::TESTS),
     ("pidns", pidns::TESTS),
     ("sweep", sweep::TESTS),
     ("tree", tree::TESTS),

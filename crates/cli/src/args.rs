@@ -8,6 +8,8 @@ use std::{
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind as ClapKind};
 
+use ckpt_engine::{External, Outside, Place};
+
 use crate::{failure::usage_json, signals};
 
 /// What `--help` says about exit codes.
@@ -101,6 +103,10 @@ pub(crate) struct CheckpointArgs {
     /// PID is the init of a container: refuse whatever it shares with a process outside
     #[arg(short, long)]
     pub(crate) container: bool,
+    /// What is outside the program, whatever it looks like, and what restart --inherit-fd calls it: pipe[ID]:NAME,
+    /// socket[ID]:NAME, tty[ID]:NAME or file[ID]:NAME; ID is a path, or the number that /proc/PID/fd shows
+    #[arg(long, value_name = "KIND[ID]:NAME", value_parser = external)]
+    pub(crate) external: Vec<External>,
     /// Report as JSON: on stdout, or on stderr when the image goes to stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -174,9 +180,10 @@ pub(crate) struct RestartArgs {
     /// the freezer's mount
     #[arg(short = 'F', long, value_name = "CGROUP")]
     pub(crate) freezer: Option<PathBuf>,
-    /// The program's descriptor TASKFD, whose other end was outside, becomes our MYFD (default: the same number)
-    #[arg(long, value_name = "TASKFD[=MYFD]", value_parser = inherit)]
-    pub(crate) inherit_fd: Vec<(i32, i32)>,
+    /// The program's descriptor TASKFD, whose other end was outside, becomes our MYFD (default: the same number); with
+    /// MYFD:NAME, all that checkpoint --external called NAME
+    #[arg(long, value_name = "TASKFD[=MYFD]|MYFD:NAME", value_parser = inherit)]
+    pub(crate) inherit_fd: Vec<(Place, i32)>,
     /// Report as JSON: on stdout with -W, else (stdout being the program's) on stderr
     #[arg(long)]
     pub(crate) json: bool,
@@ -248,14 +255,39 @@ pub(crate) struct BenchTargetArgs {
     pub(crate) ready: PathBuf,
 }
 
-/// Parses `TASKFD[=MYFD]`.
-fn inherit(text: &str) -> Result<(i32, i32), String> {
+/// Parses `KIND[ID]:NAME`.
+fn external(text: &str) -> Result<External, String> {
+    const LONGEST: usize = 64;
+    let parts = || {
+        let (kind, rest) = text.split_once('[')?;
+        let (id, name) = rest.rsplit_once("]:")?;
+        Some((kind, id, name)).filter(|(_, id, name)| !id.is_empty() && !name.is_empty())
+    };
+    let (kind, id, name) = parts().ok_or_else(|| format!("{text:?} is not of the form KIND[ID]:NAME"))?;
+    let kind = match kind {
+        "pipe" => Outside::Pipe,
+        "socket" => Outside::Socket,
+        "tty" => Outside::Tty,
+        "file" => Outside::File,
+        _ => return Err(format!("{kind:?} is not pipe, socket, tty or file")),
+    };
+    if name.len() > LONGEST {
+        return Err(format!("a name has {LONGEST} bytes at most"));
+    }
+    Ok(External { kind, id: id.as_bytes().to_vec(), name: name.as_bytes().to_vec() })
+}
+
+/// Parses `TASKFD[=MYFD]` and `MYFD:NAME`.
+fn inherit(text: &str) -> Result<(Place, i32), String> {
     let (task, mine) = text.split_once('=').unwrap_or((text, text));
     let number = |word: &str| match word.parse::<i32>() {
         Ok(n) if n >= 0 => Ok(n),
         _ => Err(format!("{word:?} is not a descriptor number")),
     };
-    Ok((number(task)?, number(mine)?))
+    match text.split_once(':') {
+        Some((mine, name)) if !name.is_empty() => Ok((Place::Name(name.as_bytes().to_vec()), number(mine)?)),
+        _ => Ok((Place::Number(number(task)?), number(mine)?)),
+    }
 }
 
 /// What stands instead of a [`Command`]: a usage error, or help that was asked for.
@@ -383,10 +415,20 @@ mod tests {
 
     #[test]
     fn inherit_fd_takes_one_number_or_two() {
-        assert_eq!(inherit("5"), Ok((5, 5)));
-        assert_eq!(inherit("5=9"), Ok((5, 9)));
-        for bad in ["", "x", "5=", "=5", "-1", "5=-1", "5=6=7"] {
+        assert_eq!(inherit("5"), Ok((Place::Number(5), 5)));
+        assert_eq!(inherit("5=9"), Ok((Place::Number(5), 9)));
+        assert_eq!(inherit("5:log"), Ok((Place::Name(b"log".to_vec()), 5)));
+        for bad in ["", "x", "5=", "=5", "-1", "5=-1", "5=6=7", "5:", ":log", "x:log"] {
             assert!(inherit(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn external_takes_kind_id_and_name() {
+        let (id, name) = (b"/a[1]".to_vec(), b"log".to_vec());
+        assert_eq!(external("file[/a[1]]:log"), Ok(External { kind: Outside::File, id, name }));
+        for bad in ["", "pipe", "pipe[1]", "pipe[1]:", "pipe[]:x", "pope[1]:x", "[1]:x", "pipe:x"] {
+            assert!(external(bad).is_err(), "{bad}");
         }
     }
 

@@ -31,6 +31,7 @@ pub(crate) fn run(args: CheckpointArgs, console: &Console) -> Outcome {
         after,
         scope: if args.container { Scope::Container } else { Scope::Subtree },
         report_shared: args.log.verbose > 0,
+        external: args.external,
     };
     let done = ckpt_engine::checkpoint(&options, output, &mut progress);
     let warnings = progress.end();

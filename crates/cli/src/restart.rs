@@ -6,7 +6,7 @@ use std::{
     process::ExitStatus,
 };
 
-use ckpt_engine::{Input, Pids, RestartOptions, RestartReport};
+use ckpt_engine::{Input, Pids, Place, RestartOptions, RestartReport};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
@@ -77,23 +77,29 @@ pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
 }
 
 /// The descriptors of ours that external ones become.
-fn inherit(args: &RestartArgs) -> Outcome<Vec<(i32, OwnedFd)>> {
+fn inherit(args: &RestartArgs) -> Outcome<Vec<(Place, OwnedFd)>> {
     let image_fd = match (&args.input, args.input_fd) {
         (None, fd) => fd.or(Some(0)),
         (Some(path), _) if path.as_os_str() == "-" => Some(0),
         _ => None,
     };
     let mut inherit = Vec::new();
-    for &(task, mine) in &args.inherit_fd {
+    for (place, mine) in &args.inherit_fd {
+        let given = match place {
+            Place::Number(task) => format!("{task}={mine}"),
+            Place::Name(name) => format!("{mine}:{}", text::name(name)),
+        };
+        let mine = *mine;
         if Some(mine) == image_fd {
             return Err(Failure::usage(format!(
-                "--inherit-fd {task}={mine}: descriptor {mine} is where the image comes from"
+                "--inherit-fd {given}: descriptor {mine} is where the image comes from"
             )));
         }
-        if inherit.iter().any(|(other, _)| *other == task) {
-            return Err(Failure::usage(format!("--inherit-fd {task}: given twice")));
+        if inherit.iter().any(|(other, _)| other == place) {
+            let which = given.split('=').next().unwrap_or_default();
+            return Err(Failure::usage(format!("--inherit-fd {which}: given twice")));
         }
-        inherit.push((task, fds::ours("--inherit-fd", mine)?));
+        inherit.push((place.clone(), fds::ours("--inherit-fd", mine)?));
     }
     Ok(inherit)
 }

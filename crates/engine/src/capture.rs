@@ -10,7 +10,7 @@ use crate::{
     header,
     names::Names,
     objects::Objects,
-    options::{Observer, interrupted},
+    options::{External, Observer, interrupted},
     resource::{call, cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
     task::Process,
     tree::{FrozenProcess, Held},
@@ -73,15 +73,17 @@ struct Collector {
     unseen: BTreeMap<i32, i32>,
 }
 
-/// Collects everything of a frozen tree. `observer` is told which timeouts are not known exactly,
-/// `approve` has a look at its objects.
+/// Collects everything of a frozen tree. `external` is what the caller says is outside; `observer` is told which timeouts
+/// are not known exactly, `approve` has a look at its objects.
 pub(crate) fn capture(
     tree: Vec<FrozenProcess>,
+    external: &[External],
     observer: &mut dyn Observer,
     approve: impl FnOnce(&Objects, &mut dyn Observer) -> Result<()>,
 ) -> Result<Capture> {
-    let mut all = Collector { names: Names::of(&tree)?, ..Collector::default() };
-    all.objects.members = tree.iter().map(|member| member.process.pid).collect();
+    let members = tree.iter().map(|member| member.process.pid).collect();
+    let objects = Objects::new(members, external);
+    let mut all = Collector { names: Names::of(&tree)?, objects, ..Collector::default() };
     let header = header::header()?;
     let mut stopped: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
     for member in tree.iter().filter(|member| member.stopped) {
@@ -96,6 +98,7 @@ pub(crate) fn capture(
     }
     let tables = all.processes.iter().map(|p| p.task.files);
     file::pipe::adopt(all.held.iter().map(|(process, _)| process).zip(tables), &mut all.objects)?;
+    file::external::check_used(&all.objects)?;
     approve(&all.objects, observer)?;
     let mut image = Image { header, uts: header::uts(), processes: all.processes, ..Image::default() };
     image.tree = record::Tree {

@@ -42,7 +42,7 @@ pub fn checkpoint(
     observer: &mut dyn Observer,
 ) -> Result<CheckpointReport> {
     let begin = Instant::now();
-    file::raise_nofile();
+    file::raise_nofile(0);
     let root = Process::open(options.pid)?;
     let label = || root.label();
     let admission = Admission::of(&root)?;
@@ -53,7 +53,8 @@ pub fn checkpoint(
     }
     let destination = Destination::open(output)?;
     let look_outside = container || options.report_shared;
-    let (surveyed, members) = survey(&admission, root.pid, &destination, look_outside).task(label)?;
+    let (surveyed, members) =
+        survey(&admission, root.pid, &destination, &options.external, look_outside).task(label)?;
     let mut shared_outside = None;
     if let Some(surveyed) = surveyed {
         let found = leaks::find(&surveyed, &[own_pid()]).task(label)?;
@@ -80,7 +81,7 @@ pub fn checkpoint(
         found.unknown().iter().for_each(|unknown| observer.warn(unknown));
         found.refuse()
     };
-    let mut capture = capture(frozen, observer, approve).task(label)?;
+    let mut capture = capture(frozen, &options.external, observer, approve).task(label)?;
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
     let mut report = CheckpointReport {

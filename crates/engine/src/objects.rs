@@ -1,6 +1,9 @@
 //! Shared objects: identity at checkpoint, one objref each.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    options::External,
+};
 use ckpt_image::{Object, Objref, model::Cred};
 use ckpt_kernel::query::{Kcmp, kcmp};
 use std::{
@@ -20,6 +23,8 @@ pub(crate) type Ordered<T> = Vec<(T, Objref)>;
 pub(crate) struct Objects {
     /// The processes of the tree, by pid.
     pub(crate) members: BTreeSet<i32>,
+    /// What the caller said is outside, and whether it has been found.
+    pub(crate) external: Vec<(External, bool)>,
     /// By objref.
     pub(crate) table: BTreeMap<Objref, Object>,
     /// What tasks share, by kind, with one that has it.
@@ -38,14 +43,15 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// None yet, of these processes.
-    pub(crate) fn of(members: BTreeSet<i32>) -> Objects {
-        Objects { members, ..Objects::default() }
+    /// None yet, of these processes. `external` is what the caller says is outside.
+    pub(crate) fn new(members: BTreeSet<i32>, external: &[External]) -> Objects {
+        let external = external.iter().map(|external| (external.clone(), false)).collect();
+        Objects { members, external, ..Objects::default() }
     }
 
     /// For a look at the kinds of objects alone: which are the same is guessed.
     pub(crate) fn guessing(members: BTreeSet<i32>) -> Objects {
-        Objects { guess: true, ..Objects::of(members) }
+        Objects { guess: true, ..Objects::new(members, &[]) }
     }
 
     /// Adds an object.

@@ -29,6 +29,51 @@ pub enum Scope {
     Container,
 }
 
+/// What a descriptor is that the caller says is outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outside {
+    /// A pipe or FIFO.
+    Pipe,
+    /// A socket.
+    Socket,
+    /// A terminal.
+    Tty,
+    /// Any file.
+    File,
+}
+
+/// Something that is outside because the caller says so, whatever else is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct External {
+    /// What it is.
+    pub kind: Outside,
+    /// Its path, or the number that /proc/PID/fd shows between brackets.
+    pub id: Vec<u8>,
+    /// What the image calls it, at most 64 bytes.
+    pub name: Vec<u8>,
+}
+
+impl std::fmt::Display for External {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match self.kind {
+            Outside::Pipe => "pipe",
+            Outside::Socket => "socket",
+            Outside::Tty => "tty",
+            Outside::File => "file",
+        };
+        write!(f, "{kind}[{}]:{}", crate::task::show(&self.id), crate::task::show(&self.name))
+    }
+}
+
+/// Which external descriptors something takes the place of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// Those of this number.
+    Number(i32),
+    /// Those the checkpoint gave this name.
+    Name(Vec<u8>),
+}
+
 /// Where an image goes.
 #[derive(Debug)]
 pub enum Output {
@@ -64,6 +109,8 @@ pub struct CheckpointOptions {
     pub scope: Scope,
     /// Look for what it shares with the outside and report it. That is a look at every process there is.
     pub report_shared: bool,
+    /// What is outside, whatever else is known of it.
+    pub external: Vec<External>,
 }
 
 /// Which process ids the restarted tasks get.
@@ -97,8 +144,8 @@ pub struct RestartOptions {
     pub force_cpu: bool,
     /// A freezer cgroup, absolute or below the mount of one: the tasks are left frozen in it.
     pub freezer: Option<PathBuf>,
-    /// For external descriptors: (task's fd, descriptor of ours that takes its place).
-    pub inherit: Vec<(i32, OwnedFd)>,
+    /// For external descriptors: which, and the descriptor of ours that takes their place.
+    pub inherit: Vec<(Place, OwnedFd)>,
 }
 
 /// Told about progress and about things the user should know; called from any of the working threads, one

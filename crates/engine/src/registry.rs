@@ -1,16 +1,21 @@
-//! The only list of file kinds. The first that claims a descriptor takes it.
+//! The only list of file kinds. No more than one of them claims a descriptor.
 
-use crate::resource::file::{FileKind, chardev, directory, external, path, pipe, regular, unlinked};
+use crate::resource::file::{
+    FileKind, chardev, directory, external, memfd, mqueue, path, pipe, regular, unlinked,
+};
 
-/// All kinds, in the order in which they are asked.
+/// All kinds.
 pub(crate) const FILE_KINDS: &[&dyn FileKind] = &[
     &path::Path,
     &external::Terminal,
     &external::Pipe,
     &external::Socket,
+    &external::Named,
     &pipe::InnerPipe,
     &unlinked::Unlinked,
     &regular::Regular,
     &directory::Directory,
     &chardev::CharDevice,
+    &memfd::Memfd,
+    &mqueue::Mqueue,
 ];

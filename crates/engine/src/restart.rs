@@ -8,7 +8,7 @@
 //! | open | files and directories, by the coordinator, whose view of paths is the caller's |
 //! | make | all processes, with their pids, parents, sessions and groups; from here on an error kills them |
 //! | memory | areas, exe link, working directory: one program for each process |
-//! | descriptors | when nobody who shares the table needs ours any more |
+//! | descriptors | when nobody who shares the table needs ours any more; then locks, which do not outlive a close |
 //! | fill | page contents, read and verified beside; rseq needs its area in place |
 //! | threads | all threads exist before any of them restores itself |
 //! | zombies | end; what their parents are sent is taken away again |
@@ -25,7 +25,7 @@ use crate::{
     plan::{Node, plan},
     puppets::{Puppets, Stage, label},
     resource::{
-        file::{self, Made, OpenContext, external},
+        file::{self, Made, OpenContext, external, lock},
         fs, layout, limits, mm,
         pages::{self, Target, Targets},
         signal,
@@ -39,12 +39,13 @@ use ckpt_image::{
     Chunk, Image, Object, Objref, model,
     record::{self, file_kind, inode_kind, task_state, vma_kind},
 };
-use ckpt_kernel::{memory::Span, procfs, puppet::Puppet, query, shared::SharedArea};
+use ckpt_kernel::{memory::Span, procfs, program::Program, puppet::Puppet, query, shared::SharedArea};
 use ckpt_proc::maps::parse_maps;
-use rustix::fs::OFlags;
+use rustix::{fs::OFlags, io::Errno};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::OwnedFd,
+    ops::Range,
+    os::fd::{AsRawFd, OwnedFd},
     time::Instant,
 };
 
@@ -165,17 +166,39 @@ fn check_mapped_files(image: &Image) -> Result<()> {
     Ok(())
 }
 
+/// Descriptor numbers that no task has, for all that is opened for them: above the highest, or the widest gap if the
+/// limit of open files leaves no room there; with that limit.
+fn free_numbers(image: &Image) -> (Range<i32>, u64) {
+    /// What one object may need at most; what we have open ourselves.
+    const EACH: usize = 2;
+    const SPARE: usize = 256;
+    let tables = image.objects.values().filter_map(|object| match object {
+        Object::Files(table) => Some(&table.descs),
+        _ => None,
+    });
+    let taken: BTreeSet<i32> = tables.flatten().map(|desc| desc.fd).collect();
+    let top = taken.last().map_or(3, |fd| fd.saturating_add(1)).max(3);
+    let need = (image.objects.len() + taken.len()) * EACH + SPARE;
+    let above = top..i32::MAX;
+    let limit = file::raise_nofile(top as u64 + need as u64);
+    if top as u64 + need as u64 <= limit {
+        return (above, limit);
+    }
+    let from = std::iter::once(3).chain(taken.iter().map(|fd| fd.saturating_add(1)));
+    let gaps = from.zip(taken.iter().copied()).map(|(from, to)| from..to);
+    let widest = gaps.max_by_key(|gap| gap.len()).filter(|gap| gap.len() >= need);
+    (widest.unwrap_or(above), limit)
+}
+
 /// Opens everything the puppets will need.
 fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
-    let limit = file::raise_nofile();
-    let last = |object: &Object| match object {
-        Object::Files(table) => table.descs.last().map(|d| d.fd),
-        _ => None,
-    };
-    let top = image.objects.values().filter_map(last).max().map_or(3, |fd| fd.saturating_add(1)).max(3);
+    let (gap, limit) = free_numbers(image);
     let park = |fd: OwnedFd| {
-        rustix::io::fcntl_dupfd_cloexec(&fd, top).map_err(|e| {
-            Error::os(format!("a descriptor above {top}"), e)
+        let parked = rustix::io::fcntl_dupfd_cloexec(&fd, gap.start);
+        let parked =
+            parked.and_then(|fd| if gap.contains(&fd.as_raw_fd()) { Ok(fd) } else { Err(Errno::MFILE) });
+        parked.map_err(|e| {
+            Error::os(format!("a descriptor from {} on", gap.start), e)
                 .advice(format!("raise the limit of open files ({limit})"))
         })
     };
@@ -193,6 +216,7 @@ fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
         let made = match inode.record.kind {
             inode_kind::UNLINKED => file::unlinked::make(inode)?,
             inode_kind::PIPE => file::pipe::make(inode)?,
+            inode_kind::MEMFD => file::memfd::make(inode)?,
             _ => continue,
         };
         let read = made.read.map(&park).transpose()?;
@@ -325,12 +349,12 @@ fn build(
     let page_bytes = memory(puppets, materials, &mut reader, observer)?;
     threads(puppets, materials, observer)?;
     zombies(puppets, materials)?;
-    let pids = pids(puppets, materials.image);
+    let ids = restore::Ids { tasks: pids(puppets, materials.image), groups: groups(puppets, materials)? };
     materials.each(puppets, observer, |p, puppet, observer| {
         // Before it may no longer be looked at by the likes of us.
         limits::restore_oom(puppet.pid(), p.signal, observer);
         mm::restore_coredump_filter(puppet.tid(puppet.first()), p.mm)?;
-        restore::tasks(puppet, materials.image, p, &pids, &materials.born)
+        restore::tasks(puppet, materials.image, p, &ids, &materials.born)
     })?;
     materials.finish(puppets, observer)?;
     let (stopped, running): (Vec<&Parts<'_>>, Vec<_>) = materials
@@ -369,9 +393,18 @@ fn memory(
         if p.makes_files { restore::descriptors(puppet, p, opened) } else { Ok(()) }
     })?;
     materials.finish(puppets, observer)?;
+    // A descriptor of the file that is closed later would take a process's locks with it.
+    let takers = lock::takers(image, &materials.parts)?;
+    materials.each(puppets, observer, |p, puppet, _| match takers.get(&p.index) {
+        Some(locks) => lock::restore(puppet, locks),
+        None => Ok(()),
+    })?;
     // What a filler leaves in the areas goes with the targets.
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
-    fill(reader, image, &targets, observer)
+    let bytes = fill(reader, image, &targets, observer)?;
+    // Seals may forbid both contents and mappings.
+    file::memfd::seal(image, &opened.inodes)?;
+    Ok(bytes)
 }
 
 /// The threads of all processes, and what is done to memory that is filled.
@@ -481,6 +514,20 @@ fn zombies(puppets: &mut Puppets, materials: &Materials<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The id each process group that a file signals has now, asked of one that is in it.
+fn groups(puppets: &mut Puppets, materials: &Materials<'_>) -> Result<BTreeMap<i32, i32>> {
+    let mut groups = BTreeMap::new();
+    for group in file::owner::groups(materials.image) {
+        let Some(p) = materials.parts.iter().find(|p| p.process.task.pgid == group) else { continue };
+        let mut program = Program::new();
+        program.call("getpgid", 0, libc::SYS_getpgid, [0u64.into()]);
+        let outcomes =
+            puppets.get(p.index)?.run(0, program).map_err(|e| Error::from(e).task(label(p.process)))?;
+        groups.extend(outcomes.first().map(|outcome| (group, outcome.result as i32)));
+    }
+    Ok(groups)
 }
 
 /// The id each task of the image has now.

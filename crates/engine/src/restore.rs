@@ -10,7 +10,7 @@ use crate::{
 };
 use ckpt_image::{
     Image, Objref, model,
-    record::{Regs, vma_kind},
+    record::{Regs, owner_kind, vma_kind},
 };
 use ckpt_kernel::{
     memory, procfs,
@@ -204,14 +204,20 @@ pub(crate) fn zombie(
     Ok(puppet.start(0, program)?)
 }
 
+/// Which id each task and each process group of an image has now.
+pub(crate) struct Ids {
+    pub(crate) tasks: BTreeMap<i32, i32>,
+    /// Those that files signal.
+    pub(crate) groups: BTreeMap<i32, i32>,
+}
+
 /// Every thread restores itself, all at the same time; the leader last, with what they share: only a leader may queue
-/// every signal of a process. One that had ended ends then. `pids` says which id each task of the
-/// image has now.
+/// every signal of a process. One that had ended ends then.
 pub(crate) fn tasks(
     puppet: &mut Puppet,
     image: &Image,
     parts: &Parts<'_>,
-    pids: &BTreeMap<i32, i32>,
+    ids: &Ids,
     born: &model::Cred,
 ) -> Result<()> {
     let pid = puppet.own_pid();
@@ -228,7 +234,7 @@ pub(crate) fn tasks(
             thread::restore(&mut program, thread);
         }
         if index == 0 {
-            shared(puppet, &mut program, parts, pids)?;
+            shared(puppet, &mut program, parts, &ids.tasks)?;
         }
         signal::restore_pending(&mut program, pid, puppet.own_tid(index), false, &thread.pending);
         if index == 0 {
@@ -238,7 +244,11 @@ pub(crate) fn tasks(
         mm::restore_personality(&mut program, parts.mm);
         if index == 0 {
             mm::restore_after_cred(&mut program, parts.mm);
-            file::owner::restore(&mut program, image, parts.table, |tid| pids.get(&tid).copied())?;
+            file::owner::restore(&mut program, image, parts.table, |kind, id| {
+                let known = if kind == owner_kind::GROUP { &ids.groups } else { &ids.tasks };
+                known.get(&id).copied()
+            })?;
+            file::mqueue::restore(&mut program, image, parts);
         }
         thread::restore_after_cred(&mut program, thread);
         puppet.start(index, program)?;

@@ -1,13 +1,14 @@
 //! The survey: what cannot be carried is looked for while the tree runs undisturbed.
 //!
 //! As it opens and closes things meanwhile, only a clear refusal counts, and only one that is there
-//! every time. Which objects are the same matters only to who looks for users outside; else the
-//! processes are gone through side by side, each for itself.
+//! every time. Which objects are the same matters only to who looks for users outside, or has said
+//! what is outside; else the processes are gone through side by side, each for itself.
 
 use crate::{
     admit::Admission,
     error::{Context, Error, ErrorKind, Result},
     objects::Objects,
+    options::External,
     output::{Destination, same_file},
     resource::{file, fs, mm},
     task::Process,
@@ -21,19 +22,23 @@ use std::{collections::BTreeSet, thread, time::Duration};
 /// Processes that are not worth a thread of ours.
 const FEW: usize = 8;
 
-/// Surveys the tree below `root`. Returns what it has seen, if `identity` is asked for, and the members.
+/// Surveys the tree below `root`. Returns what it has seen, if users outside are to be looked for, and the
+/// members.
 pub(crate) fn survey(
     admission: &Admission,
     root: i32,
     destination: &Destination,
-    identity: bool,
+    external: &[External],
+    look_outside: bool,
 ) -> Result<(Option<Objects>, Vec<Process>)> {
     const TIMES: u32 = 3;
     let mut time = 1;
     let (seen, members) = loop {
         let members = tree::members(root)?;
-        let surveyed =
-            if identity { one_by_one(admission, &members) } else { side_by_side(admission, &members) };
+        let surveyed = match look_outside || !external.is_empty() {
+            true => one_by_one(admission, &members, external),
+            false => side_by_side(admission, &members),
+        };
         match surveyed {
             Err(e) if [ErrorKind::Unsupported, ErrorKind::Permission].contains(&e.kind) => {
                 if time == TIMES {
@@ -51,7 +56,7 @@ pub(crate) fn survey(
     };
     refuse_destination(&seen, destination)?;
     let objects = seen.into_iter().next().unwrap_or_default();
-    Ok((identity.then_some(objects), members))
+    Ok((look_outside.then_some(objects), members))
 }
 
 /// Refuses an output that the tree has open itself.
@@ -73,10 +78,11 @@ fn pids(members: &[Process]) -> BTreeSet<i32> {
 }
 
 /// Looks at all, and tells which objects are the same.
-fn one_by_one(admission: &Admission, members: &[Process]) -> Result<Vec<Objects>> {
-    let mut objects = Objects::of(pids(members));
+fn one_by_one(admission: &Admission, members: &[Process], external: &[External]) -> Result<Vec<Objects>> {
+    let mut objects = Objects::new(pids(members), external);
     let tables = look(admission, members, &mut objects)?;
     file::pipe::adopt(tables, &mut objects)?;
+    file::external::check_used(&objects)?;
     Ok(vec![objects])
 }
 

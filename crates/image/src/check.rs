@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::model::{Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Thread, Vma};
+use crate::model::{Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Thread, Vma, details};
 use crate::record::{
-    self, ARCH_X86_64, HEADER_MAGIC, Objref, PAGE_SIZE, REV, Record, file_kind, inode_kind, owner_kind,
-    restart_kind, task_state, vma_flags, vma_kind,
+    self, ARCH_X86_64, ExternalName, FileLock, HEADER_MAGIC, Objref, PAGE_SIZE, PipePart, REV, Record,
+    file_kind, inode_kind, lock_kind, owner_kind, pipe_part, restart_kind, task_state, vma_flags, vma_kind,
 };
 
 /// Longest path (PATH_MAX).
@@ -275,18 +275,82 @@ fn check_file(file: &File, refs: &mut Refs<'_>) -> Check {
     rule(file.record.owner_signal as usize <= NR_SIGNALS, "an unknown signal")?;
     text(&file.path, MAX_PATH, "its path is too long or holds a NUL")?;
     rule(file.build_id.len() <= MAX_SMALL, "build-id too long")?;
-    rule(file.details.is_empty(), "details of a kind that has none")?;
-    if [file_kind::UNLINKED, file_kind::PIPE].contains(&file.record.kind) {
+    check_file_details(file)?;
+    file.locks.iter().try_for_each(check_lock)?;
+    if [file_kind::UNLINKED, file_kind::PIPE, file_kind::MEMFD].contains(&file.record.kind) {
         return refs.required::<record::Inode>(file.record.inode);
     }
     refs.optional::<record::Inode>(file.record.inode)
 }
 
+fn check_file_details(file: &File) -> Check {
+    match file.record.kind {
+        file_kind::MQUEUE => {
+            let [queue] = of_kind::<record::Mqueue>(&file.details)?[..] else {
+                return Err("a message queue without its attributes");
+            };
+            rule(queue.pad == 0, "padding is not zero")?;
+            rule(queue.notify_pid >= 0 && queue.notify <= 1, "an unknown notification")?;
+            rule(queue.signal as usize <= NR_SIGNALS, "an unknown signal")
+        }
+        file_kind::EXTERNAL_TTY
+        | file_kind::EXTERNAL_PIPE
+        | file_kind::EXTERNAL_SOCKET
+        | file_kind::EXTERNAL_FILE => {
+            let names = of_kind::<ExternalName>(&file.details)?;
+            rule(names.len() <= 1, "more names than one")?;
+            let padded = |name: &ExternalName| ExternalName::new(name.bytes()) == Some(*name);
+            rule(names.iter().all(padded), "padding of a name is not zero")
+        }
+        _ => rule(file.details.is_empty(), "details of a kind that has none"),
+    }
+}
+
+/// The structures in details of a kind that has some.
+fn of_kind<T: zerocopy::FromBytes>(bytes: &[u8]) -> Result<Vec<T>, &'static str> {
+    details(bytes).ok_or("details that are no whole number")
+}
+
+fn check_lock(lock: &FileLock) -> Check {
+    rule(lock_kind::ALL.contains(&lock.kind), "a lock of unknown kind")?;
+    rule(lock.access <= 1 && lock.pid >= 0, "a lock that is none")?;
+    rule(lock.pad == 0, "padding is not zero")?;
+    rule(lock.kind != lock_kind::POSIX || lock.pid > 0, "a lock of nobody")?;
+    let end = lock.start.checked_add(lock.len);
+    rule(end.is_some_and(|end| i64::try_from(end).is_ok()), "a lock on too large a range")?;
+    let whole = [lock_kind::FLOCK, lock_kind::LEASE].contains(&lock.kind);
+    rule(!whole || (lock.start, lock.len) == (0, 0), "a lock of the whole file has a range")
+}
+
 fn check_inode(inode: &Inode) -> Check {
     rule(inode_kind::ALL.contains(&inode.record.kind), "an inode of unknown kind")?;
     rule(i64::try_from(inode.record.size).is_ok(), "its size is too large")?;
-    rule(inode.details.is_empty(), "details of a kind that has none")?;
+    match inode.record.kind {
+        inode_kind::PIPE => check_pipe(inode)?,
+        inode_kind::MEMFD => {
+            let [memfd] = of_kind::<record::Memfd>(&inode.details)?[..] else {
+                return Err("a memfd without its seals");
+            };
+            rule(memfd.pad == 0, "padding is not zero")?;
+        }
+        _ => rule(inode.details.is_empty(), "details of a kind that has none")?,
+    }
     text(&inode.path, MAX_PATH, "its path is too long or holds a NUL")
+}
+
+fn check_pipe(pipe: &Inode) -> Check {
+    let mut left = pipe.record.size;
+    for part in of_kind::<PipePart>(&pipe.details)? {
+        match part.kind {
+            pipe_part::UNLINKED => rule(part.len == 0, "an unlinked FIFO with a length")?,
+            pipe_part::PACKET => {
+                rule((1..=PAGE_SIZE).contains(&(part.len as usize)), "a packet of a wrong length")?;
+                left = left.checked_sub(part.len.into()).ok_or("packets beyond the contents")?;
+            }
+            _ => return Err("a pipe of unknown parts"),
+        }
+    }
+    Ok(())
 }
 
 fn check_fs(fs: &Fs) -> Check {

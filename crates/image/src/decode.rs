@@ -215,9 +215,9 @@ fn object(raw: Raw<'_>) -> Result<Object, ReadError> {
             Object::Files(FileTable { descs: raw.array(descs)? })
         }
         record::File::TYPE => {
-            let Decoded { body: record, fields: [path, build_id, details, ..] } = raw.decode()?;
+            let Decoded { body: record, fields: [path, build_id, details, locks] } = raw.decode()?;
             let (path, build_id, details) = (path.to_vec(), build_id.to_vec(), details.to_vec());
-            Object::File(File { record, path, build_id, details })
+            Object::File(File { record, path, build_id, details, locks: raw.array(locks)? })
         }
         record::Inode::TYPE => {
             let Decoded { body: record, fields: [path, details, ..] } = raw.decode()?;

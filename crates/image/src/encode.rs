@@ -82,7 +82,10 @@ impl<S: BlockSink> Encoder<'_, S> {
         match object {
             Object::Mm(mm) => self.mm(mm),
             Object::Files(files) => writer.record(&record::FileTable {}, &[files.descs.as_bytes()]),
-            Object::File(file) => writer.record(&file.record, &[&file.path, &file.build_id, &file.details]),
+            Object::File(file) => {
+                let locks = file.locks.as_bytes();
+                writer.record(&file.record, &[&file.path, &file.build_id, &file.details, locks])
+            }
             Object::Inode(inode) => writer.record(&inode.record, &[&inode.path, &inode.details]),
             Object::Fs(fs) => writer.record(&fs.record, &[&fs.cwd, &fs.root]),
             Object::Sighand(sighand) => writer.record(&record::Sighand {}, &[sighand.actions.as_bytes()]),

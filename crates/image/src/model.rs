@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use zerocopy::FromBytes;
 
 use crate::record::{
-    self, FileDesc, Header, HeaderArch, Objref, PosixTimer, Record, SigAction, Task, Tree, task_state,
+    self, FileDesc, FileLock, Header, HeaderArch, Objref, PosixTimer, Record, SigAction, Task, Tree,
+    task_state,
 };
 
 /// A queued signal: `siginfo_t` as PTRACE_PEEKSIGINFO gives it.
@@ -150,6 +151,8 @@ pub struct File {
     pub build_id: Vec<u8>,
     /// What only its kind has; see [`details`].
     pub details: Vec<u8>,
+    /// Locks and leases held through it.
+    pub locks: Vec<FileLock>,
 }
 
 impl File {

@@ -17,6 +17,7 @@ pub mod guardian;
 mod init;
 pub mod memory;
 pub mod mntns;
+pub mod mqueue;
 pub mod pagemap;
 pub mod pidns;
 pub mod procfs;

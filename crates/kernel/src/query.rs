@@ -4,6 +4,7 @@ use crate::{
     error::{Named, Result},
     sys,
 };
+use rustix::io::Errno;
 use std::{
     arch::x86_64::{__cpuid, __cpuid_count, CpuidResult},
     os::fd::{AsFd, AsRawFd},
@@ -119,6 +120,13 @@ pub fn file_signal(fd: impl AsFd) -> Result<u32> {
     const F_GETSIG: u64 = 11;
     let args = [fd.as_fd().as_raw_fd() as u64, F_GETSIG, 0, 0, 0];
     sys::numbers(libc::SYS_fcntl, args).named("fcntl(F_GETSIG)").map(|signal| signal as u32)
+}
+
+/// Whether a pipe is one of pipe2(O_NOTIFICATION_PIPE). Those alone take a size; 0 is none, so that nothing is set.
+pub fn is_notification_pipe(fd: impl AsFd) -> bool {
+    const IOC_WATCH_QUEUE_SET_SIZE: u64 = 0x5760;
+    let args = [fd.as_fd().as_raw_fd() as u64, IOC_WATCH_QUEUE_SET_SIZE, 0, 0, 0];
+    !matches!(sys::numbers(libc::SYS_ioctl, args), Err(Errno::NODEV | Errno::NOTTY))
 }
 
 /// XCR0: the xsave components the kernel has enabled, 0 without xsave.

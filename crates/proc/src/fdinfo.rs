@@ -118,6 +118,14 @@ fn key_and_value(text: &[u8]) -> (&[u8], &[u8]) {
     (key, skip_blanks(value))
 }
 
+/// `/proc/locks` (proc_locks(5)): the locks that are held. Lines that are not understood, and those of waiters
+/// (`->`), are left out.
+#[must_use]
+pub fn parse_locks(text: &[u8]) -> Vec<Lock> {
+    let lock = |(line, text)| parse_lock(text, Place { file: "locks", line }).ok();
+    lines(text).filter_map(lock).collect()
+}
+
 /// `1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF`
 fn parse_lock(text: &[u8], place: Place) -> Result<Lock, ParseError> {
     let mut fields = Fields::new(text, place);

@@ -14,7 +14,7 @@ use crate::{
     signals::Cancel,
 };
 
-/// Makes as many children and threads as its arguments say, creates the file that the last one names, then
+/// Makes as many children, threads and full pipes as its arguments say, creates the file that the last one names, then
 /// sleeps. Children die with it.
 const TINY: &str = r#"
 #include <fcntl.h>
@@ -22,10 +22,20 @@ const TINY: &str = r#"
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 static void *idle(void *a) { for (;;) pause(); return a; }
 int main(int argc, char **argv) {
-    int children = argc > 3 ? atoi(argv[1]) : 0, threads = argc > 3 ? atoi(argv[2]) : 0;
+    int many = argc > 4, children = many ? atoi(argv[1]) : 0, threads = many ? atoi(argv[2]) : 0;
+    static char full[65536];
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    for (int i = many ? atoi(argv[3]) : 0, p[2]; i > 0; i--) {
+        for (int k = 0; k < 65536; k++) full[k] = k * i;
+        if (pipe(p) || write(p[1], full, 65536) != 65536) return 2;
+    }
     for (int i = 0; i < children; i++) if (fork() == 0) { prctl(PR_SET_PDEATHSIG, SIGKILL); idle(0); }
     pthread_attr_t small;
     pthread_t thread;
@@ -39,6 +49,7 @@ int main(int argc, char **argv) {
 
 const PROCESSES: &str = "process";
 const THREADS: &str = "thread";
+const PIPES: &str = "full pipe";
 /// Name, what there are many of, how many, how often it is measured; fewer before more.
 const CROWDS: &[(&str, &str, usize, usize)] = &[
     ("50 processes", PROCESSES, 50, 7),
@@ -49,6 +60,7 @@ const CROWDS: &[(&str, &str, usize, usize)] = &[
     ("300 threads", THREADS, 300, 7),
     ("1000 threads", THREADS, 1000, 7),
     ("3000 threads", THREADS, 3000, 3),
+    ("1000 full pipes", PIPES, 1000, 7),
 ];
 /// The largest of them when it is to be quick.
 const QUICK_CROWD: usize = 1000;
@@ -115,7 +127,8 @@ pub(super) fn all(dir: &Path, quick: bool) -> Outcome<Vec<Program>> {
     for ((name, kind, count, runs), path) in crowds.zip(std::iter::repeat(&many)) {
         let Some(path) = path else { break };
         let others = |of: &str| (if of == *kind { count - 1 } else { 0 }).to_string();
-        let words = [path.into(), others(PROCESSES).into(), others(THREADS).into()].to_vec();
+        let pipes = if *kind == PIPES { *count } else { 0 }.to_string();
+        let words = [path.into(), others(PROCESSES).into(), others(THREADS).into(), pipes.into()].to_vec();
         let runs = if quick { 3 } else { *runs };
         programs.push(Program { name, runs, tasks: Some((kind, *count)), words, tells: true });
     }

@@ -5,7 +5,7 @@
 use ckpt_image::{
     Image, Object,
     model::{File, Inode, Mm, Process, Signal, Thread},
-    record::{Header, Regs},
+    record::{FileLock, Header, Regs, lock_kind},
 };
 use serde_json::{Map, Value, json};
 
@@ -201,6 +201,8 @@ fn file_of(file: &File) -> Value {
     json!({
         "kind": show::kind(record.kind),
         "path": name(&file.path),
+        "external_name": show::outside(file),
+        "locks": file.locks.iter().map(lock).collect::<Vec<_>>(),
         "flags": format!("{:#o}", record.flags),
         "offset": record.pos,
         "inode": record.inode,
@@ -210,6 +212,22 @@ fn file_of(file: &File) -> Value {
         "size": record.size,
         "mtime": [json!(record.mtime_sec), json!(record.mtime_nsec)],
         "build_id": file.build_id.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+    })
+}
+
+fn lock(lock: &FileLock) -> Value {
+    let kind = match lock.kind {
+        lock_kind::POSIX => "posix",
+        lock_kind::OFD => "ofd",
+        lock_kind::FLOCK => "flock",
+        _ => "lease",
+    };
+    json!({
+        "kind": kind,
+        "access": if lock.access == 0 { "read" } else { "write" },
+        "pid": lock.pid,
+        "start": lock.start,
+        "length": lock.len,
     })
 }
 

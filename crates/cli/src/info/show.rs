@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use ckpt_image::{
     Image, Object,
-    model::{File, FileTable, Mm, Process, Thread},
-    record::{PAGE_SIZE, file_kind, inode_kind, task_state, vma_flags, vma_kind},
+    model::{File, FileTable, Mm, Process, Thread, details},
+    record::{ExternalName, PAGE_SIZE, file_kind, inode_kind, task_state, vma_flags, vma_kind},
 };
 
 use super::{Contents, Pages};
@@ -217,13 +217,37 @@ fn files(out: &mut String, image: &Image, process: &Process, table: &FileTable) 
             if desc.flags & 1 == 1 { "yes" } else { "no" },
             file.record.pos,
             kind(file.record.kind),
-            name(&file.path)
+            described(file)
         );
     }
     if let Some(fs) = image.fs(process.task.fs) {
         let _ =
             writeln!(out, "  cwd {}, root {}, umask {:04o}", name(&fs.cwd), name(&fs.root), fs.record.umask);
     }
+}
+
+/// Path, name of what is outside, and how many locks are held.
+fn described(file: &File) -> String {
+    let mut text = name(&file.path);
+    if let Some(outside) = outside(file) {
+        let _ = write!(text, " (named {outside})");
+    }
+    if !file.locks.is_empty() {
+        let _ = write!(text, " ({})", count(file.locks.len() as u64, "lock"));
+    }
+    text
+}
+
+/// What the checkpoint called a file from outside.
+pub(super) fn outside(file: &File) -> Option<String> {
+    let external = [
+        file_kind::EXTERNAL_TTY,
+        file_kind::EXTERNAL_PIPE,
+        file_kind::EXTERNAL_SOCKET,
+        file_kind::EXTERNAL_FILE,
+    ];
+    let names = details::<ExternalName>(&file.details).filter(|_| external.contains(&file.record.kind))?;
+    names.first().map(|external| name(external.bytes()))
 }
 
 /// Access mode, and `a` for O_APPEND.
@@ -245,6 +269,10 @@ pub(super) fn kind(kind: u32) -> &'static str {
         file_kind::PATH => "path",
         file_kind::CHARDEV => "device",
         file_kind::UNLINKED => "unlinked",
+        file_kind::PIPE => "pipe",
+        file_kind::MEMFD => "memfd",
+        file_kind::MQUEUE => "mqueue",
+        file_kind::EXTERNAL_FILE => "ext. file",
         file_kind::EXTERNAL_TTY => "ext. tty",
         file_kind::EXTERNAL_PIPE => "ext. pipe",
         file_kind::EXTERNAL_SOCKET => "ext. socket",
@@ -267,6 +295,8 @@ fn unnamed(out: &mut String, contents: &Contents) {
         let pages = contents.objects.get(objref).copied().unwrap_or_default();
         let what = match inode.record.kind {
             inode_kind::UNLINKED => format!("unlinked file, once {}", name(&inode.path)),
+            inode_kind::PIPE => format!("pipe, {}", name(&inode.path)),
+            inode_kind::MEMFD => format!("memfd, {}", name(&inode.path)),
             _ => "shared memory".to_owned(),
         };
         let _ = writeln!(out, "{objref:8}     {}  {what}", sizes(inode.record.size, pages));

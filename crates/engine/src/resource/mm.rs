@@ -5,14 +5,13 @@
 //! personality. *Restored*: a puppet unmaps everything but its slot, maps vvar and vdso where they
 //! were, then every area at its place; PR_SET_MM_MAP sets the rest. Contents are in `pages.rs`.
 //! mlockall(MCL_FUTURE) cannot be asked for, but shows in the flags of our slot during a visit.
-//! *Refused*: guard pages, protection keys, hugetlb, device mappings, SysV shared memory, memfd,
+//! *Refused*: guard pages, protection keys, hugetlb, device mappings, SysV shared memory, memfd_secret,
 //! userfaultfd ranges, aio rings, shadow stacks. PAGEMAP_SCAN Linux 6.7.
 
-use super::file::Descriptor;
+use super::file::{Descriptor, kind_of};
 use crate::{
     error::{Context, Doing, Error, ErrorKind, Result},
     objects::{FileKey, Objects},
-    registry::FILE_KINDS,
     task::{Process, show},
 };
 use ckpt_image::{
@@ -178,10 +177,14 @@ fn mapped_object(process: &Process, mapping: &Mapping, objects: &mut Objects) ->
     if mapping.path.starts_with(b"/SYSV") && mapping.deleted {
         return Err(Error::unsupported(format!("System V shared memory ({path}) cannot be carried yet")));
     }
-    if mapping.path.starts_with(b"/memfd:") || mapping.path.starts_with(b"/[aio]") {
-        return Err(Error::unsupported(format!("a mapping of {path} cannot be carried yet")));
+    if mapping.path.starts_with(b"/secretmem") && mapping.deleted {
+        return Err(Error::unsupported("secret memory (memfd_secret) cannot be carried yet")
+            .advice("nobody but its program can read it: let it unmap it"));
     }
-    if mapping.path.starts_with(b"anon_inode:") || !mapping.path.starts_with(b"/") {
+    if mapping.path.starts_with(b"/[aio]")
+        || mapping.path.starts_with(b"anon_inode:")
+        || !mapping.path.starts_with(b"/")
+    {
         return Err(Error::unsupported(format!("a mapping of {path} cannot be carried yet")));
     }
     if mapping.shared && mapping.deleted && mapping.path == b"/dev/zero" {
@@ -219,7 +222,7 @@ fn mapped_file(
     let descriptor = Descriptor { process, name, link, stat, info };
     let what =
         || Error::unsupported(format!("a mapping of {} cannot be carried yet", show(&descriptor.link)));
-    let kind = FILE_KINDS.iter().find(|kind| kind.claims(&descriptor)).ok_or_else(what)?;
+    let kind = kind_of(&descriptor).ok_or_else(what)?;
     let mut file = kind.checkpoint(&descriptor, objects)?;
     file.build_id = build_id(&file.path).unwrap_or_default();
     Ok(Object::File(file))

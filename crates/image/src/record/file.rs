@@ -24,8 +24,8 @@ wire! {
 wire! {
     /// An open file description, or a file that is only mapped. Fields: path (bytes, as
     /// /proc/PID/fd showed it without " (deleted)"), ELF build-id (may be empty), details: an array of
-    /// the structure its kind has, if any.
-    304 "FILE" [path, build_id, details] struct File {
+    /// the structure its kind has, if any, locks: array of [`FileLock`].
+    304 "FILE" [path, build_id, details, locks] struct File {
         /// [`file_kind`].
         pub kind: u32,
         /// open(2) flags, as in /proc/PID/fdinfo, without O_CLOEXEC.
@@ -52,7 +52,7 @@ wire! {
         pub pad: u32,
         /// Whom the file signals (F_SETOWN_EX): [`owner_kind`].
         pub owner_kind: u32,
-        /// Its pid or tid, or 0.
+        /// Its pid, tid or process group id, or 0.
         pub owner: i32,
         /// With which signal (F_SETSIG), 0 for SIGIO.
         pub owner_signal: u32,
@@ -69,8 +69,86 @@ pub mod owner_kind {
     pub const THREAD: u32 = 1;
     /// A process (F_OWNER_PID).
     pub const PROCESS: u32 = 2;
+    /// A process group (F_OWNER_PGRP).
+    pub const GROUP: u32 = 3;
     /// Every value above; a reader refuses any other.
-    pub const ALL: &[u32] = &[NONE, THREAD, PROCESS];
+    pub const ALL: &[u32] = &[NONE, THREAD, PROCESS, GROUP];
+}
+
+wire! {
+    /// A lock or lease on an open file description.
+    struct FileLock {
+        /// [`lock_kind`].
+        pub kind: u32,
+        /// F_RDLCK (0) or F_WRLCK (1).
+        pub access: u32,
+        /// Process that took it, 0 if it is not in the tree. A POSIX lock belongs to its descriptor table.
+        pub pid: i32,
+        /// Zero.
+        pub pad: u32,
+        /// First byte; 0 of what is of the whole file.
+        pub start: u64,
+        /// Bytes; 0: up to the end, whatever it becomes.
+        pub len: u64,
+    }
+}
+
+/// Values of [`FileLock::kind`].
+pub mod lock_kind {
+    /// fcntl(2) F_SETLK: of a process.
+    pub const POSIX: u32 = 1;
+    /// fcntl(2) F_OFD_SETLK: of the description.
+    pub const OFD: u32 = 2;
+    /// flock(2).
+    pub const FLOCK: u32 = 3;
+    /// fcntl(2) F_SETLEASE.
+    pub const LEASE: u32 = 4;
+    /// Every value above; a reader refuses any other.
+    pub const ALL: &[u32] = &[POSIX, OFD, FLOCK, LEASE];
+}
+
+wire! {
+    /// Details of a POSIX message queue: its attributes, and whom it tells of a message (mq_notify(3)).
+    struct Mqueue {
+        /// Most messages.
+        pub max_messages: u64,
+        /// Most bytes of one.
+        pub message_size: u64,
+        /// Process that is told, 0 if there is none in the tree.
+        pub notify_pid: i32,
+        /// How: SIGEV_SIGNAL (0) or SIGEV_NONE (1).
+        pub notify: u32,
+        /// By which signal.
+        pub signal: u32,
+        /// Zero.
+        pub pad: u32,
+    }
+}
+
+wire! {
+    /// Details of a file that comes from outside: what the checkpoint called it (`--external`).
+    struct ExternalName {
+        /// Zeros behind it.
+        pub name: [[u8; 16]; 4],
+    }
+}
+
+impl ExternalName {
+    /// Longest name.
+    pub const MAX: usize = 64;
+
+    /// With this name, if it is not too long.
+    pub fn new(name: &[u8]) -> Option<Self> {
+        let mut wire = Self::default();
+        wire.name.as_flattened_mut().get_mut(..name.len())?.copy_from_slice(name);
+        Some(wire)
+    }
+
+    /// The name.
+    pub fn bytes(&self) -> &[u8] {
+        let name = self.name.as_flattened();
+        name.split(|b| *b == 0).next().unwrap_or(name)
+    }
 }
 
 /// Values of [`File::kind`].
@@ -93,13 +171,31 @@ pub mod file_kind {
     pub const EXTERNAL_PIPE: u32 = 17;
     /// A socket whose peer is outside.
     pub const EXTERNAL_SOCKET: u32 = 18;
+    /// memfd_create(2): its contents are in the image.
+    pub const MEMFD: u32 = 19;
+    /// POSIX message queue: its contents are the system's.
+    pub const MQUEUE: u32 = 21;
+    /// Any other file that the checkpoint was told is outside.
+    pub const EXTERNAL_FILE: u32 = 32;
     /// Every value above; a reader refuses any other.
-    pub const ALL: &[u32] =
-        &[REGULAR, DIRECTORY, PATH, CHARDEV, UNLINKED, PIPE, EXTERNAL_TTY, EXTERNAL_PIPE, EXTERNAL_SOCKET];
+    pub const ALL: &[u32] = &[
+        REGULAR,
+        DIRECTORY,
+        PATH,
+        CHARDEV,
+        UNLINKED,
+        PIPE,
+        EXTERNAL_TTY,
+        EXTERNAL_PIPE,
+        EXTERNAL_SOCKET,
+        MEMFD,
+        MQUEUE,
+        EXTERNAL_FILE,
+    ];
 }
 
 wire! {
-    /// Contents without a name: an unlinked regular file, memory shared anonymously, or a pipe. Its pages
+    /// Contents without a name: an unlinked regular file, memory shared anonymously, a pipe, or a memfd. Its pages
     /// are stored in [`Pgarr`] chunks addressed by file offset. Fields: path it once had, details: an array
     /// of the structure its kind has, if any.
     310 "INODE" [path, details] struct Inode {
@@ -126,8 +222,40 @@ pub mod inode_kind {
     pub const SHMEM: u32 = 2;
     /// A pipe with all its ends inside.
     pub const PIPE: u32 = 3;
+    /// memfd_create(2).
+    pub const MEMFD: u32 = 5;
     /// Every value above; a reader refuses any other.
-    pub const ALL: &[u32] = &[UNLINKED, SHMEM, PIPE];
+    pub const ALL: &[u32] = &[UNLINKED, SHMEM, PIPE, MEMFD];
+}
+
+wire! {
+    /// Details of a pipe: one [`pipe_part`], those of its contents in order.
+    struct PipePart {
+        /// [`pipe_part`].
+        pub kind: u32,
+        /// Bytes of a packet.
+        pub len: u32,
+    }
+}
+
+/// Values of [`PipePart::kind`].
+pub mod pipe_part {
+    /// The pipe is a FIFO that has been unlinked.
+    pub const UNLINKED: u32 = 1;
+    /// A packet waits (O_DIRECT); what the packets leave of the contents has no borders.
+    pub const PACKET: u32 = 2;
+    /// Every value above; a reader refuses any other.
+    pub const ALL: &[u32] = &[UNLINKED, PACKET];
+}
+
+wire! {
+    /// Details of a memfd.
+    struct Memfd {
+        /// F_GET_SEALS.
+        pub seals: u32,
+        /// Zero.
+        pub pad: u32,
+    }
 }
 
 wire! {

@@ -7,8 +7,9 @@ use ckpt_image::model::{
     Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Sighand, Signal, Thread, Vma,
 };
 use ckpt_image::record::{
-    self, ARCH_X86_64, FileDesc, HEADER_MAGIC, Header, HeaderArch, PAGE_SIZE, REV, Record, RestartBlock, Run,
-    Task, Tree, file_kind, inode_kind, owner_kind, restart_kind, task_state, vma_flags, vma_kind,
+    self, ARCH_X86_64, ExternalName, FileDesc, FileLock, HEADER_MAGIC, Header, HeaderArch, PAGE_SIZE,
+    PipePart, REV, Record, RestartBlock, Run, Task, Tree, file_kind, inode_kind, lock_kind, owner_kind,
+    pipe_part, restart_kind, task_state, vma_flags, vma_kind,
 };
 use ckpt_image::{Block, BlockSink, Chunk, Objref, PagesWritten, ReadError, Reader, Writer, ZeroPages};
 use zerocopy::{FromBytes, IntoBytes};
@@ -260,12 +261,49 @@ impl Builder<'_, '_> {
 
     fn file(&mut self) -> Objref {
         let kind = self.source.pick(file_kind::ALL);
-        let inside = [file_kind::UNLINKED, file_kind::PIPE].contains(&kind);
+        let inside = [file_kind::UNLINKED, file_kind::PIPE, file_kind::MEMFD].contains(&kind);
         let inode = if inside { self.share(record::Inode::TYPE, Self::inode) } else { 0 };
         let record = record::File { kind, inode, pad: 0, pad2: 0, ..self.source.wire() };
         let record = owned(record, self.source.pick(owner_kind::ALL));
         let (path, build_id) = (self.source.text(255), self.source.bytes(20));
-        self.add(Object::File(File { record, path, build_id, ..File::default() }))
+        let details = self.file_details(kind);
+        let locks = self.source.many(3, lock);
+        self.add(Object::File(File { record, path, build_id, details, locks }))
+    }
+
+    fn file_details(&mut self, kind: u32) -> Vec<u8> {
+        match kind {
+            file_kind::MQUEUE => {
+                let (notify, signal) = (self.source.below(2) as u32, self.source.below(65) as u32);
+                let notify_pid = i32::from(self.source.byte());
+                record::Mqueue { notify, signal, notify_pid, pad: 0, ..self.source.wire() }
+                    .as_bytes()
+                    .to_vec()
+            }
+            file_kind::EXTERNAL_TTY
+            | file_kind::EXTERNAL_PIPE
+            | file_kind::EXTERNAL_SOCKET
+            | file_kind::EXTERNAL_FILE => {
+                let name = self.source.text(64);
+                let name = Some(name).filter(|name| !name.is_empty());
+                name.and_then(|n| ExternalName::new(&n)).map_or(vec![], |n| n.as_bytes().to_vec())
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn inode_details(&mut self, kind: u32, size: u64) -> Vec<u8> {
+        match kind {
+            inode_kind::PIPE => {
+                let most = size.min(9) as usize;
+                let packets = self.source.many(most, |_| PipePart { kind: pipe_part::PACKET, len: 1 });
+                let unlinked = PipePart { kind: pipe_part::UNLINKED, len: 0 };
+                let parts = packets.into_iter().chain((size % 2 == 0).then_some(unlinked));
+                parts.flat_map(|part| part.as_bytes().to_vec()).collect()
+            }
+            inode_kind::MEMFD => record::Memfd { pad: 0, ..self.source.wire() }.as_bytes().to_vec(),
+            _ => Vec::new(),
+        }
     }
 
     fn inode(&mut self) -> Objref {
@@ -273,7 +311,8 @@ impl Builder<'_, '_> {
         let wild: record::Inode = self.source.wire();
         let record = record::Inode { kind, size: wild.size >> 1, ..wild };
         let path = self.source.text(255);
-        self.add(Object::Inode(Inode { record, path, ..Inode::default() }))
+        let details = self.inode_details(kind, record.size);
+        self.add(Object::Inode(Inode { record, path, details }))
     }
 
     fn fs(&mut self) -> Objref {
@@ -299,6 +338,14 @@ impl Builder<'_, '_> {
         let groups = self.source.many(9, Source::wire);
         self.add(Object::Cred(Cred { record, groups }))
     }
+}
+
+/// Any lock.
+fn lock(source: &mut Source<'_>) -> FileLock {
+    let kind = source.pick(lock_kind::ALL);
+    let whole = [lock_kind::FLOCK, lock_kind::LEASE].contains(&kind);
+    let (start, len) = if whole { (0, 0) } else { (source.byte().into(), source.byte().into()) };
+    FileLock { kind, access: source.below(2) as u32, pid: 1 + i32::from(source.byte()), pad: 0, start, len }
 }
 
 /// Where `sample` has memory: two data pages, then one that is zero, then one that is not.
@@ -406,6 +453,14 @@ fn sample_objects(image: &mut Image, source: &mut Source<'_>) {
             Object::File(File {
                 record: owned(ghost, owner_kind::THREAD),
                 path: b"/tmp/was".to_vec(),
+                locks: vec![FileLock {
+                    kind: lock_kind::POSIX,
+                    access: 1,
+                    pid: 100,
+                    pad: 0,
+                    start: 7,
+                    len: 5,
+                }],
                 ..File::default()
             }),
         ),

@@ -1,19 +1,23 @@
-//! Terminals, pipes and sockets whose other end is outside.
+//! Terminals, pipes and sockets whose other end is outside, and whatever the caller says is outside (`--external`).
 //!
-//! *Saved*: kind and name. *Restored*: descriptors 0, 1 and 2 of these kinds are the restarter's
-//! own 0, 1 and 2; others come from `--inherit-fd`, or share the description of one that does.
-//! *Lost*: what was in flight, which belongs to the outside. *Refused*: sockets without another
-//! end (listening, not connected) and socket pairs made by the process itself. A pipe with both
-//! ends inside is not outside at all: see `pipe.rs`.
+//! *Saved*: kind and path, and the name the caller gave it. *Restored*: what has a name is what `--inherit-fd` gives
+//! by that name; else descriptors 0, 1 and 2 are the restarter's own 0, 1 and 2, and others come from `--inherit-fd`
+//! by number, or share the description of one that does. *Lost*: what was in flight, which belongs to the outside;
+//! flags and offset, which are those of what takes its place. *Refused*: sockets without another end (listening, not
+//! connected) and socket pairs made by the process itself, unless they are named. A pipe with both ends inside is not
+//! outside at all, unless it is named: see `pipe.rs`.
 
 use super::{Descriptor, FileKind, OpenContext};
 use crate::{
     error::{Error, Result},
     objects::Objects,
+    options::{External, Outside, Place},
+    task::show,
 };
 use ckpt_image::{
-    Image, Object, Objref, model,
-    record::{FileDesc, file_kind},
+    Image, Object, Objref,
+    model::{self, details},
+    record::{ExternalName, FileDesc, file_kind},
 };
 use rustix::{
     fs::{FileType, major},
@@ -24,6 +28,7 @@ use std::{
     collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
 };
+use zerocopy::IntoBytes;
 
 /// A terminal.
 pub(crate) struct Terminal;
@@ -31,6 +36,8 @@ pub(crate) struct Terminal;
 pub(crate) struct Pipe;
 /// A socket.
 pub(crate) struct Socket;
+/// Anything else, if the caller said so.
+pub(crate) struct Named;
 
 /// Majors of terminals: virtual consoles and serial ports, /dev/tty and console, ptys.
 const TTY_MAJORS: [u32; 19] =
@@ -74,12 +81,12 @@ external!(
     |_, _| Ok(())
 );
 external!(Pipe, file_kind::EXTERNAL_PIPE, |d| d.file_type() == FileType::Fifo, |_, _| Ok(()));
+external!(Named, file_kind::EXTERNAL_FILE, |_| false, |_, _| Ok(()));
 external!(Socket, file_kind::EXTERNAL_SOCKET, |d| d.file_type() == FileType::Socket, connected_to_outside);
 
 /// Refuses sockets that have no other end, or have it inside.
 fn connected_to_outside(descriptor: &Descriptor<'_>, objects: &Objects) -> Result<()> {
-    let number = descriptor.name.strip_prefix("fd/").and_then(|n| n.parse().ok()).unwrap_or(-1);
-    let socket = descriptor.process.descriptor(number)?;
+    let socket = descriptor.copy()?;
     let refused = |what: &str| Err(Error::unsupported(format!("{what} cannot be carried yet")));
     if sockopt::socket_acceptconn(&socket).unwrap_or(false) {
         return refused("a listening socket");
@@ -97,8 +104,55 @@ fn connected_to_outside(descriptor: &Descriptor<'_>, objects: &Objects) -> Resul
 
 /// Whether a file comes from outside.
 pub(crate) fn is_external(file: &model::File) -> bool {
-    [file_kind::EXTERNAL_TTY, file_kind::EXTERNAL_PIPE, file_kind::EXTERNAL_SOCKET]
+    [file_kind::EXTERNAL_TTY, file_kind::EXTERNAL_PIPE, file_kind::EXTERNAL_SOCKET, file_kind::EXTERNAL_FILE]
         .contains(&file.record.kind)
+}
+
+/// The record of a descriptor that the caller said is outside, whatever it is.
+pub(crate) fn named(descriptor: &Descriptor<'_>, objects: &mut Objects) -> Option<model::File> {
+    let (external, used) = objects.external.iter_mut().find(|(e, _)| is_meant(e, descriptor))?;
+    *used = true;
+    let mut file = descriptor.record(match external.kind {
+        Outside::Pipe => file_kind::EXTERNAL_PIPE,
+        Outside::Socket => file_kind::EXTERNAL_SOCKET,
+        Outside::Tty => file_kind::EXTERNAL_TTY,
+        Outside::File => file_kind::EXTERNAL_FILE,
+    });
+    file.details = ExternalName::new(&external.name)?.as_bytes().to_vec();
+    Some(file)
+}
+
+/// Whether `external` is of this descriptor: by path, or by what /proc shows between brackets.
+fn is_meant(external: &External, descriptor: &Descriptor<'_>) -> bool {
+    let kind = descriptor.file_type();
+    let of_kind = match external.kind {
+        Outside::Pipe => kind == FileType::Fifo,
+        Outside::Socket => kind == FileType::Socket,
+        Outside::Tty => kind == FileType::CharacterDevice,
+        Outside::File => true,
+    };
+    let bracketed = || {
+        let (_, id) = descriptor.link.split_at_checked(descriptor.link.iter().position(|b| *b == b'[')?)?;
+        id.strip_prefix(b"[")?.strip_suffix(b"]")
+    };
+    let id = external.id.as_slice();
+    of_kind && (descriptor.path() == id || external.kind != Outside::File && bracketed() == Some(id))
+}
+
+/// An error if the caller said something is outside that no descriptor is.
+pub(crate) fn check_used(objects: &Objects) -> Result<()> {
+    match objects.external.iter().find(|(_, used)| !used) {
+        Some((external, _)) => {
+            let what = format!("--external {external}: the program has no such descriptor open");
+            Err(Error::failed(what).advice("`ls -l /proc/PID/fd` shows what it has"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The name the caller gave it at the checkpoint.
+pub(crate) fn name(file: &model::File) -> Option<Vec<u8>> {
+    details::<ExternalName>(&file.details).and_then(|all| all.first().map(|name| name.bytes().to_vec()))
 }
 
 /// What takes the place of external descriptors.
@@ -118,39 +172,45 @@ impl Inherited {
 }
 
 /// An external descriptor: its table, itself, its file.
-type External<'a> = (Objref, &'a FileDesc, &'a model::File);
+type Held<'a> = (Objref, &'a FileDesc, &'a model::File);
 
 /// Finds what takes the place of all external descriptors of an image.
 pub(crate) fn inherit(
     image: &Image,
-    given: &[(i32, OwnedFd)],
+    given: &[(Place, OwnedFd)],
     park: &dyn Fn(OwnedFd) -> Result<OwnedFd>,
 ) -> Result<Inherited> {
-    let tables = image.objects.iter().filter_map(|(objref, object)| match object {
-        Object::Files(table) => Some((*objref, table)),
-        _ => None,
-    });
-    let external: Vec<External<'_>> = tables
-        .flat_map(|(objref, table)| table.descs.iter().map(move |desc| (objref, desc)))
-        .filter_map(|(objref, desc)| Some((objref, desc, image.file(desc.file)?)))
-        .filter(|(.., file)| is_external(file))
-        .collect();
-    if let Some((fd, _)) = given.iter().find(|(fd, _)| !external.iter().any(|(_, d, _)| d.fd == *fd)) {
-        let what = format!("--inherit-fd {fd}: the image has no external descriptor {fd}");
-        return Err(Error::failed(what).advice("`ckptinfo IMAGE` lists them"));
+    let external = externals(image);
+    for (place, _) in given {
+        let found = external.iter().any(|(_, desc, file)| match place {
+            Place::Number(fd) => desc.fd == *fd,
+            Place::Name(wanted) => name(file).as_ref() == Some(wanted),
+        });
+        if !found {
+            let what = match place {
+                Place::Number(fd) => format!("--inherit-fd {fd}: the image has no external descriptor {fd}"),
+                Place::Name(name) => {
+                    format!("--inherit-fd :{}: the image has no external of that name", show(name))
+                }
+            };
+            return Err(Error::failed(what).advice("`ckptinfo IMAGE` lists them"));
+        }
     }
     let mut inherited = Inherited { sources: Vec::new(), places: BTreeMap::new() };
-    let mut by_number: BTreeMap<i32, usize> = BTreeMap::new();
+    let mut known: BTreeMap<Place, usize> = BTreeMap::new();
     let mut by_object: BTreeMap<Objref, usize> = BTreeMap::new();
-    for (table, desc, _) in &external {
-        let own = match (given.iter().find(|(fd, _)| *fd == desc.fd), desc.fd) {
-            (Some((_, fd)), _) => fd.as_fd(),
-            (None, 0) => rustix::stdio::stdin(),
-            (None, 1) => rustix::stdio::stdout(),
-            (None, 2) => rustix::stdio::stderr(),
+    for (table, desc, file) in &external {
+        let by_name = name(file).map(Place::Name);
+        let find = |place: &Place| given.iter().find(|(other, _)| other == place).map(|(_, fd)| fd.as_fd());
+        let place = by_name.filter(|place| find(place).is_some()).unwrap_or(Place::Number(desc.fd));
+        let own = match (find(&place), desc.fd, name(file)) {
+            (Some(fd), ..) => fd,
+            (None, 0, None) => rustix::stdio::stdin(),
+            (None, 1, None) => rustix::stdio::stdout(),
+            (None, 2, None) => rustix::stdio::stderr(),
             _ => continue,
         };
-        let source = match by_number.get(&desc.fd) {
+        let source = match known.get(&place) {
             Some(source) => *source,
             None => {
                 let copy =
@@ -159,7 +219,7 @@ pub(crate) fn inherit(
                 inherited.sources.len() - 1
             }
         };
-        by_number.insert(desc.fd, source);
+        known.insert(place, source);
         by_object.entry(desc.file).or_insert(source);
         inherited.places.insert((*table, desc.fd), source);
     }
@@ -169,11 +229,32 @@ pub(crate) fn inherit(
             continue;
         }
         let Some(twin) = by_object.get(&desc.file) else {
-            let what = format!("{} was connected to the outside", crate::task::show(&file.path));
-            let advice = format!("give what takes its place with --inherit-fd {}=FD", desc.fd);
-            return Err(Error::failed(what).object(format!("fd {}", desc.fd)).advice(advice));
+            return Err(missing(desc, file));
         };
         inherited.places.insert(place, *twin);
     }
     Ok(inherited)
+}
+
+/// The error for what nobody gave.
+fn missing(desc: &FileDesc, file: &model::File) -> Error {
+    let what = format!("{} was connected to the outside", show(&file.path));
+    let advice = match name(file) {
+        Some(name) => format!("give what takes its place with --inherit-fd FD:{}", show(&name)),
+        None => format!("give what takes its place with --inherit-fd {}=FD", desc.fd),
+    };
+    Error::failed(what).object(format!("fd {}", desc.fd)).advice(advice)
+}
+
+/// All external descriptors of an image.
+fn externals(image: &Image) -> Vec<Held<'_>> {
+    let tables = image.objects.iter().filter_map(|(objref, object)| match object {
+        Object::Files(table) => Some((*objref, table)),
+        _ => None,
+    });
+    tables
+        .flat_map(|(objref, table)| table.descs.iter().map(move |desc| (objref, desc)))
+        .filter_map(|(objref, desc)| Some((objref, desc, image.file(desc.file)?)))
+        .filter(|(.., file)| is_external(file))
+        .collect()
 }

@@ -9,9 +9,13 @@
 pub(crate) mod chardev;
 pub(crate) mod directory;
 pub(crate) mod external;
+pub(crate) mod lock;
+pub(crate) mod memfd;
+pub(crate) mod mqueue;
 pub(crate) mod owner;
 pub(crate) mod path;
 pub(crate) mod pipe;
+mod refuse;
 pub(crate) mod regular;
 pub(crate) mod unlinked;
 
@@ -24,7 +28,7 @@ use crate::{
 };
 use ckpt_image::{
     Image, Object, Objref, model,
-    record::{self, FileDesc},
+    record::{self, FileDesc, file_kind},
 };
 use ckpt_proc::{
     fdinfo::{FdInfo, parse_fdinfo},
@@ -32,12 +36,12 @@ use ckpt_proc::{
 };
 use rustix::{
     fs::{FileType, Mode, OFlags, Stat},
-    process::Resource,
+    process::{Resource, Rlimit},
 };
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
-    sync::atomic::AtomicBool,
+    sync::{Mutex, atomic::AtomicBool},
 };
 
 /// What is known of a descriptor before anybody looks inside.
@@ -85,6 +89,18 @@ impl Descriptor<'_> {
             .is_ok_and(|s| (s.st_dev, s.st_ino) == (self.stat.st_dev, self.stat.st_ino))
     }
 
+    /// A copy of it; of a file that is only mapped, there is none.
+    pub(crate) fn copy(&self) -> Result<OwnedFd> {
+        let number = self.name.strip_prefix("fd/").and_then(|n| n.parse().ok()).unwrap_or(-1);
+        self.process.descriptor(number)
+    }
+
+    /// statfs(2) f_type of the file system it is in.
+    pub(crate) fn file_system(&self) -> Option<i64> {
+        let place = self.process.proc.open(&self.name, OFlags::PATH).ok()?;
+        rustix::fs::fstatfs(place).ok().map(|fs| fs.f_type as i64)
+    }
+
     /// The record all kinds share.
     pub(crate) fn record(&self, kind: u32) -> model::File {
         let stat = &self.stat;
@@ -115,6 +131,15 @@ pub(crate) struct Made {
     pub(crate) read: Option<OwnedFd>,
     /// `fd` itself is somebody's description already.
     pub(crate) taken: AtomicBool,
+    /// Of a pipe with packets: as much of its contents as is known.
+    pub(crate) packets: Mutex<Vec<u8>>,
+}
+
+impl Made {
+    /// With nothing but a descriptor.
+    pub(crate) fn new(fd: OwnedFd) -> Made {
+        Made { fd, read: None, taken: AtomicBool::default(), packets: Mutex::default() }
+    }
 }
 
 /// What opening a file again may need.
@@ -152,7 +177,7 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
 }
 
 /// Looks at descriptor `fd`.
-fn look(process: &Process, fd: i32) -> Result<Descriptor<'_>> {
+pub(crate) fn look(process: &Process, fd: i32) -> Result<Descriptor<'_>> {
     const ATTEMPTS: u32 = 100;
     let name = format!("fd/{fd}");
     for _ in 0..ATTEMPTS {
@@ -169,31 +194,33 @@ fn look(process: &Process, fd: i32) -> Result<Descriptor<'_>> {
 
 /// The objref of the open description behind a descriptor.
 fn object(descriptor: &Descriptor<'_>, fd: i32, objects: &mut Objects) -> Result<Objref> {
-    if !descriptor.info.locks.is_empty() {
-        let what = format!("a lock or lease on {} cannot be carried yet", show(&descriptor.link));
-        return Err(Error::unsupported(what).advice("checkpoint when the program does not hold it"));
-    }
-    let kind = FILE_KINDS.iter().find(|kind| kind.claims(descriptor)).ok_or_else(|| refusal(descriptor))?;
+    let named = external::named(descriptor, objects);
+    let kind = kind_of(descriptor);
     let key = (descriptor.stat.st_dev, descriptor.stat.st_ino, descriptor.flags());
-    objects.description(descriptor.process.witness, fd, key, |objects| {
-        let mut file = kind.checkpoint(descriptor, objects)?;
+    let file = objects.description(descriptor.process.witness, fd, key, |objects| {
+        let mut file = match (named, kind) {
+            (Some(file), _) => file,
+            (None, Some(kind)) => kind.checkpoint(descriptor, objects)?,
+            (None, None) => return Err(refuse::refusal(descriptor)),
+        };
         owner::checkpoint(descriptor, fd, &mut file, &objects.members)?;
         Ok(Object::File(file))
-    })
+    })?;
+    lock::checkpoint(descriptor, file, objects)?;
+    Ok(file)
 }
 
-/// The error for a descriptor that no kind claims.
-fn refusal(descriptor: &Descriptor<'_>) -> Error {
-    let what = match descriptor.target() {
-        FdLink::AnonInode(b"eventpoll") => "epoll descriptors cannot be carried yet".to_owned(),
-        FdLink::AnonInode(name) => format!("{} descriptors cannot be carried yet", show(name)),
-        FdLink::Memfd(name) => format!("the memfd {} cannot be carried yet", show(name)),
-        FdLink::Namespace(kind, _) => {
-            format!("descriptors of {} namespaces cannot be carried yet", show(kind))
-        }
-        _ => format!("{} is of a kind that cannot be carried yet", show(&descriptor.link)),
-    };
-    Error::unsupported(what).advice("let the program close it, or checkpoint at another moment")
+/// The kinds that claim a descriptor: no more than one. What was opened with O_PATH is a place, whatever is there:
+/// the other kinds are not asked.
+pub(crate) fn claimants(descriptor: &Descriptor<'_>) -> impl Iterator<Item = &'static dyn FileKind> {
+    let place = OFlags::from_bits_retain(descriptor.flags()).contains(OFlags::PATH);
+    let asked = FILE_KINDS.iter().copied().filter(move |kind| (kind.kind() == file_kind::PATH) == place);
+    asked.filter(|kind| kind.claims(descriptor))
+}
+
+/// The kind of a descriptor.
+pub(crate) fn kind_of(descriptor: &Descriptor<'_>) -> Option<&'static dyn FileKind> {
+    claimants(descriptor).next()
 }
 
 /// Opens all files of the image. `park` moves a descriptor out of the way of the task's own.
@@ -257,12 +284,87 @@ pub(crate) fn seek(fd: impl AsFd, record: &record::File, path: &[u8]) -> Result<
     Ok(())
 }
 
-/// Raises our own limit of open files as far as allowed; gives the limit.
-pub(crate) fn raise_nofile() -> u64 {
+/// Raises our own limit of open files as far as allowed, beyond the hard limit only if more than that is wanted;
+/// gives the limit.
+pub(crate) fn raise_nofile(wanted: u64) -> u64 {
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    if limit.maximum.is_some_and(|most| most < wanted) {
+        let more = Rlimit { current: Some(wanted), maximum: Some(wanted) };
+        if rustix::process::setrlimit(Resource::Nofile, more).is_ok() {
+            return wanted;
+        }
+    }
     if limit.current != limit.maximum {
         limit.current = limit.maximum;
         let _ = rustix::process::setrlimit(Resource::Nofile, limit);
     }
     rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, memfd_create, open};
+    use std::os::fd::AsRawFd;
+
+    /// A kind takes each of these, one alone: that the list is ordered is of no consequence.
+    #[test]
+    fn one_kind_claims_each_descriptor() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let of = |path: std::path::PathBuf, flags: OFlags| {
+            open(&path, flags | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::RUSR | Mode::WUSR).unwrap()
+        };
+        let create = OFlags::RDWR | OFlags::CREATE;
+        std::os::unix::fs::symlink("nowhere", path("link")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, path("fifo"), Mode::RUSR | Mode::WUSR).unwrap();
+        let gone = of(path("gone"), create);
+        std::fs::remove_file(path("gone")).unwrap();
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let (socket, peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let huge = memfd_create("huge", MemfdFlags::HUGETLB);
+        let named = [
+            (of(path("file"), create), file_kind::REGULAR),
+            (of(path(""), OFlags::RDONLY), file_kind::DIRECTORY),
+            (gone, file_kind::UNLINKED),
+            (of(path(""), OFlags::TMPFILE | OFlags::RDWR), file_kind::UNLINKED),
+            (of(path("fifo"), OFlags::RDWR), file_kind::EXTERNAL_PIPE),
+            (read, file_kind::EXTERNAL_PIPE),
+            (write, file_kind::EXTERNAL_PIPE),
+            (socket.into(), file_kind::EXTERNAL_SOCKET),
+            (peer.into(), file_kind::EXTERNAL_SOCKET),
+            (of("/dev/null".into(), OFlags::RDWR), file_kind::CHARDEV),
+            (memfd_create("a", MemfdFlags::CLOEXEC).unwrap(), file_kind::MEMFD),
+        ];
+        let places = ["file", "", "link", "fifo"].map(|name| of(path(name), OFlags::PATH | OFlags::NOFOLLOW));
+        let places = places.into_iter().chain([of("/dev/null".into(), OFlags::PATH)]);
+        let places = places.map(|fd| (fd, file_kind::PATH));
+        let files: Vec<_> = named.into_iter().chain(places).collect();
+        let own = Process::open(std::process::id() as i32).unwrap();
+        let claimed = |fd: i32| {
+            let descriptor = look(&own, fd).unwrap();
+            let kinds: Vec<u32> = claimants(&descriptor).map(|kind| kind.kind()).collect();
+            (show(&descriptor.link), kinds)
+        };
+        for (fd, want) in &files {
+            let (link, kinds) = claimed(fd.as_raw_fd());
+            assert_eq!(kinds, [*want], "{link}");
+        }
+        assert!(huge.is_err() || huge.is_ok_and(|fd| claimed(fd.as_raw_fd()).1.is_empty()));
+        // Whatever this test has besides: no kind takes what another does.
+        for fd in own.proc.numbers("fd").unwrap() {
+            if let Ok(descriptor) = look(&own, fd) {
+                assert!(claimants(&descriptor).count() <= 1, "{}", show(&descriptor.link));
+            }
+        }
+        // Nor of what the engine cannot open without privilege or unsafe code: by other programs' descriptors.
+        for pid in ckpt_kernel::procfs::numbers(".").unwrap() {
+            let Ok(process) = Process::open(pid) else { continue };
+            for fd in process.proc.numbers("fd").unwrap_or_default() {
+                if let Ok(descriptor) = look(&process, fd) {
+                    assert!(claimants(&descriptor).count() <= 1, "{}", show(&descriptor.link));
+                }
+            }
+        }
+    }
 }

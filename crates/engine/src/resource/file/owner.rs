@@ -3,16 +3,17 @@
 //! *Saved*: owner and signal of an open description, asked of a copy (pidfd_getfd(2), Linux 5.6) with
 //! F_GETOWN_EX and F_GETSIG; O_ASYNC is among its flags. *Restored*: by the leader, as whom it signals
 //! depends on who asked for it; O_ASYNC last, through the first descriptor of the description.
-//! *Refused*: an owner that is neither a process of the tree nor one of the threads. *Lost*: an owner that has
-//! ended; by which of several descriptors O_ASYNC was set (si_fd).
+//! *Refused*: an owner that is neither a process or process group of the tree nor one of the threads. *Lost*: an
+//! owner that has ended (the kernel says nobody then); by which of several descriptors O_ASYNC was set (si_fd), and
+//! through them by which of several processes with other credentials.
 
 use super::Descriptor;
 use crate::{
     error::{Error, Result},
-    task::{Process, show},
+    task::{Process, show, stat_of},
 };
 use ckpt_image::{
-    Image, model,
+    Image, Object, model,
     record::{file_kind, owner_kind},
 };
 use ckpt_kernel::{
@@ -25,6 +26,7 @@ const F_SETSIG: i32 = 10;
 const F_SETOWN_EX: i32 = 15;
 const F_OWNER_TID: i32 = 0;
 const F_OWNER_PID: i32 = 1;
+const F_OWNER_PGRP: i32 = 2;
 
 /// Adds the owner to the record of a new open description.
 pub(crate) fn checkpoint(
@@ -46,6 +48,7 @@ pub(crate) fn checkpoint(
     let ours = match kind {
         F_OWNER_PID => members.contains(&owner),
         F_OWNER_TID => process.tids()?.contains(&owner),
+        F_OWNER_PGRP => members.iter().any(|pid| is_in_group(*pid, owner)),
         _ => false,
     };
     if !ours {
@@ -55,19 +58,39 @@ pub(crate) fn checkpoint(
         };
         let what =
             format!("{} signals {who} (F_SETOWN), which cannot be carried yet", show(&descriptor.link));
-        return Err(Error::unsupported(what));
+        return Err(
+            Error::unsupported(what).advice("checkpoint it together with that one, or at another moment")
+        );
     }
-    file.record.owner_kind = if kind == F_OWNER_PID { owner_kind::PROCESS } else { owner_kind::THREAD };
+    file.record.owner_kind = match kind {
+        F_OWNER_PID => owner_kind::PROCESS,
+        F_OWNER_PGRP => owner_kind::GROUP,
+        _ => owner_kind::THREAD,
+    };
     file.record.owner = owner;
     Ok(())
 }
 
-/// Sets owners, signals and O_ASYNC of all descriptions in `table`. `tid` gives the new id of a thread.
+/// Whether a process lives and is in a group.
+fn is_in_group(pid: i32, group: i32) -> bool {
+    stat_of(pid).is_some_and(|stat| stat.pgrp == group && !stat.state.has_ended())
+}
+
+/// The process groups that files of an image signal.
+pub(crate) fn groups(image: &Image) -> BTreeSet<i32> {
+    let group = |object: &Object| match object {
+        Object::File(file) if file.record.owner_kind == owner_kind::GROUP => Some(file.record.owner),
+        _ => None,
+    };
+    image.objects.values().filter_map(group).collect()
+}
+
+/// Sets owners, signals and O_ASYNC of all descriptions in `table`. `id` gives the new id of an owner.
 pub(crate) fn restore(
     program: &mut Program,
     image: &Image,
     table: &model::FileTable,
-    tid: impl Fn(i32) -> Option<i32>,
+    id: impl Fn(u32, i32) -> Option<i32>,
 ) -> Result<()> {
     let mut done = BTreeSet::new();
     for desc in &table.descs {
@@ -77,8 +100,12 @@ pub(crate) fn restore(
             program.call("fcntl", desc.fd as u64, libc::SYS_fcntl, [desc.fd.into(), command.into(), arg]);
         };
         if record.owner_kind != owner_kind::NONE {
-            let kind = if record.owner_kind == owner_kind::PROCESS { F_OWNER_PID } else { F_OWNER_TID };
-            let owner = tid(record.owner).ok_or_else(|| {
+            let kind = match record.owner_kind {
+                owner_kind::PROCESS => F_OWNER_PID,
+                owner_kind::GROUP => F_OWNER_PGRP,
+                _ => F_OWNER_TID,
+            };
+            let owner = id(record.owner_kind, record.owner).ok_or_else(|| {
                 Error::bad_image(format!("fd {} signals a task that is not in the image", desc.fd))
             })?;
             fcntl(F_SETOWN_EX, Arg::In([kind, owner].iter().flat_map(|word| word.to_le_bytes()).collect()));

@@ -1,9 +1,10 @@
 //! Pipes and FIFOs with all their ends inside the tree.
 //!
-//! *Saved*: what waits in the pipe, copied with tee(2) so that nothing is taken out; its capacity.
-//! *Restored*: a new pipe with that capacity and contents; each end is a description of its own
-//! with the old flags. A FIFO is opened by its path, where it must still be, empty. *Refused*:
-//! packet mode with data waiting (the packets' borders would be lost).
+//! *Saved*: what waits in the pipe, copied with tee(2) so that nothing is taken out, and the borders of packets in it
+//! (O_DIRECT, Linux 3.4); its capacity. *Restored*: a new pipe with that capacity and contents; each end is a
+//! description of its own with the old flags. A FIFO is opened by its path, where it must still be, empty; one that
+//! was unlinked is made again under its name, or one like it, and unlinked at once. *Lost*: that pages were given
+//! (vmsplice), or only partly used. *Refused*: packets mixed with other data, a notification pipe.
 
 use super::{Descriptor, FileKind, Made, OpenContext};
 use crate::{
@@ -12,12 +13,13 @@ use crate::{
     task::{Process, show},
 };
 use ckpt_image::{
-    Object, Objref, model,
-    record::{self, FileDesc, file_kind, inode_kind},
+    Object, Objref,
+    model::{self, details},
+    record::{self, FileDesc, PAGE_SIZE, PipePart, file_kind, inode_kind, pipe_part},
 };
-use ckpt_kernel::procfs;
+use ckpt_kernel::{procfs, query};
 use rustix::{
-    fs::{MemfdFlags, Mode, OFlags},
+    fs::{Gid, MemfdFlags, Mode, OFlags, Uid},
     io::Errno,
     pipe::{self, PipeFlags, SpliceFlags},
 };
@@ -26,8 +28,9 @@ use std::{
     fs::File,
     io::{Read, Seek, Write},
     os::fd::OwnedFd,
-    sync::atomic::AtomicBool,
+    sync::PoisonError,
 };
+use zerocopy::IntoBytes;
 
 /// See the module.
 pub(crate) struct InnerPipe;
@@ -109,7 +112,8 @@ pub(crate) fn adopt<'a>(
         let Some(Object::Files(table)) = objects.table.get(&table) else { continue };
         for desc in &table.descs {
             let Some(Object::File(file)) = objects.table.get(&desc.file) else { continue };
-            if file.record.kind == file_kind::EXTERNAL_PIPE {
+            // One that was given a name is outside, whoever has its ends.
+            if file.record.kind == file_kind::EXTERNAL_PIPE && file.details.is_empty() {
                 let users = pipes.entry((file.record.dev, file.record.ino)).or_default();
                 users.ends |= ends(file.record.flags);
                 users.descs.push((process, *desc));
@@ -135,18 +139,20 @@ fn adopt_one(
     let Some((_, first)) = users.first() else { return Ok(()) };
     let Some(Object::File(file)) = objects.table.get(&first.file) else { return Ok(()) };
     let (mode, path) = (file.record.mode, file.path.clone());
-    let packets = users.iter().any(|(_, d)| match objects.table.get(&d.file) {
-        Some(Object::File(f)) => OFlags::from_bits_retain(f.record.flags).contains(OFlags::DIRECT),
-        _ => false,
-    });
-    let source = process.proc.open(&format!("fd/{}", first.fd), OFlags::RDONLY | OFlags::NONBLOCK)?;
-    let (contents, size, capacity) = copy(&source)?;
-    if packets && size != 0 {
-        return Err(Error::unsupported("a pipe in packet mode with data waiting cannot be carried yet"));
+    let name = format!("fd/{}", first.fd);
+    let source = process.proc.open(&name, OFlags::RDONLY | OFlags::NONBLOCK)?;
+    if query::is_notification_pipe(&source) {
+        return Err(Error::unsupported("a notification pipe (O_NOTIFICATION_PIPE) cannot be carried yet")
+            .advice("let the program close it"));
     }
-    let record = record::Inode { kind: inode_kind::PIPE, mode, uid: 0, gid: 0, size, capacity };
-    let (inode, new) =
-        objects.inode(dev_ino, || Object::Inode(model::Inode { record, path, ..model::Inode::default() }));
+    let Copied { contents, size, capacity, mut parts } = copy(&source)?;
+    let stat = process.proc.stat(&name)?;
+    let unlinked = path.starts_with(b"/") && stat.st_nlink == 0;
+    parts.extend(unlinked.then_some(PipePart { kind: pipe_part::UNLINKED, len: 0 }));
+    let (uid, gid) = if unlinked { (stat.st_uid, stat.st_gid) } else { (0, 0) };
+    let record = record::Inode { kind: inode_kind::PIPE, mode, uid, gid, size, capacity };
+    let details = parts.as_bytes().to_vec();
+    let (inode, new) = objects.inode(dev_ino, || Object::Inode(model::Inode { record, path, details }));
     if new {
         objects.contents.push((inode, contents));
     }
@@ -159,22 +165,68 @@ fn adopt_one(
     Ok(())
 }
 
-/// A copy of what waits in a pipe, its length and the pipe's capacity.
-fn copy(source: &OwnedFd) -> Result<(File, u64, u64)> {
+/// What is in a pipe.
+struct Copied {
+    contents: File,
+    size: u64,
+    capacity: u64,
+    /// Its packets.
+    parts: Vec<PipePart>,
+}
+
+/// A copy of what waits in a pipe.
+fn copy(source: &OwnedFd) -> Result<Copied> {
     let capacity = pipe::fcntl_getpipe_size(source).doing(|| "the capacity of a pipe".to_owned())?;
     let (read, write) =
         pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).doing(|| "make a pipe".to_owned())?;
-    pipe::fcntl_setpipe_size(&write, capacity).doing(|| "set the capacity of a pipe".to_owned())?;
+    // One more than it has would be enough. Where it is not allowed, a last packet is taken for other data.
+    let roomy = pipe::fcntl_setpipe_size(&write, 2 * capacity).is_ok();
+    if !roomy {
+        pipe::fcntl_setpipe_size(&write, capacity).doing(|| "set the capacity of a pipe".to_owned())?;
+    }
     let size = match pipe::tee(source, &write, capacity, SpliceFlags::NONBLOCK) {
         Err(Errno::AGAIN) => 0,
         other => other.doing(|| "copy what waits in a pipe".to_owned())?,
     };
+    // A byte behind all tells whether the last read ended at the end of a packet.
+    let mark =
+        if roomy { rustix::io::write(&write, b".").doing(|| "write to a pipe".to_owned())? } else { 0 };
+    let (mut bytes, mut parts) = read_packets(&mut File::from(read), size + mark)?;
+    bytes.truncate(size);
+    parts.pop();
+    if parts.iter().any(|part| part.len as usize > PAGE_SIZE) {
+        return Err(Error::unsupported(
+            "a pipe with packets (O_DIRECT) behind other data cannot be carried yet",
+        )
+        .advice("checkpoint when the program has read them"));
+    }
+    let contents =
+        rustix::fs::memfd_create("pipe", MemfdFlags::CLOEXEC).doing(|| "memfd_create".to_owned())?;
+    let mut contents = File::from(contents);
+    contents.write_all(&bytes).and_then(|()| contents.rewind()).doing(|| "copy a pipe".to_owned())?;
+    Ok(Copied { contents, size: size as u64, capacity: capacity as u64, parts })
+}
+
+/// Reads a pipe of `size` bytes to its end, a part at each read: none goes beyond the end of a packet.
+fn read_packets(copy: &mut File, size: usize) -> Result<(Vec<u8>, Vec<PipePart>)> {
     let mut bytes = vec![0; size];
-    File::from(read).read_exact(&mut bytes).doing(|| "read the copy of a pipe".to_owned())?;
-    let copy = rustix::fs::memfd_create("pipe", MemfdFlags::CLOEXEC).doing(|| "memfd_create".to_owned())?;
-    let mut copy = File::from(copy);
-    copy.write_all(&bytes).and_then(|()| copy.rewind()).doing(|| "copy a pipe".to_owned())?;
-    Ok((copy, size as u64, capacity as u64))
+    let (mut at, mut parts) = (0, Vec::new());
+    while let Some(rest) = bytes.get_mut(at..).filter(|rest| !rest.is_empty()) {
+        let n = copy.read(rest).doing(|| "read the copy of a pipe".to_owned())?;
+        if n == 0 {
+            return Err(Error::failed("the copy of a pipe is shorter than it was"));
+        }
+        at += n;
+        parts.push(PipePart { kind: pipe_part::PACKET, len: n as u32 });
+    }
+    Ok((bytes, parts))
+}
+
+/// The parts of a pipe, and whether it is an unlinked FIFO.
+fn parts(inode: &model::Inode) -> (Vec<PipePart>, bool) {
+    let all = details::<PipePart>(&inode.details).unwrap_or_default();
+    let (packets, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| p.kind == pipe_part::PACKET);
+    (packets, !others.is_empty())
 }
 
 /// An empty pipe for an inode.
@@ -183,17 +235,20 @@ pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
     if record.size > record.capacity {
         return Err(Error::bad_image(format!("a pipe of {} bytes holds {}", record.capacity, record.size)));
     }
-    let (fd, read) = if inode.path.starts_with(b"/") {
-        (open_fifo(&inode.path)?, None)
-    } else {
-        let (read, write) = pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
-        (write, Some(read))
+    let (_, unlinked) = parts(inode);
+    let (fd, read) = match (inode.path.starts_with(b"/"), unlinked) {
+        (true, true) => (make_fifo(inode)?, None),
+        (true, false) => (open_fifo(&inode.path)?, None),
+        (false, _) => {
+            let (read, write) = pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
+            (write, Some(read))
+        }
     };
     let capacity = usize::try_from(record.capacity).unwrap_or(usize::MAX);
     pipe::fcntl_setpipe_size(&fd, capacity).map_err(|e| {
         Error::os(format!("a pipe of {capacity} bytes"), e).advice("see fs.pipe-max-size in proc(5)")
     })?;
-    Ok(Made { fd, read, taken: AtomicBool::default() })
+    Ok(Made { read, ..Made::new(fd) })
 }
 
 /// Opens both ends of an empty FIFO.
@@ -213,14 +268,73 @@ fn open_fifo(path: &[u8]) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Puts data into a new pipe that is to hold `size` bytes in all: more might wait for room for ever.
-pub(crate) fn fill(fd: &OwnedFd, objref: Objref, size: u64, mut data: &[u8]) -> Result<()> {
-    if rustix::io::ioctl_fionread(fd).unwrap_or(0) + data.len() as u64 > size {
-        return Err(Error::bad_image(format!("pipe {objref} has contents for more than its {size} bytes")));
+/// Makes a FIFO that had been unlinked, under its name or one derived from it, and unlinks it at once.
+fn make_fifo(inode: &model::Inode) -> Result<OwnedFd> {
+    let path = show(&inode.path);
+    for attempt in 0..100 {
+        let mut name = inode.path.clone();
+        if attempt > 0 {
+            name.extend_from_slice(format!(".{attempt}").as_bytes());
+        }
+        match rustix::fs::mkfifoat(rustix::fs::CWD, name.as_slice(), Mode::RUSR | Mode::WUSR) {
+            Err(Errno::EXIST) => continue,
+            other => other.map_err(|e| {
+                Error::os(format!("make the unlinked FIFO {path} again"), e)
+                    .advice("its directory must exist and be writable")
+            })?,
+        }
+        let fd = open_fifo(&name);
+        // Whatever ends us from here on leaves no file.
+        rustix::fs::unlink(name.as_slice()).doing(|| format!("unlink {path}"))?;
+        let fd = fd?;
+        let (owner, group) = (Uid::from_raw(inode.record.uid), Gid::from_raw(inode.record.gid));
+        let ready = rustix::fs::fchown(&fd, Some(owner), Some(group))
+            .and_then(|()| rustix::fs::fchmod(&fd, Mode::from_raw_mode(inode.record.mode & 0o7777)));
+        ready.doing(|| format!("prepare the unlinked FIFO {path}"))?;
+        return Ok(fd);
     }
-    while !data.is_empty() {
-        let n = rustix::io::write(fd, data).doing(|| format!("fill pipe {objref}"))?;
-        data = data.get(n..).unwrap_or_default();
+    Err(Error::failed(format!("make the unlinked FIFO {path} again: all names are taken")))
+}
+
+/// Puts data into a new pipe. Packets are put into it when all of it is known.
+pub(crate) fn fill(made: &Made, objref: Objref, inode: &model::Inode, data: &[u8]) -> Result<()> {
+    let (packets, _) = parts(inode);
+    let mut known = made.packets.lock().unwrap_or_else(PoisonError::into_inner);
+    let there = known.len() as u64 + rustix::io::ioctl_fionread(&made.fd).unwrap_or(0);
+    if there + data.len() as u64 > inode.record.size {
+        let what = format!("pipe {objref} has contents for more than its {} bytes", inode.record.size);
+        return Err(Error::bad_image(what));
+    }
+    if packets.is_empty() {
+        return put(&made.fd, objref, OFlags::empty(), data);
+    }
+    known.extend_from_slice(data);
+    if known.len() as u64 == inode.record.size {
+        let mut rest = known.as_slice();
+        for packet in packets {
+            let (data, later) = rest.split_at_checked(packet.len as usize).unwrap_or_default();
+            put(&made.fd, objref, OFlags::DIRECT, data)?;
+            rest = later;
+        }
+        put(&made.fd, objref, OFlags::empty(), rest)?;
+        *known = Vec::new();
     }
     Ok(())
+}
+
+/// Writes to a pipe, whose flags are somebody's already; more than there is room for is an error.
+fn put(fd: &OwnedFd, objref: Objref, mode: OFlags, mut data: &[u8]) -> Result<()> {
+    let doing = || format!("fill pipe {objref}");
+    let flags = rustix::fs::fcntl_getfl(fd).doing(doing)?;
+    rustix::fs::fcntl_setfl(fd, (flags & !OFlags::DIRECT) | mode | OFlags::NONBLOCK).doing(doing)?;
+    while !data.is_empty() {
+        match rustix::io::write(fd, data) {
+            Ok(n) => data = data.get(n..).unwrap_or_default(),
+            Err(Errno::AGAIN) => {
+                return Err(Error::bad_image(format!("pipe {objref} has no room for its contents")));
+            }
+            Err(e) => return Err(Error::os(doing(), e)),
+        }
+    }
+    rustix::fs::fcntl_setfl(fd, flags).doing(doing)
 }

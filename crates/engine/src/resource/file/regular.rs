@@ -5,13 +5,17 @@
 //! it was is refused unless forced. Files of /proc and /sys are refused: they are views of a
 //! kernel that does not know the task yet when they are opened.
 
-use super::{Descriptor, FileKind, OpenContext, refuse_kernel_file_systems, reopen, seek};
+use super::{
+    Descriptor, FileKind, OpenContext, mqueue, refuse, refuse_kernel_file_systems, reopen, seek,
+    unlinked::is_unlinked,
+};
 use crate::{
     error::{Doing, Error, Result},
     objects::Objects,
     task::show,
 };
 use ckpt_image::{model, record::file_kind};
+use ckpt_proc::link::FdLink;
 use rustix::fs::{FileType, OFlags};
 use std::os::fd::OwnedFd;
 
@@ -24,7 +28,11 @@ impl FileKind for Regular {
     }
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
-        descriptor.file_type() == FileType::RegularFile && descriptor.link.starts_with(b"/")
+        descriptor.file_type() == FileType::RegularFile
+            && matches!(descriptor.target(), FdLink::Path { .. })
+            && !is_unlinked(descriptor)
+            && !mqueue::is_queue(descriptor)
+            && !refuse::is_secret(descriptor)
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {

@@ -6,7 +6,7 @@
 //! attributes, that it never had a name (O_TMPFILE, which includes O_DIRECTORY, among the flags); O_NOFOLLOW,
 //! which has no effect on an open file, of all descriptions but one.
 
-use super::{Descriptor, FileKind, Made, OpenContext, seek};
+use super::{Descriptor, FileKind, Made, OpenContext, mqueue, refuse, seek};
 use crate::{
     error::{Doing, Error, Result},
     objects::Objects,
@@ -21,13 +21,18 @@ use rustix::{
     fs::{FileType, Gid, Mode, OFlags, Uid},
     io::Errno,
 };
-use std::{
-    os::fd::OwnedFd,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::{os::fd::OwnedFd, sync::atomic::Ordering};
 
 /// See the module.
 pub(crate) struct Unlinked;
+
+/// Whether it is an unlinked file of a file system that has names.
+pub(crate) fn is_unlinked(descriptor: &Descriptor<'_>) -> bool {
+    descriptor.stat.st_nlink == 0
+        && matches!(descriptor.target(), ckpt_proc::link::FdLink::Path { deleted: true, .. })
+        && !mqueue::is_queue(descriptor)
+        && !refuse::is_secret(descriptor)
+}
 
 impl FileKind for Unlinked {
     fn kind(&self) -> u32 {
@@ -35,9 +40,7 @@ impl FileKind for Unlinked {
     }
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
-        descriptor.file_type() == FileType::RegularFile
-            && descriptor.stat.st_nlink == 0
-            && matches!(descriptor.target(), ckpt_proc::link::FdLink::Path { deleted: true, .. })
+        descriptor.file_type() == FileType::RegularFile && is_unlinked(descriptor)
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
@@ -108,7 +111,7 @@ pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(inode.record.mode & 0o7777))
     })();
     ready.doing(|| format!("prepare the unlinked {path}"))?;
-    Ok(Made { fd, read: None, taken: AtomicBool::default() })
+    Ok(Made::new(fd))
 }
 
 /// Creates a file under the old name or one derived from it.
