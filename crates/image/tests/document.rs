@@ -13,6 +13,7 @@ const PARTS: &[(&str, &[Member])] = &[
     ("FileDesc", record::FileDesc::MEMBERS),
     ("Run", record::Run::MEMBERS),
     ("SigAction", record::SigAction::MEMBERS),
+    ("PidLevel", record::PidLevel::MEMBERS),
     ("PosixTimer", record::PosixTimer::MEMBERS),
 ];
 
