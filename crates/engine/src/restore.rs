@@ -4,7 +4,7 @@
 use crate::{
     error::{Error, ErrorKind, Result},
     puppets::taken_pid,
-    resource::{call, cred, file, fs, layout, limits, mm, signal, thread, timers},
+    resource::{call, cred, file, fs, layout, limits, mm, pidns, signal, thread, timers},
     restart::Opened,
     task::show,
 };
@@ -146,7 +146,7 @@ pub(crate) fn threads(puppet: &mut Puppet, process: &model::Process, new_pids: b
         let mut program = Program::new();
         let tid = thread.record.tid;
         puppet.thread(0)?.with_others();
-        let args = clone_args(CLONE_THREAD_FLAGS, 0, (!new_pids).then_some(tid));
+        let args = clone_args(CLONE_THREAD_FLAGS, 0, &pidns::set_tid(thread, new_pids));
         program.call("clone3 of a thread", tid as u64, libc::SYS_clone3, args);
         let outcomes = puppet.run(0, &program).map_err(|e| taken_pid(tid, e))?;
         puppet.adopt(outcomes.first().map_or(0, |o| o.result as i32))?;
@@ -155,12 +155,13 @@ pub(crate) fn threads(puppet: &mut Puppet, process: &model::Process, new_pids: b
 }
 
 /// The C library keeps a thread's id where the kernel clears it at its end; with new ids that word
-/// follows.
+/// follows. (In a nested pid namespace they are the old ones.)
 pub(crate) fn rename_tids(puppet: &Puppet, parts: &Parts<'_>) -> Result<()> {
     for (index, thread) in parts.process.threads.iter().enumerate() {
         let at = thread.record.clear_child_tid;
         let mut word = [0; 4];
         if at != 0
+            && thread.levels.is_empty()
             && memory::read(puppet.pid(), at, &mut word).is_ok()
             && i32::from_le_bytes(word) == thread.record.tid
         {
