@@ -292,7 +292,9 @@ fn inherit(text: &str) -> Result<(Place, i32), String> {
 
 /// What stands instead of a [`Command`]: a usage error, or help that was asked for.
 pub(crate) struct Refusal {
-    name: String,
+    name: &'static str,
+    /// The command that would tell more, but for `--help`.
+    help: String,
     error: clap::Error,
     json: bool,
 }
@@ -310,7 +312,7 @@ impl Refusal {
             return 2;
         }
         let line = one_line(&self.error.render().to_string());
-        let advice = format!("try `{} --help`", self.name);
+        let advice = format!("try `{} --help`", self.help);
         if self.json {
             let _ = writeln!(std::io::stdout(), "{}", usage_json(&line, Some(&advice)));
         }
@@ -330,20 +332,17 @@ fn one_line(rendered: &str) -> String {
 pub(crate) fn parse(words: Vec<OsString>) -> Result<Command, Refusal> {
     let json = words.iter().any(|word| word == "--json");
     let called = words.first().map(Path::new).and_then(Path::file_name).and_then(OsStr::to_str);
+    let sub =
+        words.get(1).and_then(|word| word.to_str()).filter(|word| grammar().find_subcommand(word).is_some());
+    let long = sub.map(|sub| format!("ckpt {sub}"));
     let (name, parsed) = match called {
         Some("checkpoint") => ("checkpoint", single("checkpoint", words)),
         Some("restart") => ("restart", single("restart", words)),
-        Some("ckptinfo") => ("info", single("ckptinfo", words)),
-        _ => ("", Ckpt::try_parse_from(&words).map(|ckpt| ckpt.command)),
+        Some("ckptinfo") => ("ckptinfo", single("ckptinfo", words)),
+        _ => ("ckpt", Ckpt::try_parse_from(&words).map(|ckpt| ckpt.command)),
     };
-    parsed.map_err(|error| {
-        let name = match name {
-            "" => "ckpt".to_owned(),
-            "info" => "ckptinfo".to_owned(),
-            name => name.to_owned(),
-        };
-        Refusal { name, error, json }
-    })
+    let help = long.filter(|_| name == "ckpt").unwrap_or_else(|| name.to_owned());
+    parsed.map_err(|error| Refusal { name, help, error, json })
 }
 
 /// Parses a command called by its own name.
@@ -429,6 +428,21 @@ mod tests {
         assert_eq!(external("file[/a[1]]:log"), Ok(External { kind: Outside::File, id, name }));
         for bad in ["", "pipe", "pipe[1]", "pipe[1]:", "pipe[]:x", "pope[1]:x", "[1]:x", "pipe:x"] {
             assert!(external(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn help_is_that_of_the_subcommand() {
+        for (line, help) in [
+            ("ckpt restart --bogus", "ckpt restart"),
+            ("ckpt checkpoint", "ckpt checkpoint"),
+            ("/usr/bin/restart --bogus", "restart"),
+            ("ckptinfo --bogus", "ckptinfo"),
+            ("ckpt bogus", "ckpt"),
+            ("ckpt --bogus restart", "ckpt"),
+        ] {
+            let Err(refusal) = parse(words(line)) else { panic!("{line}") };
+            assert_eq!(refusal.help, help, "{line}");
         }
     }
 

@@ -3,16 +3,18 @@
 use crate::{
     error::{Error, ErrorKind, Result},
     freeze::FrozenThread,
-    resource::thread::leader_end,
+    resource::{pidns, thread::leader_end},
     task::{ProcDir, Process},
 };
 use ckpt_kernel::query::{self, Kcmp};
 use ckpt_proc::{stat::Stat, status::Status};
 
 /// Namespaces in which a process must be with us, with what they isolate.
-const NAMESPACES: [&str; 8] = ["mnt", "net", "uts", "ipc", "cgroup", "pid", "user", "time"];
+const NAMESPACES: [&str; 8] = ["mnt", "net", "uts", "ipc", "cgroup", PIDS, "user", "time"];
 /// How many of them a thread can leave alone.
-const OF_THREADS: usize = 5;
+const OF_THREADS: usize = 6;
+/// Of pid namespaces the one children are made in: it is the root's only in one who is there, too.
+const PIDS: &str = "pid_for_children";
 
 /// Code segment of a thread that runs 32-bit code (__USER32_CS).
 const USER32_CS: u64 = 0x23;
@@ -24,6 +26,8 @@ pub(crate) struct Admission {
     namespaces: Vec<(String, Vec<u8>)>,
     /// Their user namespace is one below ours.
     users_apart: bool,
+    /// The root of the tree.
+    root: i32,
 }
 
 impl Admission {
@@ -35,12 +39,15 @@ impl Admission {
             has_plain_ids(root) && root.proc.readlink("ns/user").ok() != own.readlink("ns/user").ok();
         let namespace = |kind: &str| {
             let name = format!("ns/{kind}");
-            let theirs = kind == "pid" || kind == "user" && users_apart;
-            let target = if theirs { root.proc.readlink(&name) } else { own.readlink(&name) };
+            let target = match kind {
+                PIDS => root.proc.readlink("ns/pid"),
+                "user" if users_apart => root.proc.readlink(&name),
+                _ => own.readlink(&name),
+            };
             target.ok().map(|target| (name, target))
         };
         let namespaces = NAMESPACES.into_iter().filter_map(namespace).collect();
-        Ok(Admission { namespaces, users_apart })
+        Ok(Admission { namespaces, users_apart, root: root.pid })
     }
 
     /// Refuses a process that has been stopped, for what it may have done since it was admitted, or
@@ -118,11 +125,12 @@ impl Admission {
                 Err(e) if e.kind == ErrorKind::Permission => {
                     return Err(e.advice("it needs the same user and a dumpable process, or CAP_SYS_PTRACE"));
                 }
-                Err(_) => continue,
-                Ok(theirs) => theirs,
+                other => other.ok(),
             };
-            if theirs != *ours {
-                let kind = name.strip_prefix("ns/").unwrap_or(name);
+            let kind = name.strip_prefix("ns/").unwrap_or(name);
+            if kind == PIDS && theirs.as_ref() != Some(ours) {
+                pidns::admit(process, tid, self.root)?;
+            } else if theirs.is_some_and(|theirs| theirs != *ours) {
                 let what = format!("it is in another {kind} namespace");
                 return Err(Error::unsupported(what).advice("run checkpoint inside its container"));
             }

@@ -113,7 +113,7 @@ pub(crate) fn capture(
     if let Some(((root, _), mm)) = all.held.first().zip(mm) {
         image.arch = header::arch(root.witness, mm, &image.processes)?;
     }
-    all.names.apply(&mut image);
+    all.names.apply(&mut image)?;
     let contents = pages::Contents::plan(contents, &image)?;
     Ok(Capture { held: all.held, image, memory: all.memory, contents })
 }
@@ -143,7 +143,7 @@ impl Collector {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let FrozenProcess { process, threads: frozen, stopped, parent_tid } = member;
-        let own: Vec<i32> = children.iter().map(|pid| self.names.own(*pid)).collect();
+        let own: Vec<i32> = children.iter().map(|pid| self.names.seen_by(process.pid, *pid)).collect();
         let (frozen, answers) = visit(&process, frozen, &own, observer)?;
         let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
         self.unseen.extend(unseen);

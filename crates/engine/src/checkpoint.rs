@@ -27,7 +27,7 @@ use crate::{
     task::Process,
     tree::{self, Held},
 };
-use ckpt_image::{BLOCK_SIZE, Block, Writer, record};
+use ckpt_image::{BLOCK_SIZE, Block, Image, Writer, model, record};
 use ckpt_kernel::tracee::Stopped;
 use std::time::{Duration, Instant};
 
@@ -97,7 +97,7 @@ pub fn checkpoint(
         total: Duration::ZERO,
     };
     let held = std::mem::take(&mut capture.held);
-    report.frozen = settle(options.after, held, thawed, destination, frozen_at)?;
+    report.frozen = settle(options.after, held, &capture.image, thawed, destination, frozen_at)?;
     drop(guardian);
     report.total = begin.elapsed();
     Ok(report)
@@ -155,6 +155,7 @@ fn write_all(
 fn settle(
     after: After,
     held: Held,
+    image: &Image,
     thawed: Thawed,
     destination: Destination,
     frozen_at: Instant,
@@ -179,7 +180,7 @@ fn settle(
             destination.publish()?;
             let frozen = frozen_at.elapsed();
             signal_all(&held, rustix::process::Signal::KILL)?;
-            held.into_iter().try_for_each(|(process, threads)| wait_end(&process, threads))?;
+            wait_for_all(held, &image.processes)?;
             // Only now: v1 would hold back even the killed.
             thawed.freeze()?;
             Ok(frozen)
@@ -195,6 +196,25 @@ fn thaw_tree(held: Held) -> Result<()> {
 fn signal_all(held: &Held, signal: rustix::process::Signal) -> Result<()> {
     let living = held.iter().filter(|(_, threads)| !threads.is_empty());
     living.map(|(process, _)| process).try_for_each(|p| p.signal(signal).task(|| p.label()))
+}
+
+/// Waits for the end of all, which have been sent SIGKILL. Process 1 of a pid namespace ends when all
+/// others of it have been waited for, by us and by their parents.
+fn wait_for_all(held: Held, processes: &[model::Process]) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let of_image = held.into_iter().zip(processes).rev();
+    let (mut inits, others): (Vec<_>, Vec<_>) =
+        of_image.partition(|(_, process)| process.is_init() || process.task.pid == 1);
+    others.into_iter().try_for_each(|((process, threads), _)| wait_end(&process, threads))?;
+    inits.sort_by_key(|(_, process)| std::cmp::Reverse(process.levels().len()));
+    let deadline = Instant::now() + PATIENCE;
+    for ((_, threads), _) in inits {
+        // A parent outside may take its time: it is not waited for.
+        for mut thread in threads.into_iter().rev() {
+            thread.wait_end_until(deadline);
+        }
+    }
+    Ok(())
 }
 
 /// Waits for the end of a process that has been sent SIGKILL.

@@ -27,6 +27,12 @@
 //! them with `__WALL`), unless those they make as siblings are to have another. The pid of a ghost
 //! without a number is anybody's choice, but of a number that is not in the image.
 //!
+//! **Pid namespaces.** In a nested one (`resource/pidns.rs`) nobody is made before its process 1. And
+//! to join a group one must see its leader. Who does not, and whose maker does not either (which
+//! could move it), is *bound*: made by one that is in the group at that moment. So its maker is made
+//! in that group as well, as far up as need be, and forks it before it leaves. In a namespace of
+//! its own all of a tree does not see the restarter's group.
+//!
 //! **Outside.** When the root does not lead its session and no process of the tree does, the session
 //! is the restarter's now, whatever number it had, and likewise its group. Number 0, a leader beyond
 //! the pid namespace, is possible only there.
@@ -36,7 +42,8 @@
 //!   adopted by a process that became a subreaper after it had let the session's leader go by);
 //! - a leader that would have to be born in two sessions, for its children's sake;
 //! - an adopted process whose exit signal is neither SIGCHLD nor the one of the session's leader;
-//! - a session or group with number 0 other than the outside ones.
+//! - a session or group with number 0 other than the outside ones;
+//! - one bound to a group that its maker was not made in and is not in.
 //!
 //! Numbers that no kernel can have produced (a leader that is not in its own session, a group in two
 //! sessions, children of a zombie) are a bad image. The plan costs O(n log n) and does not recurse.
@@ -53,7 +60,7 @@ mod tests;
 use crate::error::Result;
 
 /// One process of the tree, as the image has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Node {
     pub pid: i32,
     /// Not looked at in the root, whose parent is outside.
@@ -64,6 +71,21 @@ pub(crate) struct Node {
     pub exit_signal: i32,
     /// Made like the others; it dies after all steps, so it may make and lead others before.
     pub zombie: bool,
+    /// The number of its pid namespace, 0 for the root's.
+    pub pidns: u32,
+    /// It is process 1 of a nested one.
+    pub init: bool,
+    /// Neither it nor its parent sees the leader of its group.
+    pub bound: bool,
+}
+
+/// What surrounds the nodes.
+#[derive(Default)]
+pub(crate) struct Terms<'a> {
+    /// The restarter's group is not seen from where the tree will be.
+    pub apart: bool,
+    /// Tells the pid namespace that the dead leader with a number was in.
+    pub home: Option<&'a dyn Fn(i32) -> u32>,
 }
 
 /// A task of the plan: an index into the nodes, or, beyond them, into [`Plan::ghosts`].
@@ -75,6 +97,8 @@ pub(crate) struct Ghost {
     /// Its id, when it must be a certain one: a dead leader's. Else any that is not in the image.
     pub pid: Option<i32>,
     pub exit_signal: i32,
+    /// The number of its pid namespace.
+    pub pidns: u32,
 }
 
 /// A process group to join.
@@ -100,7 +124,7 @@ pub(crate) enum Step {
     },
     /// setsid(2) by the task.
     Setsid(TaskIndex),
-    /// setpgid(2) by the task itself.
+    /// setpgid(2) by the task itself, or by its parent if it does not see the leader.
     Setpgid(TaskIndex, Group),
     /// PR_SET_CHILD_SUBREAPER on or off, by the task. All begin with off and end with off.
     Subreaper(TaskIndex, bool),
@@ -119,8 +143,8 @@ pub(crate) struct Plan {
 ///
 /// # Errors
 /// The numbers contradict each other, or the tree cannot be made; see the head of this module.
-pub(crate) fn plan(nodes: &[Node]) -> Result<Plan> {
-    let family = family::Family::new(nodes)?;
+pub(crate) fn plan(nodes: &[Node], terms: &Terms<'_>) -> Result<Plan> {
+    let family = family::Family::new(nodes, terms.apart)?;
     let births = births::Births::find(&family)?;
-    order::arrange(&family, &births)
+    order::arrange(&family, &births, &|pid| terms.home.map_or(0, |home| home(pid)))
 }

@@ -8,12 +8,15 @@
 //! root was, else an init ([`Household`]), which makes the root and stays.
 
 use crate::{
-    error::{Context, Doing, Error, Result},
+    error::{Context, Doing, Error, ErrorKind, Result},
     freezer::{Custody, Freezer},
     household::{self, Household},
     options::{Observer, Pids, interrupted},
     plan::{Ghost, Group, Plan, Step, TaskIndex},
-    resource::cred,
+    resource::{
+        cred,
+        pidns::{self, Namespaces},
+    },
     restore,
     root::Root,
     source::ImageReader,
@@ -22,14 +25,14 @@ use crate::{
 use ckpt_image::{
     Objref,
     model::{self, Cred},
-    record::Task,
+    record::{Task, children_pidns},
 };
 use ckpt_kernel::{
     Errno,
     memory::Span,
     procfs,
     program::{Arg, Program},
-    puppet::{Fork, Puppet, Spawn},
+    puppet::{self, Fork, Place, Puppet, Spawn},
 };
 use rustix::process::{Pid, Signal, WaitOptions, getpid, pidfd_send_signal, set_child_subreaper, waitpid};
 use std::{
@@ -47,6 +50,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) processes: &'a [model::Process],
     /// Which ids they get.
     pub(crate) pids: Pids,
+    /// The nested pid namespaces they are in.
+    pub(crate) namespaces: Namespaces,
     /// They get a /proc of their pid namespace, in their mount namespace.
     pub(crate) own_proc: bool,
     /// Where the slot is.
@@ -66,6 +71,8 @@ pub(crate) struct Puppets {
     household: Option<Household>,
     /// Every pid made.
     made: Vec<i32>,
+    /// Those that are process 1 of a pid namespace, one before those in it.
+    inits: Vec<TaskIndex>,
     /// Whether we were a child subreaper before.
     reaping: bool,
 }
@@ -82,8 +89,13 @@ impl Puppets {
         set_child_subreaper(Some(getpid())).doing(|| "become a subreaper".to_owned())?;
         let count = stage.processes.len() + plan.ghosts.len();
         let list = std::iter::repeat_with(|| None).take(count).collect();
-        let mut puppets = Puppets { list, household: None, made: Vec::new(), reaping };
-        if stage.pids == Pids::Namespace && stage.processes.first().is_some_and(|p| p.task.pid != 1) {
+        let mut inits = stage.namespaces.inits();
+        let mut puppets = Puppets { list, household: None, made: Vec::new(), inits: Vec::new(), reaping };
+        if stage.pids == Pids::Namespace && stage.processes.first().is_some_and(|p| p.task.pid == 1) {
+            inits.insert(0, 0);
+        }
+        puppets.inits = inits;
+        if stage.pids == Pids::Namespace && puppets.inits.first() != Some(&0) {
             let household = Household::found(stage, observer)?;
             puppets.made.push(household.init.pid());
             puppets.household = Some(household);
@@ -95,6 +107,9 @@ impl Puppets {
         for step in &plan.steps {
             maker.take(step, &mut puppets)?;
         }
+        for (index, process) in stage.processes.iter().enumerate() {
+            maker.children_in(index, process, &mut puppets).task(|| label(process))?;
+        }
         Ok(puppets)
     }
 
@@ -104,9 +119,21 @@ impl Puppets {
         puppet.ok_or_else(|| Error::failed(format!("process number {index} does not exist")))
     }
 
-    /// What puppet number `index` and its kin call it.
+    /// What puppet number `index` is called by itself.
     fn own_pid(&self, index: TaskIndex) -> i32 {
         self.list.get(index).and_then(Option::as_ref).map_or(0, Puppet::own_pid)
+    }
+
+    /// What puppet number `index` is called by `viewer`; `None` if that does not see it.
+    fn seen_by(&self, viewer: Option<TaskIndex>, index: TaskIndex) -> Result<Option<i32>> {
+        let puppet = |index| self.list.get(index).and_then(Option::as_ref);
+        let init = self.household.as_ref().map(|household| &household.init);
+        let viewer = viewer.map_or(init, puppet);
+        let Some(seen) = puppet(index) else { return Ok(None) };
+        match viewer.map_or(Ok(seen.pid()), |viewer| seen.pid_for(viewer)) {
+            Err(ckpt_kernel::Error::Gone { .. }) => Ok(None),
+            pid => Ok(Some(pid?)),
+        }
     }
 
     /// The credentials that all puppets have at first.
@@ -134,7 +161,8 @@ impl Puppets {
     pub(crate) fn see_stop(&mut self, parent: TaskIndex, child: TaskIndex) -> Result<()> {
         let mut program = Program::new();
         let options = libc::WSTOPPED | libc::WNOHANG;
-        let args = [libc::P_PID.into(), self.own_pid(child).into(), 0u64.into(), options.into(), 0u64.into()];
+        let pid = self.seen_by(Some(parent), child)?.unwrap_or(0);
+        let args = [libc::P_PID.into(), pid.into(), 0u64.into(), options.into(), 0u64.into()];
         program.call("waitid", 0, libc::SYS_waitid, args);
         let parent = self.get(parent)?;
         parent.run(parent.first(), program)?;
@@ -194,12 +222,21 @@ impl Puppets {
 
 impl Drop for Puppets {
     fn drop(&mut self) {
+        let reap = |pid: i32| {
+            let pid = Pid::from_raw(pid);
+            while matches!(waitpid(pid, WaitOptions::from_bits_retain(WALL)), Ok(Some(_))) {}
+        };
+        // Process 1 of a namespace ends when it has seen everybody else off.
+        let inits = self.inits.iter().rev().filter_map(|index| self.list.get_mut(*index)?.take());
+        let inits: Vec<Puppet> = inits.chain(self.household.take().map(|household| household.init)).collect();
         // The root first: children whose parent is gone become ours to reap.
         self.list.clear();
-        // Process 1 of a namespace ends when it has seen everybody else off.
-        self.household = None;
-        for pid in self.made.drain(..).filter_map(Pid::from_raw) {
-            while matches!(waitpid(Some(pid), WaitOptions::from_bits_retain(WALL)), Ok(Some(_))) {}
+        let living: BTreeSet<i32> = inits.iter().map(Puppet::pid).collect();
+        self.made.drain(..).filter(|pid| !living.contains(pid)).for_each(reap);
+        for init in inits {
+            let pid = init.pid();
+            drop(init);
+            reap(pid);
         }
         if !self.reaping {
             let _ = set_child_subreaper(None);
@@ -227,19 +264,7 @@ impl Maker<'_, '_> {
         match *step {
             Step::Fork { maker, task, sibling } => self.fork(maker, task, sibling, puppets),
             Step::Setsid(task) => call(puppets.get(task)?, "setsid", libc::SYS_setsid, []),
-            Step::Setpgid(task, ref group) => {
-                let group = match group {
-                    Group::Own => 0,
-                    Group::Of(leader) => puppets.own_pid(*leader),
-                    Group::Restarter if self.stage.pids == Pids::Namespace => {
-                        let what = "it is in the process group of restart, which it cannot join from the inside of a pid namespace";
-                        return Err(Error::unsupported(what).task(self.label(task)));
-                    }
-                    Group::Restarter => rustix::process::getpgrp().as_raw_nonzero().get(),
-                };
-                let args = [0u64.into(), group.into()];
-                call(puppets.get(task)?, "setpgid", libc::SYS_setpgid, args)
-            }
+            Step::Setpgid(task, group) => self.setpgid(task, group, puppets),
             Step::Subreaper(task, on) => {
                 let args = [libc::PR_SET_CHILD_SUBREAPER.into(), u64::from(on).into()];
                 call(puppets.get(task)?, "prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, args)
@@ -248,8 +273,53 @@ impl Maker<'_, '_> {
         }
     }
 
+    /// Lets a task join a group, or its parent move it there if it does not see the group's leader.
+    fn setpgid(&self, task: TaskIndex, group: Group, puppets: &mut Puppets) -> Result<()> {
+        let process = self.stage.processes.get(task);
+        let parent =
+            process.and_then(|p| self.stage.processes.iter().position(|o| o.task.pid == p.task.ppid));
+        let nested = process.is_some_and(|process| process.pidns() != 0);
+        for mover in [Some(task), parent.filter(|_| nested)].into_iter().flatten() {
+            let group = match group {
+                Group::Own => Some(0),
+                Group::Of(leader) => puppets.seen_by(Some(mover), leader)?,
+                Group::Restarter => {
+                    let outside = puppets.get(mover)?.pid_namespace().is_none();
+                    outside.then(|| rustix::process::getpgrp().as_raw_nonzero().get())
+                }
+            };
+            let Some(group) = group else { continue };
+            let pid = if mover == task { Some(0) } else { puppets.seen_by(Some(mover), task)? };
+            let args = [pid.unwrap_or(0).into(), group.into()];
+            return call(puppets.get(mover)?, "setpgid", libc::SYS_setpgid, args);
+        }
+        let what = "its process group is led from outside of its pid namespace, where it cannot join it";
+        Err(Error::unsupported(what).task(self.label(task)))
+    }
+
+    /// Sets where children of a finished process are made, if that is not where it is.
+    fn children_in(&self, index: TaskIndex, process: &model::Process, puppets: &mut Puppets) -> Result<()> {
+        let mut program = Program::new();
+        match process.task.children_pidns {
+            children_pidns::OWN => return Ok(()),
+            children_pidns::NEW => {
+                program.call("unshare", 0, libc::SYS_unshare, [libc::CLONE_NEWPID.into()]);
+            }
+            pidns => puppet::children_in(&mut program, self.init(pidns, Some(index), puppets)?),
+        }
+        puppets.get(index)?.run(0, program)?;
+        Ok(())
+    }
+
+    /// Process 1 of a nested pid namespace, as `viewer` sees it.
+    fn init(&self, pidns: u32, viewer: Option<TaskIndex>, puppets: &Puppets) -> Result<i32> {
+        let init = self.stage.namespaces.init(pidns);
+        let pid = init.map(|init| puppets.seen_by(viewer, init)).transpose()?.flatten();
+        pid.ok_or_else(|| Error::bad_image(format!("nobody is process 1 of pid namespace {pidns}")))
+    }
+
     fn exit(&self, ghost: TaskIndex, parent: Option<TaskIndex>, puppets: &mut Puppets) -> Result<()> {
-        let pid = puppets.own_pid(ghost);
+        let pid = puppets.seen_by(parent, ghost)?.unwrap_or(0);
         let exit_signal = self.exit_signal(ghost);
         puppets.end(ghost, 0, exit_signal, parent)?;
         let parent = match (parent, &mut puppets.household) {
@@ -260,18 +330,60 @@ impl Maker<'_, '_> {
         call(parent, "wait4", libc::SYS_wait4, [pid.into(), 0u64.into(), WALL.into(), 0u64.into()])
     }
 
-    /// Pid and exit signal of a task of the plan.
-    fn wanted(&self, task: TaskIndex) -> (Option<i32>, i32) {
-        match (self.stage.processes.get(task), self.ghosts.get(task.wrapping_sub(self.stage.processes.len())))
-        {
-            (Some(process), _) => (Some(process.task.pid), process.task.exit_signal),
-            (None, Some(ghost)) => (ghost.pid, ghost.exit_signal),
-            (None, None) => (None, 0),
-        }
+    fn ghost(&self, task: TaskIndex) -> Option<&Ghost> {
+        self.ghosts.get(task.wrapping_sub(self.stage.processes.len()))
+    }
+
+    /// Pid of a task of the plan.
+    fn pid(&mut self, task: TaskIndex) -> i32 {
+        let pid = match self.stage.processes.get(task) {
+            Some(process) => Some(process.task.pid),
+            None => self.ghost(task).and_then(|ghost| ghost.pid),
+        };
+        pid.or_else(|| self.spare.next()).unwrap_or(0)
     }
 
     fn exit_signal(&self, task: TaskIndex) -> i32 {
-        self.wanted(task).1
+        match self.stage.processes.get(task) {
+            Some(process) => process.task.exit_signal,
+            None => self.ghost(task).map_or(0, |ghost| ghost.exit_signal),
+        }
+    }
+
+    /// Number of the pid namespace of a task of the plan.
+    fn pidns(&self, task: TaskIndex) -> u32 {
+        match self.stage.processes.get(task) {
+            Some(process) => process.pidns(),
+            None => self.ghost(task).map_or(0, |ghost| ghost.pidns),
+        }
+    }
+
+    /// The ids a task is to be made with, `pid` in the root's namespace.
+    fn ids(&self, task: TaskIndex, pid: i32) -> Vec<i32> {
+        let leader = self.stage.processes.get(task).and_then(|process| process.threads.first());
+        let mut ids = match (leader, self.ghost(task)) {
+            (Some(leader), _) => pidns::set_tid(leader, true),
+            (None, Some(Ghost { pid: Some(pid), .. })) => self.stage.namespaces.ids_of_leader(*pid),
+            (None, Some(ghost)) => vec![pid; self.stage.namespaces.depth(ghost.pidns)],
+            (None, None) => Vec::new(),
+        };
+        ids.extend(Some(pid).filter(|_| self.stage.pids != Pids::New));
+        ids
+    }
+
+    /// Where `maker` has to make a task.
+    fn place(&self, maker: Option<TaskIndex>, task: TaskIndex, puppets: &Puppets) -> Result<Place> {
+        let (makers, own) = (maker.map_or(0, |maker| self.pidns(maker)), self.pidns(task));
+        if own == makers {
+            return Ok(Place::Same);
+        }
+        if self.stage.namespaces.init(own) != Some(task) {
+            return self.init(own, maker, puppets).map(Place::Of);
+        }
+        if self.stage.namespaces.around(own) == makers {
+            return Ok(Place::New);
+        }
+        Err(Error::unsupported("who makes it is not in the pid namespace around its own"))
     }
 
     fn fork(
@@ -281,23 +393,20 @@ impl Maker<'_, '_> {
         sibling: bool,
         puppets: &mut Puppets,
     ) -> Result<()> {
-        let (pid, exit_signal) = self.wanted(task);
-        let pid = pid.or_else(|| self.spare.next());
-        let set_tid = pid.filter(|_| self.stage.pids != Pids::New);
-        let share = self.share(maker, task)?;
-        let fork = Fork { set_tid, exit_signal, sibling, share };
+        let pid = self.pid(task);
+        let place = self.place(maker, task, puppets).task(|| self.label(task))?;
+        let (share, set_tid) = (self.share(maker, task)?, self.ids(task, pid));
+        let fork = Fork { set_tid, place, exit_signal: self.exit_signal(task), sibling, share };
         let puppet = match (maker, &mut puppets.household) {
-            (None, Some(household)) => {
-                household.init.fork(0, &fork).map_err(|e| taken_pid(pid.unwrap_or(0), e))
-            }
-            (None, None) => self.spawn(task, set_tid, puppets),
+            (None, Some(household)) => household.init.fork(0, &fork).map_err(|e| taken_pid(pid, e)),
+            (None, None) => self.spawn(task, pid, &fork.set_tid, puppets),
             (Some(index), _) => {
                 let maker = puppets.get(index)?;
                 let thread = self.thread(maker, index, task, sibling)?;
-                self.when_free(set_tid, || maker.fork(thread, &fork))
+                self.when_free(pid, || maker.fork(thread, &fork))
             }
         };
-        let puppet = puppet.task(|| self.label(task))?;
+        let puppet = puppet.map_err(|e| no_namespace(place, e)).task(|| self.label(task))?;
         puppets.made.push(puppet.pid());
         if let Some(place) = puppets.list.get_mut(task) {
             *place = Some(puppet);
@@ -306,16 +415,17 @@ impl Maker<'_, '_> {
     }
 
     /// Makes a process as a child of ours.
-    fn spawn(&mut self, task: TaskIndex, set_tid: Option<i32>, puppets: &Puppets) -> Result<Puppet> {
+    fn spawn(&mut self, task: TaskIndex, pid: i32, set_tid: &[i32], puppets: &Puppets) -> Result<Puppet> {
         let stage = self.stage;
         if stage.pids == Pids::Namespace && task == 0 {
             return household::spawn_first(stage, self.observer);
         }
-        let root = puppets.list.first().and_then(Option::as_ref);
-        let inside = root.and_then(Puppet::pid_namespace);
+        let member = stage.namespaces.init(self.pidns(task)).unwrap_or(0);
+        let member = puppets.list.get(member).and_then(Option::as_ref);
+        let inside = member.and_then(Puppet::pid_namespace);
         let Stage { slot, park: signal, .. } = *stage;
         let spawn = Spawn { set_tid, namespaces: 0, inside, slot, signal };
-        let mut puppet = self.when_free(set_tid, || Puppet::spawn(&spawn))?;
+        let mut puppet = self.when_free(pid, || Puppet::spawn(&spawn))?;
         household::strip(stage, &mut puppet)?;
         Ok(puppet)
     }
@@ -363,11 +473,10 @@ impl Maker<'_, '_> {
     /// the image off: then the image is taken in first.
     fn when_free(
         &mut self,
-        pid: Option<i32>,
+        pid: i32,
         mut make: impl FnMut() -> ckpt_kernel::Result<Puppet>,
     ) -> Result<Puppet> {
         const PAUSE: Duration = Duration::from_millis(2);
-        let pid = pid.unwrap_or(0);
         let begun = Instant::now();
         loop {
             let error = match make() {
@@ -393,7 +502,9 @@ fn spare_pids(processes: &[model::Process]) -> impl Iterator<Item = i32> + use<>
     let max = pid_max();
     let tids = processes.iter().flat_map(|p| &p.threads).map(|t| t.record.tid);
     let others = processes.iter().flat_map(|p| [p.task.pid, p.task.pgid, p.task.sid]);
-    let needed: BTreeSet<i32> = tids.chain(others).collect();
+    let levels = processes.iter().flat_map(|p| &p.threads).flat_map(|t| &t.levels);
+    let inner = levels.flat_map(|level| [level.tid, level.pgid, level.sid]);
+    let needed: BTreeSet<i32> = tids.chain(others).chain(inner).collect();
     let free = |pid: &i32| procfs::stat(&pid.to_string()).is_err();
     (2..max).rev().filter(move |pid| !needed.contains(pid)).filter(free)
 }
@@ -418,6 +529,16 @@ fn is_leaving(pid: i32) -> bool {
     stat_of(pid).is_none_or(|stat| stat.process_has_ended())
 }
 
+/// What it takes to make a process in a pid namespace of its own.
+fn no_namespace(place: Place, error: Error) -> Error {
+    match error.kind {
+        ErrorKind::Permission if place != Place::Same => {
+            error.advice("a pid namespace in the tree needs CAP_SYS_ADMIN, or restart with --pidns")
+        }
+        _ => error,
+    }
+}
+
 /// Says who has a pid that is wanted.
 pub(crate) fn taken_pid(pid: i32, cause: ckpt_kernel::Error) -> Error {
     match cause.errno() {
@@ -439,6 +560,9 @@ pub(crate) fn taken_pid(pid: i32, cause: ckpt_kernel::Error) -> Error {
         Some(Errno::PERM) if pid != 0 => Error::permission(format!("make a process with pid {pid}"))
             .why("Operation not permitted")
             .advice("it needs CAP_CHECKPOINT_RESTORE; without privilege, restart with --pidns or --new-pids"),
+        Some(Errno::NOSPC) => {
+            Error::from(cause).advice("there are too many pid namespaces (user.max_pid_namespaces)")
+        }
         _ => cause.into(),
     }
 }

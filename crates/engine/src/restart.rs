@@ -22,12 +22,13 @@ use crate::{
     freezer::Freezer,
     machine,
     options::{Input, Observer, Pids, RestartOptions, RestartReport, interrupted},
-    plan::{Node, plan},
+    plan::{Node, Terms, plan},
     puppets::{Puppets, Stage, label},
     resource::{
         file::{self, Made, OpenContext, external, lock},
         fs, layout, limits, mm,
         pages::{self, Target, Targets},
+        pidns::Namespaces,
         signal,
     },
     restore::{self, Parts},
@@ -261,8 +262,10 @@ fn make(
     reader: &mut source::ImageReader,
     observer: &mut dyn Observer,
 ) -> Result<Puppets> {
-    let nodes: Vec<Node> = image.processes.iter().map(|p| node(&p.task)).collect();
-    let plan = plan(&nodes)?;
+    let namespaces = Namespaces::of(&image.processes);
+    let home = |id| namespaces.home(id);
+    let terms = Terms { apart: options.pids == Pids::Namespace, home: Some(&home) };
+    let plan = plan(&nodes(&image.processes)?, &terms)?;
     let mut threads: BTreeMap<Objref, usize> = BTreeMap::new();
     for process in &image.processes {
         *threads.entry(process.task.mm).or_default() += process.threads.len();
@@ -272,6 +275,7 @@ fn make(
     let stage = Stage {
         processes: &image.processes,
         pids: options.pids,
+        namespaces,
         own_proc: options.mntns && options.pids == Pids::Namespace,
         slot: Span { start, len },
         areas: areas.values().map(SharedArea::span).collect(),
@@ -280,9 +284,34 @@ fn make(
     Puppets::make(&stage, &plan, reader, observer)
 }
 
-fn node(task: &record::Task) -> Node {
-    let record::Task { pid, ppid, pgid, sid, exit_signal, state, .. } = *task;
-    Node { pid, ppid, pgid, sid, exit_signal, zombie: state == task_state::ZOMBIE }
+fn nodes(processes: &[model::Process]) -> Result<Vec<Node>> {
+    let by_pid: BTreeMap<i32, &model::Process> = processes.iter().map(|p| (p.task.pid, p)).collect();
+    processes.iter().map(|p| node(p, by_pid.get(&p.task.ppid).copied())).collect()
+}
+
+fn node(process: &model::Process, parent: Option<&model::Process>) -> Result<Node> {
+    let record::Task { pid, ppid, pgid, sid, exit_signal, state, .. } = process.task;
+    let (levels, parents) = (process.levels(), parent.map_or(&[][..], |parent| parent.levels()));
+    let path = |levels: &[record::PidLevel]| levels.iter().map(|level| level.pidns).collect::<Vec<_>>();
+    let depth = levels.len() - usize::from(process.is_init());
+    let inside = path(levels).starts_with(&path(parents));
+    if !inside || process.is_init() && depth != parents.len() {
+        let what = "its pid namespace is not below its parent's";
+        return Err(Error::bad_image(what).task(label(process)));
+    }
+    // Of its group as it is seen by itself and by its parent.
+    let seen = |depth: usize| depth.checked_sub(1).and_then(|at| levels.get(at)).map_or(pgid, |l| l.pgid);
+    Ok(Node {
+        pid,
+        ppid,
+        pgid,
+        sid,
+        exit_signal,
+        zombie: state == task_state::ZOMBIE,
+        pidns: process.pidns(),
+        init: process.is_init(),
+        bound: !levels.is_empty() && seen(levels.len()) == 0 && seen(parents.len()) == 0,
+    })
 }
 
 /// A signal that is pending nowhere.

@@ -4,7 +4,7 @@
 use crate::{
     error::{Error, ErrorKind, Result},
     puppets::taken_pid,
-    resource::{call, cred, file, fs, layout, limits, mm, signal, thread, timers},
+    resource::{call, cred, file, fs, layout, limits, mm, pidns, signal, thread, timers},
     restart::Opened,
     task::show,
 };
@@ -147,9 +147,8 @@ pub(crate) fn threads(puppet: &mut Puppet, process: &model::Process, new_pids: b
         let mut program = Program::new();
         puppet.thread(0)?.with_others();
         for thread in some {
-            let tid = thread.record.tid;
-            let args = clone_args(CLONE_THREAD_FLAGS, 0, (!new_pids).then_some(tid));
-            program.call("clone3 of a thread", tid as u64, libc::SYS_clone3, args);
+            let args = clone_args(CLONE_THREAD_FLAGS, 0, &pidns::set_tid(thread, new_pids));
+            program.call("clone3 of a thread", thread.record.tid as u64, libc::SYS_clone3, args);
         }
         let outcomes = puppet.run(0, program).map_err(|e| taken_pid(object(&e), e))?;
         outcomes.iter().try_for_each(|made| puppet.adopt(made.result as i32))?;
@@ -166,12 +165,13 @@ fn object(error: &ckpt_kernel::Error) -> i32 {
 }
 
 /// The C library keeps a thread's id where the kernel clears it at its end; with new ids that word
-/// follows.
+/// follows. (In a nested pid namespace they are the old ones.)
 pub(crate) fn rename_tids(puppet: &Puppet, parts: &Parts<'_>) -> Result<()> {
     for (index, thread) in parts.process.threads.iter().enumerate() {
         let at = thread.record.clear_child_tid;
         let mut word = [0; 4];
         if at != 0
+            && thread.levels.is_empty()
             && memory::read(puppet.pid(), at, &mut word).is_ok()
             && i32::from_le_bytes(word) == thread.record.tid
         {

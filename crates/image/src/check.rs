@@ -1,6 +1,8 @@
 //! The rules metadata keeps besides decoding. Writer and reader both hold an image to them, so
 //! that a checkpoint never writes what a restart would refuse.
 
+mod pidns;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -114,6 +116,7 @@ impl Image {
                 check_thread(thread, zombie, &mut refs).map_err(at(place))?;
             }
         }
+        pidns::check(&self.processes)?;
         self.check_counts().map_err(at(Place::Image))?;
         match self.objects.keys().find(|objref| !refs.used.contains(objref)) {
             Some(objref) => Err(at(Place::Object(*objref))("nothing refers to it")),
@@ -145,7 +148,6 @@ fn check_process(process: &Process, refs: &mut Refs<'_>) -> Check {
     let task = &process.task;
     rule(task.pid > 0, "its pid is not positive")?;
     rule(task_state::ALL.contains(&task.state), "unknown state")?;
-    rule(task.pad == 0, "padding of TASK is not zero")?;
     rule(task.nr_threads as usize == process.threads.len(), "TASK counts another number of threads")?;
     if task.state == task_state::ZOMBIE {
         rule(process.threads.len() <= 1, "a zombie has threads")?;

@@ -170,13 +170,14 @@ impl Decoder {
     }
 
     fn thread(&mut self, left: u32, raw: Raw<'_>) -> Result<Expect, ReadError> {
-        let Decoded { body: record, fields: [comm, xstate, pending, affinity] } = raw.decode()?;
+        let Decoded { body: record, fields: [comm, xstate, pending, affinity, levels] } = raw.decode()?;
         let thread = Thread {
             record,
             comm: comm.to_vec(),
             xstate: xstate.to_vec(),
             pending: raw.array::<Siginfo>(pending)?,
             affinity: affinity.to_vec(),
+            levels: raw.array(levels)?,
         };
         if let Some(process) = self.image.processes.last_mut() {
             process.threads.push(thread);
@@ -215,7 +216,7 @@ fn object(raw: Raw<'_>) -> Result<Object, ReadError> {
             Object::Files(FileTable { descs: raw.array(descs)? })
         }
         record::File::TYPE => {
-            let Decoded { body: record, fields: [path, build_id, details, locks] } = raw.decode()?;
+            let Decoded { body: record, fields: [path, build_id, details, locks, ..] } = raw.decode()?;
             let (path, build_id, details) = (path.to_vec(), build_id.to_vec(), details.to_vec());
             Object::File(File { record, path, build_id, details, locks: raw.array(locks)? })
         }

@@ -55,7 +55,9 @@ impl<S: BlockSink> Encoder<'_, S> {
 
     fn thread(&mut self, thread: &Thread) -> Result<(), WriteError> {
         let pending = thread.pending.as_bytes();
-        self.writer.record(&thread.record, &[&thread.comm, &thread.xstate, pending, &thread.affinity])
+        let levels = thread.levels.as_bytes();
+        let fields = [&thread.comm, &thread.xstate, pending, &thread.affinity, levels];
+        self.writer.record(&thread.record, &fields)
     }
 
     /// Writes an object unless it has been, its dependencies first.

@@ -18,7 +18,7 @@ pub const MAX_GROUP: usize = MAX_RECORD;
 pub(crate) const HEAD: usize = 8;
 
 /// Most fields a record has.
-pub(crate) const MAX_FIELDS: usize = 4;
+pub(crate) const MAX_FIELDS: usize = 5;
 
 /// `type` and `len` as they are written.
 pub(crate) fn head(number: u32, len: u32) -> [u8; HEAD] {

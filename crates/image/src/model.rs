@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use zerocopy::FromBytes;
 
 use crate::record::{
-    self, FileDesc, FileLock, Header, HeaderArch, Objref, PosixTimer, Record, SigAction, Task, Tree,
-    task_state,
+    self, FileDesc, FileLock, Header, HeaderArch, Objref, PidLevel, PosixTimer, Record, SigAction, Task,
+    Tree, task_state,
 };
 
 /// A queued signal: `siginfo_t` as PTRACE_PEEKSIGINFO gives it.
@@ -43,6 +43,21 @@ pub struct Process {
 }
 
 impl Process {
+    /// Its ids in the pid namespaces below that of the tree's root which it is in, the outermost first.
+    pub fn levels(&self) -> &[PidLevel] {
+        self.threads.first().map_or(&[], |leader| &leader.levels)
+    }
+
+    /// The number of the pid namespace it is in, 0 for that of the tree's root.
+    pub fn pidns(&self) -> u32 {
+        self.levels().last().map_or(0, |level| level.pidns)
+    }
+
+    /// Whether it is process 1 of a pid namespace below that of the tree's root.
+    pub fn is_init(&self) -> bool {
+        self.levels().last().is_some_and(|level| level.tid == 1)
+    }
+
     /// The threads that live, with their places: all but a leader that has ended.
     pub fn living(&self) -> impl Iterator<Item = (usize, &Thread)> {
         self.threads.iter().enumerate().filter(|(_, thread)| !thread.has_ended())
@@ -62,6 +77,8 @@ pub struct Thread {
     pub pending: Vec<Siginfo>,
     /// Affinity mask as sched_getaffinity(2) gives it.
     pub affinity: Vec<u8>,
+    /// Its ids in the pid namespaces below that of the tree's root which it is in.
+    pub levels: Vec<PidLevel>,
 }
 
 impl Thread {

@@ -18,6 +18,7 @@ const PARTS: &[(&str, &[Member])] = &[
     ("Memfd", record::Memfd::MEMBERS),
     ("Run", record::Run::MEMBERS),
     ("SigAction", record::SigAction::MEMBERS),
+    ("PidLevel", record::PidLevel::MEMBERS),
     ("PosixTimer", record::PosixTimer::MEMBERS),
 ];
 

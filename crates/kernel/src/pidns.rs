@@ -12,6 +12,9 @@ const PIDFD_GET_PID_NAMESPACE: u64 = 0xff05;
 /// The id here of the task with an id there (include/uapi/linux/nsfs.h, Linux 6.11).
 const NS_GET_PID_FROM_PIDNS: u64 = 0x8004_b706;
 
+/// The id there of the task with an id here (include/uapi/linux/nsfs.h, Linux 6.11).
+const NS_GET_PID_IN_PIDNS: u64 = 0x8004_b708;
+
 /// The ids of a task as it sees them itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ids {
@@ -34,12 +37,30 @@ impl PidNamespace {
         Ok(PidNamespace(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
     }
 
+    /// That behind a descriptor of a file in /proc/PID/ns.
+    pub fn behind(fd: OwnedFd) -> PidNamespace {
+        PidNamespace(fd)
+    }
+
     /// The id here of the task that has `id` there.
     pub fn ours(&self, id: i32) -> Result<i32> {
-        let args = [self.0.as_raw_fd() as u64, NS_GET_PID_FROM_PIDNS, id as u64, 0, 0];
-        match sys::numbers(libc::SYS_ioctl, args) {
-            Err(Errno::SRCH) => Err(Error::Gone { tid: id }),
-            other => other.named("ioctl(NS_GET_PID_FROM_PIDNS)").map(|pid| pid as i32),
+        self.translate(NS_GET_PID_FROM_PIDNS, id)
+            .named("ioctl(NS_GET_PID_FROM_PIDNS)")?
+            .ok_or(Error::Gone { tid: id })
+    }
+
+    /// The id there of the task that has `id` here.
+    pub fn theirs(&self, id: i32) -> Result<i32> {
+        self.translate(NS_GET_PID_IN_PIDNS, id)
+            .named("ioctl(NS_GET_PID_IN_PIDNS)")?
+            .ok_or(Error::Gone { tid: id })
+    }
+
+    /// The other id of a task; `None` if there is none.
+    fn translate(&self, request: u64, id: i32) -> Result<Option<i32>, Errno> {
+        match sys::numbers(libc::SYS_ioctl, [self.0.as_raw_fd() as u64, request, id as u64, 0, 0]) {
+            Err(Errno::SRCH) => Ok(None),
+            other => other.map(|pid| Some(pid as i32)),
         }
     }
 

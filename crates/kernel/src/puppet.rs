@@ -71,9 +71,8 @@ struct Waiting {
 }
 
 /// clone3(2) of a child that waits.
-fn clone_waiting(set_tid: Option<i32>, namespaces: i32) -> Result<Waiting, Errno> {
+fn clone_waiting(set_tid: &[i32], namespaces: i32) -> Result<Waiting, Errno> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let tid = set_tid.unwrap_or(0);
     let mut pidfd: RawFd = -1;
     let mut args = libc::clone_args {
         flags: (libc::CLONE_PIDFD | namespaces) as u64,
@@ -84,8 +83,8 @@ fn clone_waiting(set_tid: Option<i32>, namespaces: i32) -> Result<Waiting, Errno
         stack: 0,
         stack_size: 0,
         tls: 0,
-        set_tid: if set_tid.is_some() { (&raw const tid) as u64 } else { 0 },
-        set_tid_size: u64::from(set_tid.is_some()),
+        set_tid: if set_tid.is_empty() { 0 } else { set_tid.as_ptr() as u64 },
+        set_tid_size: set_tid.len() as u64,
         cgroup: 0,
     };
     let mut result: i64;
@@ -118,11 +117,26 @@ fn clone_waiting(set_tid: Option<i32>, namespaces: i32) -> Result<Waiting, Errno
     Ok(Waiting { pid: result as i32, pidfd, pipe: write })
 }
 
+/// The pid namespace that a process is made in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Its maker's.
+    #[default]
+    Same,
+    /// A new one (CLONE_NEWPID), below its maker's. Its own pid there is the first of `set_tid`.
+    New,
+    /// That of the process with this pid, as the maker sees it; its own pid likewise.
+    Of(i32),
+}
+
 /// How a puppet makes another process.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Fork {
-    /// The pid it gets, or any.
-    pub set_tid: Option<i32>,
+    /// The pids it gets, in its own pid namespace first, then in those around it. Of the outermost it
+    /// may be given any.
+    pub set_tid: Vec<i32>,
+    /// The pid namespace it is in.
+    pub place: Place,
     /// What its parent is sent when it ends; with `sibling` it is the maker's and not asked for.
     pub exit_signal: i32,
     /// As a child of the maker's parent (CLONE_PARENT).
@@ -132,8 +146,8 @@ pub struct Fork {
 }
 
 /// Arguments of a clone3(2) that makes a task which is traced from birth.
-pub fn clone_args(flags: i32, exit_signal: i32, set_tid: Option<i32>) -> [Arg; 2] {
-    // struct clone_args, and behind it the tid.
+pub fn clone_args(flags: i32, exit_signal: i32, set_tid: &[i32]) -> [Arg; 2] {
+    // struct clone_args, and behind it the tids.
     const ARGS: usize = 88;
     const EXIT_SIGNAL: usize = 32;
     const SET_TID: usize = 64;
@@ -142,21 +156,21 @@ pub fn clone_args(flags: i32, exit_signal: i32, set_tid: Option<i32>) -> [Arg; 2
     let words = [
         (0, (flags | libc::CLONE_PTRACE) as u64),
         (EXIT_SIGNAL, exit_signal as u64),
-        (SET_TID_SIZE, u64::from(set_tid.is_some())),
+        (SET_TID_SIZE, set_tid.len() as u64),
     ];
     for (at, word) in words {
         args.splice(at..at + 8, word.to_le_bytes());
     }
-    args.extend_from_slice(&u64::from(set_tid.unwrap_or(0) as u32).to_le_bytes());
-    let links = if set_tid.is_some() { vec![(SET_TID, ARGS)] } else { Vec::new() };
+    args.extend(set_tid.iter().flat_map(|tid| tid.to_le_bytes()));
+    let links = if set_tid.is_empty() { Vec::new() } else { vec![(SET_TID, ARGS)] };
     [Arg::Linked(args, links), (ARGS as u64).into()]
 }
 
 /// How the coordinator makes a puppet.
 #[derive(Debug)]
 pub struct Spawn<'a> {
-    /// The pid it gets, or any.
-    pub set_tid: Option<i32>,
+    /// The pids it gets, as of a [`Fork`].
+    pub set_tid: &'a [i32],
     /// New namespaces that begin with it: CLONE_NEWPID, CLONE_NEWUSER.
     pub namespaces: i32,
     /// The pid namespace it is made in, if not ours or a new one.
@@ -234,9 +248,9 @@ impl Puppet {
         let span = slot.0;
         drop(slot);
         let is_apart = spawn.inside.is_some() || spawn.namespaces & libc::CLONE_NEWPID != 0;
-        let own_pid = match (is_apart, spawn.set_tid) {
+        let own_pid = match (is_apart, spawn.set_tid.first()) {
             (false, _) => pid,
-            (true, Some(pid)) => pid,
+            (true, Some(pid)) => *pid,
             (true, None) => 1,
         };
         let mut puppet = Puppet {
@@ -268,12 +282,20 @@ impl Puppet {
     pub fn fork(&mut self, index: usize, fork: &Fork) -> Result<Puppet> {
         let parent = if fork.sibling { libc::CLONE_PARENT } else { 0 };
         let exit_signal = if fork.sibling { 0 } else { fork.exit_signal };
+        let new = if fork.place == Place::New { libc::CLONE_NEWPID } else { 0 };
         let mut program = Program::new();
-        let args = clone_args(fork.share | parent, exit_signal, fork.set_tid);
-        let object = fork.set_tid.unwrap_or(0) as u64;
-        program.call("clone3 of a process", object, libc::SYS_clone3, args);
-        let own = self.run(index, program)?.first().map_or(0, |o| o.result as i32);
-        let pid = self.ours(own)?;
+        if let Place::Of(pid) = fork.place {
+            children_in(&mut program, pid);
+        }
+        let args = clone_args(fork.share | parent | new, exit_signal, &fork.set_tid);
+        let object = fork.set_tid.last().copied().unwrap_or(0) as u64;
+        let at = program.call("clone3 of a process", object, libc::SYS_clone3, args);
+        if let Place::Of(_) = fork.place {
+            children_in(&mut program, self.own_pid);
+        }
+        let seen = self.run(index, program)?.get(at).map_or(0, |o| o.result as i32);
+        let pid = self.ours(seen)?;
+        let own = if fork.place == Place::Same { seen } else { fork.set_tid.first().copied().unwrap_or(1) };
         let raw = rustix::process::Pid::from_raw(pid).ok_or(Error::Gone { tid: pid })?;
         let taken = (|| {
             let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty());
@@ -282,9 +304,14 @@ impl Puppet {
             } else {
                 (self.small_bay()?, Rc::clone(&self.bays))
             };
-            Ok((pidfd.named("pidfd_open")?, bay, bays, Running::born(pid).wait_stop()?))
+            let pidfd = pidfd.named("pidfd_open")?;
+            let pidns = match fork.place {
+                Place::Same => self.pidns.clone(),
+                _ => Some(Rc::new(PidNamespace::of(&pidfd)?)),
+            };
+            Ok((pidfd, pidns, bay, bays, Running::born(pid).wait_stop()?))
         })();
-        let (pidfd, bay, bays, thread) = taken.inspect_err(|_| {
+        let (pidfd, pidns, bay, bays, thread) = taken.inspect_err(|_| {
             // It is ours to wait for, so the pid is still its own.
             let _ = rustix::process::kill_process(raw, rustix::process::Signal::KILL);
             reap(pid);
@@ -299,7 +326,7 @@ impl Puppet {
             slot: self.slot,
             bays,
             signal: self.signal,
-            pidns: self.pidns.clone(),
+            pidns,
             released: false,
         };
         bay.furnish(pid, Ids { pid: own, tid: own }, &self.base, !0, self.signal)?;
@@ -328,6 +355,11 @@ impl Puppet {
     /// Its pid, as it sees it.
     pub fn own_pid(&self) -> i32 {
         self.own_pid
+    }
+
+    /// Its pid, as `other` sees it.
+    pub fn pid_for(&self, other: &Puppet) -> Result<i32> {
+        other.pidns.as_ref().map_or(Ok(self.pid), |namespace| namespace.theirs(self.pid))
     }
 
     /// The id of thread `index`, as it sees it.
@@ -559,6 +591,13 @@ impl Drop for Puppet {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
         reap(self.pid);
     }
+}
+
+/// Lets the children of whoever runs `program` be made in the pid namespace of process `pid`.
+pub fn children_in(program: &mut Program, pid: i32) {
+    let fd = program.call("pidfd_open", pid as u64, libc::SYS_pidfd_open, [pid.into(), 0u64.into()]);
+    program.call("setns", pid as u64, libc::SYS_setns, [Arg::Result(fd), libc::CLONE_NEWPID.into()]);
+    program.call("close", pid as u64, libc::SYS_close, [Arg::Result(fd)]);
 }
 
 /// Waits for the end of a process that we trace and that has been killed.

@@ -507,6 +507,18 @@ impl Stopped {
         }
     }
 
+    /// The same for a while: whether it has ended.
+    pub fn wait_end_until(&mut self, deadline: Instant) -> bool {
+        while self.attached {
+            match wait(self.tid, false) {
+                Ok(Some(Event::Ended)) | Err(_) => self.attached = false,
+                Ok(_) if Instant::now() > deadline => return false,
+                Ok(_) => std::thread::sleep(Duration::from_micros(50)),
+            }
+        }
+        true
+    }
+
     fn let_go(&mut self) -> Result<()> {
         if !std::mem::take(&mut self.attached) {
             return Ok(());

@@ -45,6 +45,12 @@ pub(super) struct Kin {
     pub(super) exit_signal: i32,
     /// Leads its session.
     pub(super) leads: bool,
+    /// The number of its pid namespace.
+    pub(super) pidns: u32,
+    /// Is process 1 of it.
+    pub(super) init: bool,
+    /// Cannot join its group, it must be made in it.
+    pub(super) bound: bool,
 }
 
 /// All processes of the image.
@@ -59,7 +65,7 @@ pub(super) struct Family {
 
 impl Family {
     /// Checks the numbers: what comes out is a tree, and could have been a real one.
-    pub(super) fn new(nodes: &[Node]) -> Result<Self> {
+    pub(super) fn new(nodes: &[Node], apart: bool) -> Result<Self> {
         let len = nodes.len() + 1;
         let mut family =
             Family { kin: PerSeat::default(), by_pid: BTreeMap::new(), span: PerSeat::default(), len };
@@ -80,6 +86,9 @@ impl Family {
             }
         }
         family.set_outside(nodes.first().ok_or_else(|| Error::bad_image("the process tree is empty"))?);
+        if apart {
+            family.bind_outside();
+        }
         family.check_sessions()?;
         family.check_groups()?;
         family.measure();
@@ -87,14 +96,15 @@ impl Family {
     }
 
     fn seat(&mut self, seat: Seat, parent: Seat, node: &Node) -> Result<()> {
-        let Node { pid, pgid, sid, exit_signal, .. } = *node;
+        let Node { pid, pgid, sid, exit_signal, pidns, init, bound, .. } = *node;
         if pid <= 0 || pgid < 0 || sid < 0 || !(0..=SIGRTMAX).contains(&exit_signal) {
             return Err(bad(pid, "its pid, process group, session or exit signal is no such number"));
         }
         if self.by_pid.insert(pid, seat).is_some() {
             return Err(bad(pid, "another process has the same pid"));
         }
-        self.kin.set(seat, Kin { pid, parent, sid, pgid, exit_signal, leads: sid == pid });
+        let leads = sid == pid;
+        self.kin.set(seat, Kin { pid, parent, sid, pgid, exit_signal, leads, pidns, init, bound });
         Ok(())
     }
 
@@ -107,6 +117,12 @@ impl Family {
             (false, false) => (root.sid, root.pgid),
         };
         self.kin.set(COORDINATOR, Kin { sid, pgid, ..Kin::default() });
+    }
+
+    /// Binds all members of the outside group to it.
+    fn bind_outside(&mut self) {
+        let Kin { sid, pgid, .. } = self.kin(COORDINATOR);
+        self.kin.0.iter_mut().skip(1).for_each(|kin| kin.bound |= (kin.sid, kin.pgid) == (sid, pgid));
     }
 
     fn check_sessions(&self) -> Result<()> {

@@ -164,15 +164,21 @@ impl Kernel {
         }
         let node = |pid: i32| {
             let Proc { parent: ppid, sid, pgid, exit_signal, zombie, .. } = self.procs[&pid];
-            Node { pid, ppid, pgid, sid, exit_signal, zombie }
+            Node { pid, ppid, pgid, sid, exit_signal, zombie, ..Node::default() }
         };
         pids.into_iter().map(node).collect()
     }
 }
 
-/// Carries out a plan on a fresh kernel and compares the tree with `nodes`.
-pub(super) fn run(nodes: &[Node], plan: &Plan) -> Outcome {
+/// Carries out a plan on a fresh kernel and compares the tree with `nodes`. `apart`: nobody can join the
+/// group of the restarter.
+pub(super) fn run(nodes: &[Node], plan: &Plan, apart: bool) -> Outcome {
     let mut kernel = Kernel::new();
+    let mut begun = std::collections::BTreeSet::from([0]);
+    let pidns = |task: usize| match nodes.get(task) {
+        Some(node) => node.pidns,
+        None => plan.ghosts[task - nodes.len()].pidns,
+    };
     let pid = |task: usize| match nodes.get(task) {
         Some(node) => node.pid,
         None => plan.ghosts[task - nodes.len()].pid.unwrap_or(1_000_000 + task as i32),
@@ -180,7 +186,17 @@ pub(super) fn run(nodes: &[Node], plan: &Plan) -> Outcome {
     let pid_or_restarter = |task: Option<usize>| task.map_or(RESTARTER, pid);
     for step in &plan.steps {
         match *step {
+            Step::Setpgid(task, Group::Of(leader)) if nodes.get(task).is_some_and(|node| node.bound) => {
+                check(nodes[task].pgid != pid(leader), || format!("{} is bound", pid(task)))?;
+            }
+            Step::Setpgid(task, Group::Restarter) if apart => Err(format!("{} cannot join", pid(task)))?,
+            _ => {}
+        }
+        match *step {
             Step::Fork { maker, task, sibling } => {
+                let init = nodes.get(task).is_some_and(|node| node.init);
+                check(begun.contains(&pidns(task)) != init, || format!("no process 1 for {}", pid(task)))?;
+                begun.insert(pidns(task));
                 let signal = match nodes.get(task) {
                     _ if sibling => 0,
                     Some(node) => node.exit_signal,

@@ -15,6 +15,8 @@ use super::{
 use crate::error::Result;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+const GROUP: &str = "its process group is led from outside of its pid namespace, and was left by who made it";
+
 /// What happens to a task.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
@@ -62,6 +64,14 @@ struct Draft<'a> {
     settled: PerSeat<Settled>,
     /// Of a ghost: who adopts what it made.
     adopter: PerSeat<Option<Seat>>,
+    /// The group each is born in, where that matters.
+    born_in: PerSeat<Option<i32>>,
+    /// Those born in a group that their maker leaves.
+    left: BTreeMap<Seat, Vec<Seat>>,
+    /// Tells the pid namespace of a dead leader.
+    home: &'a dyn Fn(i32) -> u32,
+    /// Process 1 of each pid namespace.
+    inits: BTreeMap<u32, Seat>,
     waits: BTreeMap<Event, usize>,
     next: BTreeMap<Event, Vec<Event>>,
     /// What an event had better wait for.
@@ -69,7 +79,7 @@ struct Draft<'a> {
 }
 
 /// Puts the making of `family` in order.
-pub(super) fn arrange(family: &Family, births: &Births) -> Result<Plan> {
+pub(super) fn arrange(family: &Family, births: &Births, home: &dyn Fn(i32) -> u32) -> Result<Plan> {
     let mut draft = Draft {
         family,
         ghosts: Vec::new(),
@@ -77,12 +87,17 @@ pub(super) fn arrange(family: &Family, births: &Births) -> Result<Plan> {
         makes: PerSeat::default(),
         settled: PerSeat::default(),
         adopter: PerSeat::default(),
+        born_in: PerSeat::default(),
+        left: BTreeMap::new(),
+        home,
+        inits: family.nodes().filter(|(_, kin)| kin.init).map(|(seat, kin)| (kin.pidns, seat)).collect(),
         waits: BTreeMap::new(),
         next: BTreeMap::new(),
         rather_after: BTreeMap::new(),
     };
     draft.founders(births);
     draft.adoptions(births)?;
+    draft.bind()?;
     draft.children(births);
     draft.siblings();
     draft.settle_nodes();
@@ -95,7 +110,7 @@ impl Draft<'_> {
     fn founders(&mut self, births: &Births) {
         for (sid, founder) in &births.founders {
             let make = Make { maker: founder.parent, ..Make::default() };
-            let ghost = self.ghost(Some(*sid), founder.exit_signal, make);
+            let ghost = self.ghost(Some(*sid), founder.exit_signal, (self.home)(*sid), make);
             self.settled.set(ghost, Settled::InSession);
         }
     }
@@ -115,7 +130,9 @@ impl Draft<'_> {
                 self.make(seat, Make { maker, sibling: true, when: When::After });
             }
             if !orphans.is_empty() {
-                let ghost = self.ghost(None, 0, Make { maker, sibling: false, when: When::After });
+                // The kernel looks for who adopts in the pid namespace of who ends.
+                let pidns = self.family.kin(*parent).pidns;
+                let ghost = self.ghost(None, 0, pidns, Make { maker, sibling: false, when: When::After });
                 self.adopter.set(ghost, Some(*parent));
                 for seat in orphans {
                     self.make(seat, Make { maker: ghost, ..Make::default() });
@@ -124,6 +141,34 @@ impl Draft<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Finds who must be born in a certain group: who is bound to it, and the parents of those unless
+    /// they end in it.
+    fn bind(&mut self) -> Result<()> {
+        for (seat, kin) in self.family.nodes().rev() {
+            let group = if kin.bound { Some(kin.pgid) } else { self.born_in.get(seat) };
+            let Some(group) = group else { continue };
+            self.born_in.set(seat, Some(group));
+            if self.in_group(self.makes.get(seat).map_or(kin.parent, |make| make.maker)) == group {
+                continue;
+            }
+            let born = self.born_in.get(kin.parent).unwrap_or(group);
+            let parent = self.family.kin(kin.parent);
+            if self.makes.get(seat).is_some() || kin.parent == COORDINATOR || parent.bound || born != group {
+                return Err(refused(self.family, seat, GROUP));
+            }
+            self.born_in.set(kin.parent, Some(group));
+        }
+        Ok(())
+    }
+
+    /// The group a maker is in once it has settled.
+    fn in_group(&self, seat: Seat) -> i32 {
+        let ghost = seat.checked_sub(self.family.len).and_then(|ghost| self.ghosts.get(ghost));
+        let Some(ghost) = ghost else { return self.family.kin(seat).pgid };
+        let maker = self.makes.get(seat).unwrap_or_default().maker;
+        ghost.pid.unwrap_or_else(|| self.family.kin(maker).pgid)
     }
 
     /// Processes that their parents fork.
@@ -136,9 +181,14 @@ impl Draft<'_> {
             let when = match births.born.get(seat) {
                 Some(sid) if parent.leads && sid == parent.sid => When::After,
                 Some(_) if parent.leads => When::Before,
+                _ if self.born_in.get(seat).is_some_and(|group| group != parent.pgid) => When::Before,
+                _ if self.born_in.get(seat).is_some() => When::After,
                 _ if !kin.leads && kin.pgid == parent.pgid => When::RatherAfter,
                 _ => When::Any,
             };
+            if when == When::Before && self.born_in.get(seat).is_some() {
+                self.left.entry(kin.parent).or_default().push(seat);
+            }
             self.make(seat, Make { maker: kin.parent, sibling: false, when });
         }
     }
@@ -194,8 +244,12 @@ impl Draft<'_> {
 
     /// A ghost that stays in the group `leader` founds and leaves.
     fn deputy(&mut self, leader: Seat) -> (Event, Option<Seat>) {
-        let ghost = self.ghost(None, 0, Make { maker: leader, sibling: false, when: When::Before });
+        let make = Make { maker: leader, sibling: false, when: When::Before };
+        let ghost = self.ghost(None, 0, self.family.kin(leader).pidns, make);
         self.wait(Event::Found(leader), Event::Fork(leader));
+        for seat in self.left.remove(&leader).unwrap_or_default() {
+            self.wait(Event::Found(leader), Event::Fork(seat));
+        }
         self.wait(Event::Fork(ghost), Event::Found(leader));
         (Event::Fork(ghost), Some(ghost))
     }
@@ -203,14 +257,15 @@ impl Draft<'_> {
     /// A ghost that leads a group of session `sid`.
     fn group_ghost(&mut self, pgid: i32, sid: i32) -> (Event, Option<Seat>) {
         let maker = self.leader(sid).unwrap_or(COORDINATOR);
-        let ghost = self.ghost(Some(pgid), 0, Make { maker, sibling: false, when: When::After });
+        let make = Make { maker, sibling: false, when: When::After };
+        let ghost = self.ghost(Some(pgid), 0, (self.home)(pgid), make);
         self.settled.set(ghost, Settled::InGroup(pgid));
         (Event::Settle(ghost), Some(ghost))
     }
 
-    fn ghost(&mut self, pid: Option<i32>, exit_signal: i32, make: Make) -> Seat {
+    fn ghost(&mut self, pid: Option<i32>, exit_signal: i32, pidns: u32, make: Make) -> Seat {
         let seat = self.family.len + self.ghosts.len();
-        self.ghosts.push(Ghost { pid, exit_signal });
+        self.ghosts.push(Ghost { pid, exit_signal, pidns });
         if let Some(pid) = pid {
             self.leaders.insert(pid, seat);
         }
@@ -223,6 +278,9 @@ impl Draft<'_> {
     fn make(&mut self, seat: Seat, make: Make) {
         self.makes.set(seat, Some(make));
         self.waits.entry(Event::Fork(seat)).or_default();
+        if let Some(init) = self.inits.get(&self.pidns(seat)).copied().filter(|init| *init != seat) {
+            self.wait(Event::Fork(seat), Event::Fork(init));
+        }
         let maker = make.maker;
         if maker == COORDINATOR {
             return;
@@ -248,6 +306,12 @@ impl Draft<'_> {
         self.waits.entry(first).or_default();
         *self.waits.entry(event).or_default() += 1;
         self.next.entry(first).or_default().push(event);
+    }
+
+    /// The pid namespace of a task.
+    fn pidns(&self, seat: Seat) -> u32 {
+        let ghost = seat.checked_sub(self.family.len).and_then(|ghost| self.ghosts.get(ghost));
+        ghost.map_or(self.family.kin(seat).pidns, |ghost| ghost.pidns)
     }
 
     /// The leader of a session, the coordinator for the outside one.
@@ -281,6 +345,8 @@ struct Run<'a> {
     /// The group each task is in.
     groups: PerSeat<i32>,
     steps: Vec<Step>,
+    /// One that is bound to a group and is not in it.
+    astray: Option<Seat>,
 }
 
 impl<'a> Run<'a> {
@@ -298,6 +364,7 @@ impl<'a> Run<'a> {
             done: BTreeSet::new(),
             groups,
             steps: Vec::new(),
+            astray: None,
         }
     }
 
@@ -307,6 +374,9 @@ impl<'a> Run<'a> {
                 self.happen(event);
                 self.release(event);
             }
+        }
+        if let Some(seat) = self.astray {
+            return Err(refused(self.draft.family, seat, GROUP));
         }
         if self.done.len() == self.waits.len() {
             return Ok(self.steps);
@@ -372,6 +442,9 @@ impl<'a> Run<'a> {
     fn join(&mut self, seat: Seat, pgid: i32) {
         if self.groups.get(seat) == pgid {
             return;
+        }
+        if self.draft.family.kin(seat).bound && self.draft.family.kin(seat).pgid == pgid {
+            self.astray = Some(seat);
         }
         self.groups.set(seat, pgid);
         let group = match self.draft.leader_of(pgid) {

@@ -3,8 +3,8 @@
 use super::{
     Ghost, Group, Node, Plan,
     Step::{self, *},
+    Terms,
     model::{INIT, Kernel, run},
-    plan,
 };
 use crate::error::ErrorKind;
 use proptest::{prelude::*, sample::Index};
@@ -13,13 +13,35 @@ const SIGCHLD: i32 = libc::SIGCHLD;
 const ROOT: i32 = 10;
 
 fn node(pid: i32, ppid: i32, pgid: i32, sid: i32) -> Node {
-    Node { pid, ppid, pgid, sid, exit_signal: SIGCHLD, zombie: false }
+    Node { pid, ppid, pgid, sid, exit_signal: SIGCHLD, ..NOBODY }
+}
+
+const NOBODY: Node = Node {
+    pid: 0,
+    ppid: 0,
+    pgid: 0,
+    sid: 0,
+    exit_signal: 0,
+    zombie: false,
+    pidns: 0,
+    init: false,
+    bound: false,
+};
+const HERE: Terms<'_> = Terms { apart: false, home: None };
+const APART: Terms<'_> = Terms { apart: true, home: None };
+
+fn plan(nodes: &[Node]) -> crate::error::Result<Plan> {
+    super::plan(nodes, &HERE)
 }
 
 /// Plans, carries out, compares.
 fn made(nodes: &[Node]) -> Plan {
-    let plan = plan(nodes).unwrap_or_else(|e| panic!("{e}\n{nodes:#?}"));
-    run(nodes, &plan).unwrap_or_else(|e| panic!("{e}\n{nodes:#?}\n{plan:#?}"));
+    made_with(nodes, &HERE)
+}
+
+fn made_with(nodes: &[Node], terms: &Terms<'_>) -> Plan {
+    let plan = super::plan(nodes, terms).unwrap_or_else(|e| panic!("{e}\n{nodes:#?}"));
+    run(nodes, &plan, terms.apart).unwrap_or_else(|e| panic!("{e}\n{nodes:#?}\n{plan:#?}"));
     plan
 }
 
@@ -67,6 +89,11 @@ fn history() -> impl Strategy<Value = Vec<(Index, Deed)>> {
 /// Lives a history below a root that its shell made. With `tame`, a process is a subreaper from its
 /// birth or never: an orphan has then not passed by anyone who adopts another one later.
 fn live(history: &[(Index, Deed)], tame: bool) -> Vec<Node> {
+    live_in(history, tame, false)
+}
+
+/// The same; `apart`: nobody who has left the group of the shell joins it again.
+fn live_in(history: &[(Index, Deed)], tame: bool, apart: bool) -> Vec<Node> {
     let mut kernel = Kernel::new();
     kernel.fork(INIT, 3, SIGCHLD, false).unwrap();
     kernel.setsid(3).unwrap();
@@ -94,7 +121,10 @@ fn live(history: &[(Index, Deed)], tame: bool) -> Vec<Node> {
             }
             Deed::Setsid => kernel.setsid(me.pid),
             Deed::OwnGroup => kernel.setpgid(me.pid, me.pid),
-            Deed::JoinGroup(other) => kernel.setpgid(me.pid, other.get(&tree).pgid),
+            Deed::JoinGroup(other) => match other.get(&tree).pgid {
+                3 if apart => Ok(()),
+                pgid => kernel.setpgid(me.pid, pgid),
+            },
             Deed::Subreaper(on) => {
                 let proc = kernel.procs.get_mut(&me.pid).unwrap();
                 if !tame || *on && !proc.active {
@@ -121,7 +151,7 @@ fn noise() -> impl Strategy<Value = Vec<Node>> {
                 let ppid = parent.index(at + 1) as i32;
                 let sid = session.index(16) as i32;
                 let pgid = if sid == pid { pid } else { [sid, pid, group.index(16) as i32][group.index(3)] };
-                Node { pid, ppid, pgid, sid, exit_signal: *exit_signal, zombie: *zombie }
+                Node { pid, ppid, pgid, sid, exit_signal: *exit_signal, zombie: *zombie, ..NOBODY }
             };
         all.iter().enumerate().map(|(at, numbers)| node(at, numbers)).collect()
     })
@@ -138,10 +168,24 @@ proptest! {
     }
 
     #[test]
+    fn histories_of_a_namespace_are_repeated_in_another(history in history()) {
+        made_with(&live_in(&history, true, true), &APART);
+    }
+
+    #[test]
+    fn wild_histories_are_repeated_apart_or_refused(history in history()) {
+        let nodes = live(&history, false);
+        match super::plan(&nodes, &APART) {
+            Ok(plan) => run(&nodes, &plan, true).map_err(TestCaseError::fail)?,
+            Err(e) => prop_assert_eq!(e.kind, ErrorKind::Unsupported, "{}", e),
+        }
+    }
+
+    #[test]
     fn wild_histories_are_repeated_or_refused(history in history()) {
         let nodes = live(&history, false);
         match plan(&nodes) {
-            Ok(plan) => run(&nodes, &plan).map_err(TestCaseError::fail)?,
+            Ok(plan) => run(&nodes, &plan, false).map_err(TestCaseError::fail)?,
             Err(e) => prop_assert_eq!(e.kind, ErrorKind::Unsupported, "{}", e),
         }
     }
@@ -149,7 +193,7 @@ proptest! {
     #[test]
     fn whatever_is_planned_can_be_done(nodes in noise()) {
         if let Ok(plan) = plan(&nodes) {
-            run(&nodes, &plan).map_err(TestCaseError::fail)?;
+            run(&nodes, &plan, false).map_err(TestCaseError::fail)?;
         }
     }
 }
@@ -176,7 +220,7 @@ fn signalling(exit_signal: i32, node: Node) -> Node {
 }
 
 /// In the shapes, session 5 and group 6 are outside.
-const ROOT_OUTSIDE: Node = Node { pid: ROOT, ppid: 1, pgid: 6, sid: 5, exit_signal: SIGCHLD, zombie: false };
+const ROOT_OUTSIDE: Node = Node { pid: ROOT, ppid: 1, pgid: 6, sid: 5, exit_signal: SIGCHLD, ..NOBODY };
 
 fn steps(nodes: &[Node]) -> Vec<Step> {
     made(nodes).steps
@@ -221,7 +265,7 @@ fn old_sessions_are_handed_down() {
 fn a_dead_session_leader_is_a_ghost() {
     let nodes = [ROOT_OUTSIDE, node(12, 10, 11, 11), node(13, 10, 13, 11), node(14, 12, 11, 11)];
     let plan = made(&nodes);
-    assert_eq!(plan.ghosts, [Ghost { pid: Some(11), exit_signal: SIGCHLD }]);
+    assert_eq!(plan.ghosts, [Ghost { pid: Some(11), exit_signal: SIGCHLD, pidns: 0 }]);
     let wanted = [
         spawn(0),
         fork(0, 4),
@@ -239,7 +283,7 @@ fn a_dead_session_leader_is_a_ghost() {
 fn a_dead_group_leader_is_a_ghost() {
     let nodes = [ROOT_OUTSIDE, node(12, 10, 11, 5), node(13, 12, 11, 5), node(14, 10, 11, 5)];
     let plan = made(&nodes);
-    assert_eq!(plan.ghosts, [Ghost { pid: Some(11), exit_signal: 0 }]);
+    assert_eq!(plan.ghosts, [Ghost { pid: Some(11), exit_signal: 0, pidns: 0 }]);
     let joined = count(&plan, |s| matches!(s, Setpgid(_, Group::Of(4))));
     assert_eq!((plan.steps.len(), joined), (4 + 3 + 2, 2));
 }
@@ -326,6 +370,47 @@ fn the_outside_group_is_joined_again() {
 }
 
 #[test]
+fn apart_the_outside_group_is_not_left_too_early() {
+    let nodes = [ROOT_OUTSIDE, node(11, 10, 11, 5), node(12, 11, 11, 5), node(13, 12, 6, 5)];
+    let wanted =
+        [spawn(0), fork(0, 1), fork(1, 2), Setpgid(1, Group::Own), fork(2, 3), Setpgid(2, Group::Of(1))];
+    assert_eq!(made_with(&nodes, &APART).steps, wanted);
+    // One that left and came back was not made in it.
+    let lost = [ROOT_OUTSIDE, node(11, 10, 11, 11), node(12, 10, 12, 11), node(13, 12, 6, 5)];
+    assert_eq!(super::plan(&lost, &APART).unwrap_err().kind, ErrorKind::Unsupported);
+}
+
+#[test]
+fn the_bound_are_born_in_their_group() {
+    // 12 is process 1 of a namespace; it and 14 are in the group of 11, which 13 has left.
+    let inner = |node: Node, init| Node { pidns: 1, init, bound: node.pgid == 11, ..node };
+    let nodes = [
+        ROOT_OUTSIDE,
+        node(11, 10, 11, 5),
+        inner(node(12, 11, 11, 5), true),
+        inner(node(13, 12, 13, 5), false),
+        inner(node(14, 13, 11, 5), false),
+    ];
+    let wanted = [
+        spawn(0),
+        fork(0, 1),
+        Setpgid(1, Group::Own),
+        fork(1, 2),
+        fork(2, 3),
+        fork(3, 4),
+        Setpgid(3, Group::Own),
+    ];
+    assert_eq!(steps(&nodes), wanted);
+}
+
+#[test]
+fn process_1_comes_before_the_rest_of_its_namespace() {
+    let inner = |node: Node, init| Node { pidns: 1, init, ..node };
+    let nodes = [ROOT_OUTSIDE, inner(node(11, 10, 6, 5), false), inner(node(12, 10, 6, 5), true)];
+    assert_eq!(steps(&nodes), [spawn(0), fork(0, 2), fork(0, 1)]);
+}
+
+#[test]
 fn outside_numbers_may_be_zero() {
     let root = node(ROOT, 0, 0, 0);
     assert_eq!(steps(&[root, node(11, 10, 0, 0)]), [spawn(0), fork(0, 1)]);
@@ -387,6 +472,6 @@ fn ten_thousand_processes_take_no_time() {
         let begin = std::time::Instant::now();
         let plan = plan(&nodes).unwrap();
         assert!(begin.elapsed().as_millis() < 2000, "{shape}: {:?}", begin.elapsed());
-        run(&nodes, &plan).unwrap_or_else(|e| panic!("{shape}: {e}"));
+        run(&nodes, &plan, false).unwrap_or_else(|e| panic!("{shape}: {e}"));
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod layout;
 pub(crate) mod limits;
 pub(crate) mod mm;
 pub(crate) mod pages;
+pub(crate) mod pidns;
 pub(crate) mod signal;
 pub(crate) mod thread;
 pub(crate) mod timers;

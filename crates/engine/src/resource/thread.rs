@@ -98,6 +98,7 @@ pub(crate) fn checkpoint(
         xstate: frozen.thread.xstate()?,
         pending: frozen.thread.pending(false)?,
         affinity: query::affinity(tid)?,
+        levels: Vec::new(),
     })
 }
 

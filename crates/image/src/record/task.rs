@@ -49,9 +49,17 @@ wire! {
         pub tpgid: i32,
         /// Thread of the parent whose child it is, or 0: the leader.
         pub parent_tid: i32,
-        /// Zero.
-        pub pad: u32,
+        /// Pid namespace its children are made in: [`children_pidns`], or its number in a [`PidLevel`].
+        pub children_pidns: u32,
     }
+}
+
+/// Values of [`Task::children_pidns`] that are no number of a namespace.
+pub mod children_pidns {
+    /// The process's own.
+    pub const OWN: u32 = 0;
+    /// A new one, whose process 1 has yet to be made.
+    pub const NEW: u32 = u32::MAX;
 }
 
 /// Values of [`Task::state`].
@@ -156,8 +164,8 @@ pub mod restart_kind {
 
 wire! {
     /// One thread. Fields: comm, xsave area, private pending signals (128-byte siginfos),
-    /// CPU affinity mask.
-    107 "THREAD" [comm, xstate, pending, affinity] struct Thread {
+    /// CPU affinity mask, array of [`PidLevel`].
+    107 "THREAD" [comm, xstate, pending, affinity, levels] struct Thread {
         /// Thread id.
         pub tid: i32,
         /// Signal to get when the parent dies, 0 for none (PR_SET_PDEATHSIG).
@@ -218,6 +226,21 @@ wire! {
         pub state: u32,
         /// Wait status of such a leader, else 0.
         pub exit_code: i32,
+    }
+}
+
+wire! {
+    /// The ids of a thread in a pid namespace below that of the tree's root; the outermost comes first,
+    /// the one it is in last.
+    struct PidLevel {
+        /// Number of the namespace, by which the image knows it.
+        pub pidns: u32,
+        /// Thread id there.
+        pub tid: i32,
+        /// Process group there, 0 if its leader is outside.
+        pub pgid: i32,
+        /// Session there, 0 if its leader is outside.
+        pub sid: i32,
     }
 }
 

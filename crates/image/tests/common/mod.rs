@@ -8,8 +8,8 @@ use ckpt_image::model::{
 };
 use ckpt_image::record::{
     self, ARCH_X86_64, ExternalName, FileDesc, FileLock, HEADER_MAGIC, Header, HeaderArch, PAGE_SIZE,
-    PipePart, REV, Record, RestartBlock, Run, Task, Tree, file_kind, inode_kind, lock_kind, owner_kind,
-    pipe_part, restart_kind, task_state, vma_flags, vma_kind,
+    PidLevel, PipePart, REV, Record, RestartBlock, Run, Task, Tree, children_pidns, file_kind, inode_kind,
+    lock_kind, owner_kind, pipe_part, restart_kind, task_state, vma_flags, vma_kind,
 };
 use ckpt_image::{Block, BlockSink, Chunk, Objref, PagesWritten, ReadError, Reader, Writer, ZeroPages};
 use zerocopy::{FromBytes, IntoBytes};
@@ -143,7 +143,7 @@ pub fn arbitrary(source: &mut Source<'_>) -> Image {
         arch: source.wire(),
         ..Image::default()
     };
-    let mut builder = Builder { source, image: &mut image, next: 0 };
+    let mut builder = Builder { source, image: &mut image, next: 0, begun: Default::default() };
     let nr_processes = 1 + builder.source.below(3);
     let mut next_tid = 1;
     for _ in 0..nr_processes {
@@ -159,6 +159,8 @@ struct Builder<'a, 'b> {
     source: &'a mut Source<'b>,
     image: &'a mut Image,
     next: Objref,
+    /// Pid namespaces that have a process 1.
+    begun: std::collections::BTreeSet<u32>,
 }
 
 impl Builder<'_, '_> {
@@ -183,7 +185,7 @@ impl Builder<'_, '_> {
         let zombie = state == task_state::ZOMBIE;
         let nr_threads = if zombie { self.source.below(2) } else { 1 + self.source.below(3) };
         let nr = nr_threads as u32;
-        let mut task = Task { pid, state, nr_threads: nr, pad: 0, ..self.source.wire() };
+        let mut task = Task { pid, state, nr_threads: nr, children_pidns: 0, ..self.source.wire() };
         if zombie {
             task.exit_code = if self.source.below(2) == 0 { i32::from(self.source.byte()) << 8 } else { 15 };
             (task.mm, task.files, task.fs, task.sighand, task.signal) = (0, 0, 0, 0, 0);
@@ -208,7 +210,10 @@ impl Builder<'_, '_> {
             (leader.record.state, leader.record.exit_code) = (task_state::ZOMBIE, code << 8);
             leader.xstate.clear();
         }
-        self.image.processes.push(Process { task, threads });
+        let mut process = Process { task, threads };
+        self.nest(&mut process);
+        self.children_pidns(&mut process);
+        self.image.processes.push(process);
     }
 
     fn thread(&mut self, tid: i32) -> Thread {
@@ -222,7 +227,39 @@ impl Builder<'_, '_> {
         xstate.resize(576 + self.source.below(200), 7);
         let comm = self.source.text(15);
         let pending = self.source.many(3, Source::wire);
-        Thread { record, comm, xstate, pending, affinity: self.source.bytes(32) }
+        Thread { record, comm, xstate, pending, affinity: self.source.bytes(32), levels: Vec::new() }
+    }
+
+    /// Moves processes into pid namespaces 1, 2 in it, and 3: the first one to get there is process 1.
+    fn nest(&mut self, process: &mut Process) {
+        const PATHS: [&[u32]; 5] = [&[], &[], &[1], &[1, 2], &[3]];
+        let mut path = PATHS[self.source.below(PATHS.len())];
+        // Process 1 of each before all others.
+        if path == [1, 2] && !self.begun.contains(&1) {
+            path = &[1];
+        }
+        let Some(last) = path.last().filter(|_| !process.threads.is_empty()) else { return };
+        let (group, session) = (i32::from(self.source.byte()), i32::from(self.source.byte()));
+        let begins = self.begun.insert(*last);
+        for (nr, thread) in process.threads.iter_mut().enumerate() {
+            let tid = |pidns| if begins && nr == 0 && pidns == *last { 1 } else { thread.record.tid + 1 };
+            let level = |pidns: &u32| PidLevel { pidns: *pidns, tid: tid(*pidns), pgid: group, sid: session };
+            thread.levels = path.iter().map(level).collect();
+        }
+        if begins && process.task.state == task_state::ZOMBIE {
+            // It would be the only one: it lives.
+            process.threads.iter_mut().for_each(|thread| thread.levels.clear());
+            self.begun.remove(last);
+        }
+    }
+
+    /// Whether the children of a process are in a pid namespace below its own.
+    fn children_pidns(&mut self, process: &mut Process) {
+        let lives = process.task.state != task_state::ZOMBIE;
+        if process.threads.len() == 1 && lives && self.source.below(3) == 0 {
+            let below = process.levels().is_empty() && self.begun.contains(&1);
+            process.task.children_pidns = if below { 1 } else { children_pidns::NEW };
+        }
     }
 
     fn mm(&mut self) -> Objref {
@@ -396,8 +433,16 @@ pub fn sample() -> Image {
         let record = record::Thread { tid, cred: 10, mce_kill: 2, restart, ..source.wire() };
         let record = record::Thread { state: task_state::RUNNING, exit_code: 0, ..record };
         let (comm, xstate) = (b"sample".to_vec(), vec![source.byte(); 576]);
-        Thread { record, comm, xstate, pending: vec![source.wire()], affinity: vec![255, 0, 1] }
+        Thread {
+            record,
+            comm,
+            xstate,
+            pending: vec![source.wire()],
+            affinity: vec![255, 0, 1],
+            levels: vec![],
+        }
     };
+    let level = PidLevel { pidns: 1, tid: 1, pgid: 0, sid: 0 };
     image.processes = vec![
         Process {
             task: Task { pid: 100, ppid: 1, nr_threads: 2, ..task },
@@ -405,7 +450,7 @@ pub fn sample() -> Image {
         },
         Process {
             task: Task { pid: 200, ppid: 100, nr_threads: 1, state: task_state::STOPPED, ..task },
-            threads: vec![thread(&mut source, 200)],
+            threads: vec![Thread { levels: vec![level], ..thread(&mut source, 200) }],
         },
         Process {
             task: Task { pid: 300, ppid: 100, state: task_state::ZOMBIE, exit_code: 256, ..Task::default() },
