@@ -26,7 +26,7 @@ use crate::{
     task::Process,
     tree::{self, Held},
 };
-use ckpt_image::{BLOCK_SIZE, Block, Object, Objref, Writer, model, record};
+use ckpt_image::{BLOCK_SIZE, Block, Object, Objref, Writer, model, record, record::inode_kind};
 use ckpt_kernel::{query::Kcmp, tracee::Stopped};
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ pub fn checkpoint(
         admission.admit_init(&root).task(label)?;
     }
     let destination = Destination::open(output)?;
-    let (surveyed, members) = survey(&admission, root.pid, &destination).task(label)?;
+    let (surveyed, members) = survey(&admission, options, &destination).task(label)?;
     let mut shared_outside = None;
     if container || options.report_shared {
         let found = leaks::find(&surveyed, &[own_pid()]).task(label)?;
@@ -79,7 +79,7 @@ pub fn checkpoint(
         found.unknown().iter().for_each(|unknown| observer.warn(unknown));
         found.refuse()
     };
-    let mut capture = capture(frozen, observer, approve).task(label)?;
+    let mut capture = capture(frozen, options, observer, approve).task(label)?;
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
     let mut report = CheckpointReport {
@@ -89,6 +89,8 @@ pub fn checkpoint(
         processes: capture.image.processes.len(),
         threads: capture.held.iter().map(|(_, threads)| threads.len()).sum(),
         shared_outside,
+        unlinked: capture.contents.of_kind(&capture.image, inode_kind::UNLINKED),
+        embedded: capture.contents.of_kind(&capture.image, inode_kind::EMBEDDED),
         page_bytes: written.pages * record::PAGE_SIZE as u64,
         image_bytes: written.bytes,
         frozen: Duration::ZERO,
@@ -108,12 +110,17 @@ fn own_pid() -> i32 {
 /// Looks for state that cannot be carried while the tree runs undisturbed. As it opens and closes
 /// things meanwhile, only a clear refusal counts, and only one that is there every time. Returns what it
 /// has seen, and the members.
-fn survey(admission: &Admission, root: i32, destination: &Destination) -> Result<(Objects, Vec<Process>)> {
+fn survey(
+    admission: &Admission,
+    options: &CheckpointOptions,
+    destination: &Destination,
+) -> Result<(Objects, Vec<Process>)> {
     const TIMES: u32 = 3;
     let (mut objects, mut members) = (Objects::default(), Vec::new());
     for time in 1..=TIMES {
         objects = Objects::default();
-        members = tree::members(root)?;
+        objects.ghost_limit = options.ghost_limit;
+        members = tree::members(options.pid)?;
         match survey_once(admission, &members, &mut objects) {
             Err(e) if [ErrorKind::Unsupported, ErrorKind::Permission].contains(&e.kind) => {
                 if time == TIMES {

@@ -28,6 +28,7 @@ mod resource;
 mod restart;
 mod restore;
 mod root;
+mod scribe;
 mod source;
 mod surroundings;
 mod task;
@@ -37,7 +38,7 @@ pub use checkpoint::checkpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use leaks::{Holder, Leak};
 pub use options::{
-    After, CheckpointOptions, CheckpointReport, Input, Observer, Output, Pids, RestartOptions, RestartReport,
+    After, CheckpointOptions, CheckpointReport, Embed, Input, Observer, Output, Pids, RestartOptions, RestartReport,
     Scope, Silent,
 };
 pub use restart::restart;

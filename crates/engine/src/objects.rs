@@ -20,6 +20,12 @@ pub(crate) type Ordered<T> = Vec<(T, Objref)>;
 pub(crate) struct Objects {
     /// The processes of the tree, by pid.
     pub(crate) members: BTreeSet<i32>,
+    /// The tree stands still.
+    pub(crate) frozen: bool,
+    /// Unlinked files with more contents than this are refused.
+    pub(crate) ghost_limit: Option<u64>,
+    /// statfs(2) f_type by st_dev.
+    file_systems: BTreeMap<u64, i64>,
     /// By objref.
     pub(crate) table: BTreeMap<Objref, Object>,
     /// What tasks share, by kind, with one that has it.
@@ -35,6 +41,20 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
+    /// The type of the file system with this st_dev, asked for once. 0 is none.
+    pub(crate) fn file_system(
+        &mut self,
+        dev: u64,
+        ask: impl FnOnce() -> rustix::io::Result<rustix::fs::StatFs>,
+    ) -> i64 {
+        if let Some(known) = self.file_systems.get(&dev) {
+            return *known;
+        }
+        let Ok(fs) = ask() else { return 0 };
+        self.file_systems.insert(dev, fs.f_type as i64);
+        fs.f_type as i64
+    }
+
     /// Adds an object.
     pub(crate) fn add(&mut self, object: Object) -> Objref {
         let objref = self.table.len() as Objref + 1;

@@ -1,9 +1,10 @@
 //! The only list of file kinds. The first that claims a descriptor takes it.
 
-use crate::resource::file::{FileKind, chardev, directory, external, path, pipe, regular, unlinked};
+use crate::resource::file::{FileKind, chardev, directory, external, path, pipe, proc, regular, unlinked};
 
 /// All kinds, in the order in which they are asked.
 pub(crate) const FILE_KINDS: &[&dyn FileKind] = &[
+    &proc::KernelFile,
     &path::Path,
     &external::Terminal,
     &external::Pipe,

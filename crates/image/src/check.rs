@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::model::{Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Thread, Vma};
+use crate::model::{Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Thread, Vma, details};
 use crate::record::{
-    self, ARCH_X86_64, HEADER_MAGIC, Objref, PAGE_SIZE, REV, Record, file_kind, inode_kind, owner_kind,
-    restart_kind, task_state, vma_flags, vma_kind,
+    self, ARCH_X86_64, HEADER_MAGIC, Objref, PAGE_SIZE, ProcFile, REV, Record, file_kind, inode_kind, owner_kind,
+    proc_owner, restart_kind, task_state, vma_flags, vma_kind,
 };
 
 /// Longest path (PATH_MAX).
@@ -275,11 +275,31 @@ fn check_file(file: &File, refs: &mut Refs<'_>) -> Check {
     rule(file.record.owner_signal as usize <= NR_SIGNALS, "an unknown signal")?;
     text(&file.path, MAX_PATH, "its path is too long or holds a NUL")?;
     rule(file.build_id.len() <= MAX_SMALL, "build-id too long")?;
-    rule(file.details.is_empty(), "details of a kind that has none")?;
+    check_details(file)?;
     if [file_kind::UNLINKED, file_kind::PIPE].contains(&file.record.kind) {
         return refs.required::<record::Inode>(file.record.inode);
     }
     refs.optional::<record::Inode>(file.record.inode)
+}
+
+/// The details, as the file's kind has them.
+fn check_details(file: &File) -> Check {
+    match file.record.kind {
+        file_kind::REGULAR => text(&file.details, MAX_PATH, "its other path is too long or holds a NUL"),
+        file_kind::PROC => match details::<ProcFile>(&file.details).as_deref() {
+            Some([proc]) => check_proc(proc, &file.path),
+            _ => Err("details of the wrong size"),
+        },
+        _ => rule(file.details.is_empty(), "details of a kind that has none"),
+    }
+}
+
+fn check_proc(proc: &ProcFile, path: &[u8]) -> Check {
+    rule(proc_owner::ALL.contains(&proc.owner), "a kernel file of an unknown owner")?;
+    rule(proc.pid >= 0 && proc.tid >= 0, "a kernel file of a negative id")?;
+    rule((proc.owner == proc_owner::KERNEL) == (proc.pid == 0), "a kernel file of a wrong owner")?;
+    let below = path.get(proc.root as usize..).ok_or("a kernel file above its root")?;
+    rule(below.is_empty() || below.starts_with(b"/"), "a kernel file that is not below its root")
 }
 
 fn check_inode(inode: &Inode) -> Check {

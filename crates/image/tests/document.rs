@@ -11,6 +11,7 @@ const PARTS: &[(&str, &[Member])] = &[
     ("Regs", record::Regs::MEMBERS),
     ("RestartBlock", record::RestartBlock::MEMBERS),
     ("FileDesc", record::FileDesc::MEMBERS),
+    ("ProcFile", record::ProcFile::MEMBERS),
     ("Run", record::Run::MEMBERS),
     ("SigAction", record::SigAction::MEMBERS),
     ("PosixTimer", record::PosixTimer::MEMBERS),

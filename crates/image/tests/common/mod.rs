@@ -265,7 +265,17 @@ impl Builder<'_, '_> {
         let record = record::File { kind, inode, pad: 0, pad2: 0, ..self.source.wire() };
         let record = owned(record, self.source.pick(owner_kind::ALL));
         let (path, build_id) = (self.source.text(255), self.source.bytes(20));
-        self.add(Object::File(File { record, path, build_id, ..File::default() }))
+        let details = match kind {
+            file_kind::REGULAR => self.source.text(255),
+            file_kind::PROC => {
+                let owner = self.source.pick(record::proc_owner::ALL);
+                let pid = if owner == record::proc_owner::KERNEL { 0 } else { 7 };
+                let (root, tid) = (path.len() as u32, self.source.byte().into());
+                record::ProcFile { owner, root, pid, tid, start: 9 }.as_bytes().to_vec()
+            }
+            _ => Vec::new(),
+        };
+        self.add(Object::File(File { record, path, build_id, details }))
     }
 
     fn inode(&mut self) -> Objref {

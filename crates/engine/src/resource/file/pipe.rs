@@ -2,13 +2,15 @@
 //!
 //! *Saved*: what waits in the pipe, copied with tee(2) so that nothing is taken out; its capacity.
 //! *Restored*: a new pipe with that capacity and contents; each end is a description of its own
-//! with the old flags. A FIFO is opened by its path, where it must still be, empty. *Refused*:
+//! with the old flags. A FIFO is opened by its path, where it must still be, empty; one that was unlinked
+//! is made again and unlinked. *Refused*:
 //! packet mode with data waiting (the packets' borders would be lost).
 
 use super::{Descriptor, FileKind, Made, OpenContext};
 use crate::{
     error::{Context, Doing, Error, Result},
     objects::Objects,
+    scribe::Scribe,
     task::{Process, show},
 };
 use ckpt_image::{
@@ -178,12 +180,17 @@ fn copy(source: &OwnedFd) -> Result<(File, u64, u64)> {
 }
 
 /// An empty pipe for an inode.
-pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
+pub(crate) fn make(inode: &model::Inode, scribe: &Scribe) -> Result<Made> {
     let record = &inode.record;
     if record.size > record.capacity {
         return Err(Error::bad_image(format!("a pipe of {} bytes holds {}", record.capacity, record.size)));
     }
-    let (fd, read) = if inode.path.starts_with(b"/") {
+    let (fd, read) = if let Some(path) = model::removed(&inode.path) {
+        let fd = scribe.fifo(path)?;
+        let mode = Mode::from_raw_mode(record.mode & 0o7777);
+        rustix::fs::fchmod(&fd, mode).doing(|| format!("the mode of the unlinked FIFO {}", show(path)))?;
+        (fd, None)
+    } else if inode.path.starts_with(b"/") {
         (open_fifo(&inode.path)?, None)
     } else {
         let (read, write) = pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
