@@ -279,7 +279,8 @@ fn size(text: &str) -> Result<u64, String> {
         Some((at, 'g' | 'G')) => (text.get(..at), 1 << 30),
         _ => (Some(text), 1),
     };
-    let bytes = number.and_then(|number| number.parse::<u64>().ok()).and_then(|number| number.checked_mul(unit));
+    let bytes =
+        number.and_then(|number| number.parse::<u64>().ok()).and_then(|number| number.checked_mul(unit));
     bytes.ok_or_else(|| format!("{text:?} is not a number of bytes"))
 }
 

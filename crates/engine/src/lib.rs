@@ -38,8 +38,8 @@ pub use checkpoint::checkpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use leaks::{Holder, Leak};
 pub use options::{
-    After, CheckpointOptions, CheckpointReport, Embed, Input, Observer, Output, Pids, RestartOptions, RestartReport,
-    Scope, Silent,
+    After, CheckpointOptions, CheckpointReport, Embed, Input, Observer, Output, Pids, RestartOptions,
+    RestartReport, Scope, Silent,
 };
 pub use restart::restart;
 pub use root::Root;

@@ -51,8 +51,8 @@ impl Objects {
             return *known;
         }
         let Ok(fs) = ask() else { return 0 };
-        self.file_systems.insert(dev, fs.f_type as i64);
-        fs.f_type as i64
+        self.file_systems.insert(dev, fs.f_type);
+        fs.f_type
     }
 
     /// Adds an object.

@@ -78,7 +78,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let freezer = options.freezer.as_deref().map(Freezer::named).transpose()?;
     let surroundings = Surroundings::enter(&options)?;
     let opened = open(&image, &options)?;
-    let grown = file::identity::check(&image, &opened.files, &options, observer)?;
+    let grown = file::identity::check(&image, &opened.files, &opened.inodes, &options, observer)?;
     let areas = areas(&image)?;
     let mut puppets = make(&image, &options, &areas, &mut reader, observer)?;
     let new_pids = options.pids == Pids::New;

@@ -41,15 +41,8 @@ enum Task {
     Discard,
 }
 
-const TASKS: [Task; 7] = [
-    Task::File,
-    Task::Fifo,
-    Task::Directory,
-    Task::Link,
-    Task::Lasting,
-    Task::Keep,
-    Task::Discard,
-];
+const TASKS: [Task; 7] =
+    [Task::File, Task::Fifo, Task::Directory, Task::Link, Task::Lasting, Task::Keep, Task::Discard];
 
 /// The scribe, forked when there is something to do.
 #[derive(Debug, Default)]
@@ -183,7 +176,8 @@ fn parent(path: &[u8], making: bool) -> Result<(OwnedFd, Vec<u8>, Vec<Made>), Er
     for name in above {
         dir = match open_dir(dir.as_fd(), name) {
             Err(Errno::NOENT) if making => {
-                let fresh = rustix::fs::mkdirat(&dir, *name, Mode::RWXU).and_then(|()| open_dir(dir.as_fd(), name));
+                let fresh =
+                    rustix::fs::mkdirat(&dir, *name, Mode::RWXU).and_then(|()| open_dir(dir.as_fd(), name));
                 let fresh = fresh.inspect_err(|_| unmake(&mut made))?;
                 made.push((std::mem::replace(&mut dir, fresh), name.to_vec()));
                 continue;
@@ -228,10 +222,7 @@ fn briefly(
 }
 
 /// Calls `make` with names derived from one until one is not taken.
-fn fresh_name(
-    name: &[u8],
-    make: impl Fn(&[u8]) -> Result<OwnedFd, Errno>,
-) -> Result<OwnedFd, Errno> {
+fn fresh_name(name: &[u8], make: impl Fn(&[u8]) -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
     const ATTEMPTS: u32 = 100;
     let derived = |attempt: u32| [name, format!(".{attempt}").as_bytes()].concat();
     let names = std::iter::once(name.to_vec()).chain((1..ATTEMPTS).map(derived));
@@ -246,16 +237,14 @@ fn create(dir: BorrowedFd<'_>, name: &[u8], more: OFlags) -> Result<OwnedFd, Err
 fn fifo(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     rustix::fs::mknodat(dir, name, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    rustix::fs::openat(dir, name, flags, Mode::empty())
-        .inspect_err(|_| forget(dir, name))
+    rustix::fs::openat(dir, name, flags, Mode::empty()).inspect_err(|_| forget(dir, name))
 }
 
 fn link(other: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     let (from, old, _) = parent(other, false)?;
     rustix::fs::linkat(&from, old, dir, name, AtFlags::empty())?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, name, flags, Mode::empty())
-        .inspect_err(|_| forget(dir, name))
+    rustix::fs::openat(dir, name, flags, Mode::empty()).inspect_err(|_| forget(dir, name))
 }
 
 fn forget(dir: BorrowedFd<'_>, name: &[u8]) {

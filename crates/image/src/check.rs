@@ -6,8 +6,8 @@ use std::fmt;
 
 use crate::model::{Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Thread, Vma, details};
 use crate::record::{
-    self, ARCH_X86_64, HEADER_MAGIC, Objref, PAGE_SIZE, ProcFile, REV, Record, file_kind, inode_kind, owner_kind,
-    proc_owner, restart_kind, task_state, vma_flags, vma_kind,
+    self, ARCH_X86_64, HEADER_MAGIC, Objref, PAGE_SIZE, ProcFile, REV, Record, file_kind, inode_kind,
+    owner_kind, proc_owner, restart_kind, task_state, vma_flags, vma_kind,
 };
 
 /// Longest path (PATH_MAX).

@@ -109,7 +109,8 @@ fn adopt_one(objref: Objref, objects: &mut Objects) -> Result<()> {
     let Some(Object::File(file)) = objects.table.get(&objref) else { return Ok(()) };
     let (dev_ino, path) = ((file.record.dev, file.record.ino), file.path.clone());
     let doing = || format!("embed {}", show(&path));
-    let fd = rustix::fs::open(path.as_slice(), OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty());
+    let fd =
+        rustix::fs::open(path.as_slice(), OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty());
     let fd = fd.doing(doing)?;
     let stat = rustix::fs::fstat(&fd).doing(doing)?;
     if (stat.st_dev, stat.st_ino) != dev_ino {

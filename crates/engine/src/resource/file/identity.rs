@@ -9,10 +9,13 @@
 //! | open for writing, mapped MAP_SHARED | error | fine: a log that grew, `-v` says so | warning |
 //! | open for reading | error | fine if it is the same inode, else error | warning if it is the same inode, else error |
 //!
+//! Inode numbers are given again: one whose file was born after the checkpoint (statx(2) stx_btime) is another.
+//!
 //! Errors are those that `--force-files` goes on with. `--truncate-files` cuts what is open for writing and grew back to
 //! its size, at the very end, when nothing can fail any more but that. `--map-file OLD=NEW` says where a file
 //! or a directory is now; that is another inode on purpose.
 
+use super::Made;
 use crate::{
     error::{Doing, Error, Result},
     options::{Observer, RestartOptions},
@@ -23,7 +26,7 @@ use ckpt_image::{
     Image, Object, Objref, model,
     record::{file_kind, vma_kind},
 };
-use rustix::fs::{OFlags, Stat};
+use rustix::fs::{AtFlags, OFlags, Stat, StatxFlags};
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
@@ -56,6 +59,7 @@ enum Verdict {
 pub(crate) fn check(
     image: &Image,
     files: &BTreeMap<Objref, OwnedFd>,
+    inodes: &BTreeMap<Objref, Made>,
     options: &RestartOptions,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Objref>> {
@@ -63,7 +67,13 @@ pub(crate) fn check(
     let mut grown = Vec::new();
     let mut touched = BTreeSet::new();
     for (objref, fd) in files {
-        let Some(file) = image.file(*objref).filter(|f| f.record.kind == file_kind::REGULAR) else { continue };
+        let Some(file) = image.file(*objref).filter(|f| f.record.kind == file_kind::REGULAR) else {
+            continue;
+        };
+        if inodes.contains_key(&file.record.inode) {
+            // It is made from the image.
+            continue;
+        }
         let path = show(&file.path);
         let stat = rustix::fs::fstat(fd).doing(|| format!("stat {path}"))?;
         let usage = match file.record.flags & OFlags::RWMODE.bits() {
@@ -71,11 +81,13 @@ pub(crate) fn check(
             0 => Use::Read,
             _ => Use::Write,
         };
-        match verdict(file, &stat, usage) {
+        let same_inode = || stat.st_ino == file.record.ino && !born_since(fd, image.header.time);
+        match verdict(file, &stat, usage, same_inode) {
             Verdict::Same => {}
             Verdict::Changed(_) if options.force_files => {}
             Verdict::Changed(why) => {
-                let advice = "put the original back, say where it is with --map-file, or go on with --force-files";
+                let advice =
+                    "put the original back, say where it is with --map-file, or go on with --force-files";
                 let what = format!("{path} has changed since the checkpoint");
                 return Err(Error::failed(what).why(why).advice(advice));
             }
@@ -118,13 +130,21 @@ fn private(image: &Image) -> BTreeSet<Objref> {
     spaces.flat_map(of_space).collect()
 }
 
-fn verdict(file: &model::File, stat: &Stat, usage: Use) -> Verdict {
+/// Whether a file was made after `time` (in nanoseconds), as far as its file system says.
+fn born_since(fd: &OwnedFd, time: u64) -> bool {
+    let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
+    found.is_ok_and(|stat| {
+        let born = stat.stx_btime.tv_sec.max(0) as u64 * 1_000_000_000 + u64::from(stat.stx_btime.tv_nsec);
+        stat.stx_mask & StatxFlags::BTIME.bits() != 0 && born > time
+    })
+}
+
+fn verdict(file: &model::File, stat: &Stat, usage: Use, same_inode: impl Fn() -> bool) -> Verdict {
     let record = &file.record;
     let size = stat.st_size.max(0) as u64;
     let same_time = (stat.st_mtime, stat.st_mtime_nsec as u32) == (record.mtime_sec, record.mtime_nsec);
     let same_build =
         || !file.build_id.is_empty() && mm::build_id(&file.path).as_ref() == Some(&file.build_id);
-    let same_inode = stat.st_ino == record.ino;
     let sizes = || Verdict::Changed(format!("it has {size} bytes and had {}", record.size));
     match (usage, size.cmp(&record.size)) {
         (_, Ordering::Equal) if same_time => Verdict::Same,
@@ -133,9 +153,9 @@ fn verdict(file: &model::File, stat: &Stat, usage: Use) -> Verdict {
             Verdict::Changed("modification time and build-id differ".to_owned())
         }
         (Use::Private, _) | (_, Ordering::Less) => sizes(),
-        (Use::Read, Ordering::Greater) if !same_inode => sizes(),
+        (Use::Read, Ordering::Greater) if !same_inode() => sizes(),
         (_, Ordering::Greater) => Verdict::Grown(size - record.size),
-        (Use::Read, Ordering::Equal) if !same_inode && record.ino != MOVED => {
+        (Use::Read, Ordering::Equal) if !same_inode() && record.ino != MOVED => {
             Verdict::Changed("it is another file, modified at another time".to_owned())
         }
         (_, Ordering::Equal) => Verdict::Touched,
@@ -170,7 +190,9 @@ pub(crate) fn rename(image: &mut Image, names: &[(PathBuf, PathBuf)]) -> Result<
         });
         let Some((_, at, rest, to)) = found.max_by_key(|(len, ..)| *len) else { return false };
         *path = [trimmed(to), rest].concat();
-        used.get_mut(at).map(|used| *used = true);
+        if let Some(used) = used.get_mut(at) {
+            *used = true;
+        }
         true
     };
     for object in image.objects.values_mut() {

@@ -11,10 +11,7 @@ use crate::{
     error::{Error, Result},
     task::{Process, show},
 };
-use ckpt_image::{
-    Image, model,
-    record::owner_kind,
-};
+use ckpt_image::{Image, model, record::owner_kind};
 use ckpt_kernel::{
     program::{Arg, Program},
     query,

@@ -97,7 +97,8 @@ fn whose(descriptor: &Descriptor<'_>, objects: &Objects) -> Result<ProcFile> {
     let Some(root) = ends.skip(1).chain([path.len()]).find(is_root) else {
         return Err(Error::unsupported(format!("{} is hidden by a mount", show(path))));
     };
-    let names: Vec<&[u8]> = path.get(root..).unwrap_or_default().split(|byte| *byte == b'/').skip(1).collect();
+    let names: Vec<&[u8]> =
+        path.get(root..).unwrap_or_default().split(|byte| *byte == b'/').skip(1).collect();
     let number = |name: &[u8]| show(name).parse::<i32>().ok().filter(|number| *number > 0);
     let Some(pid) = names.first().copied().and_then(number) else {
         return Ok(ProcFile { root: root as u32, ..ProcFile::default() });
@@ -112,7 +113,8 @@ fn whose(descriptor: &Descriptor<'_>, objects: &Objects) -> Result<ProcFile> {
     }
     let mut proc = ProcFile { owner: proc_owner::DEAD, root: root as u32, pid, tid, start: 0 };
     if is_here(descriptor) {
-        let leader = Process::open(pid).and_then(|process| process.status()).map_or(pid, |status| status.tgid);
+        let leader =
+            Process::open(pid).and_then(|process| process.status()).map_or(pid, |status| status.tgid);
         (proc.owner, proc.start) = match stat_of(pid) {
             _ if objects.members.contains(&leader) => (proc_owner::TASK, 0),
             stat => (proc_owner::OUTSIDE, stat.map_or(0, |stat| stat.starttime)),
@@ -231,7 +233,12 @@ fn open(file: &model::File, tasks: &Tasks, observer: &mut dyn Observer) -> Resul
 fn path_of(file: &model::File, proc: &ProcFile, pid: i32, tid: i32) -> Vec<u8> {
     let root = file.path.get(..proc.root as usize).unwrap_or_default();
     let replaced = if proc.tid == 0 { 1 } else { 3 };
-    let rest = file.path.get(proc.root as usize..).unwrap_or_default().split(|byte| *byte == b'/').skip(1 + replaced);
+    let rest = file
+        .path
+        .get(proc.root as usize..)
+        .unwrap_or_default()
+        .split(|byte| *byte == b'/')
+        .skip(1 + replaced);
     let mut path = [root, format!("/{pid}").as_bytes()].concat();
     if proc.tid != 0 {
         path.extend_from_slice(format!("/task/{tid}").as_bytes());
@@ -270,10 +277,16 @@ pub(crate) fn hand_over(
         let from = match placed.get(&desc.file) {
             Some(twin) => *twin,
             None => {
-                let fd = files.get(&desc.file).ok_or_else(|| Error::bad_image("a file that was not opened"))?;
+                let fd =
+                    files.get(&desc.file).ok_or_else(|| Error::bad_image("a file that was not opened"))?;
                 late.ours.send(b"f", Some(fd.as_fd())).doing(|| "hand over a file".to_owned())?;
                 let free = (0..).find(|number| !taken.contains(number)).unwrap_or(i32::MAX);
-                program.call("recvmsg", desc.fd as u64, libc::SYS_recvmsg, [line.into(), message(), MSG_CMSG_CLOEXEC.into()]);
+                program.call(
+                    "recvmsg",
+                    desc.fd as u64,
+                    libc::SYS_recvmsg,
+                    [line.into(), message(), MSG_CMSG_CLOEXEC.into()],
+                );
                 free
             }
         };

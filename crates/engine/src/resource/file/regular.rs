@@ -59,9 +59,17 @@ impl FileKind for Regular {
         } else if file.details.is_empty() {
             reopen(&file.path, &file.record)?
         } else {
-            let place = context.scribe.link(&file.details, &file.path)?;
             let flags = OFlags::from_bits_retain(file.record.flags) & !OFlags::NOFOLLOW;
-            procfs::reopen(&place, flags).doing(|| format!("open {}", show(&file.details)))?
+            match context.scribe.link(&file.details, &file.path) {
+                Ok(place) => {
+                    procfs::reopen(&place, flags).doing(|| format!("open {}", show(&file.details)))?
+                }
+                // Whoever may not link it (fs.protected_hardlinks) can do without the name it is shown by.
+                Err(error) => {
+                    tracing::info!("{error}");
+                    reopen(&file.details, &file.record)?
+                }
+            }
         };
         seek(&fd, &file.record, &file.path)?;
         Ok(Some(fd))

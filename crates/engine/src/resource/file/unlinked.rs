@@ -39,8 +39,7 @@ impl FileKind for Unlinked {
     }
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
-        descriptor.file_type() == FileType::RegularFile
-            && descriptor.is_unlinked()
+        descriptor.file_type() == FileType::RegularFile && descriptor.is_unlinked()
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
@@ -141,7 +140,9 @@ pub(crate) fn set_times(image: &Image, inodes: &BTreeMap<Objref, Made>) {
     for object in image.objects.values() {
         let Object::File(file) = object else { continue };
         let record = &file.record;
-        let Some(made) = inodes.get(&record.inode).filter(|_| record.kind != file_kind::PIPE) else { continue };
+        let Some(made) = inodes.get(&record.inode).filter(|_| record.kind != file_kind::PIPE) else {
+            continue;
+        };
         let time = |tv_sec, tv_nsec| rustix::fs::Timespec { tv_sec, tv_nsec };
         let times = rustix::fs::Timestamps {
             last_access: time(0, rustix::fs::UTIME_OMIT),
