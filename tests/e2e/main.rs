@@ -6,6 +6,7 @@ mod common;
 mod edits;
 mod errors;
 mod failures;
+mod files;
 mod frozen;
 mod info;
 mod leaks;
@@ -55,6 +56,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("edits", edits::TESTS),
     ("errors", errors::TESTS),
     ("failures", failures::TESTS),
+    ("files", files::TESTS),
     ("frozen", frozen::TESTS),
     ("info", info::TESTS),
     ("leaks", leaks::TESTS),

@@ -107,6 +107,13 @@ pub(crate) struct CheckpointArgs {
     /// socket[ID]:NAME, tty[ID]:NAME or file[ID]:NAME; ID is a path, or the number that /proc/PID/fd shows
     #[arg(long, value_name = "KIND[ID]:NAME", value_parser = external)]
     pub(crate) external: Vec<External>,
+    /// Refuse an unlinked file that holds more than SIZE (bytes, or with K, M, G), holes not counted; default: no limit
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) ghost_limit: Option<u64>,
+    /// Store the contents of open regular files, too; with PATTERN (a glob) of those open or mapped whose path matches it,
+    /// or their last name if there is no slash in it
+    #[arg(long, value_name = "PATTERN", num_args = 0..=1, require_equals = true)]
+    pub(crate) embed_files: Option<Option<OsString>>,
     /// Report as JSON: on stdout, or on stderr when the image goes to stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -173,6 +180,12 @@ pub(crate) struct RestartArgs {
     /// Go on although files changed since the checkpoint
     #[arg(long)]
     pub(crate) force_files: bool,
+    /// What was at or below OLD (a file or directory of the image) is at or below NEW; may be repeated
+    #[arg(long, value_name = "OLD=NEW", value_parser = renamed)]
+    pub(crate) map_file: Vec<(PathBuf, PathBuf)>,
+    /// Cut files that the program writes to and that have grown since the checkpoint back to the size they had
+    #[arg(long)]
+    pub(crate) truncate_files: bool,
     /// Go on although this CPU lacks features that the program may use
     #[arg(long)]
     pub(crate) force_cpu: bool,
@@ -288,6 +301,29 @@ fn inherit(text: &str) -> Result<(Place, i32), String> {
         Some((mine, name)) if !name.is_empty() => Ok((Place::Name(name.as_bytes().to_vec()), number(mine)?)),
         _ => Ok((Place::Number(number(task)?), number(mine)?)),
     }
+}
+
+/// Parses a number of bytes: `4096`, `64K`, `1M`, `2G`.
+fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (text.get(..at), 1 << 10),
+        Some((at, 'm' | 'M')) => (text.get(..at), 1 << 20),
+        Some((at, 'g' | 'G')) => (text.get(..at), 1 << 30),
+        _ => (Some(text), 1),
+    };
+    let bytes =
+        number.and_then(|number| number.parse::<u64>().ok()).and_then(|number| number.checked_mul(unit));
+    bytes.ok_or_else(|| format!("{text:?} is not a number of bytes"))
+}
+
+/// Parses `OLD=NEW`: two absolute paths.
+fn renamed(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    let path = |text: &str| {
+        let path = text.trim_end_matches('/');
+        path.starts_with('/').then(|| PathBuf::from(path)).ok_or(format!("{text:?} is not an absolute path"))
+    };
+    let (old, new) = text.split_once('=').ok_or("want OLD=NEW")?;
+    Ok((path(old)?, path(new)?))
 }
 
 /// What stands instead of a [`Command`]: a usage error, or help that was asked for.
@@ -443,6 +479,18 @@ mod tests {
         ] {
             let Err(refusal) = parse(words(line)) else { panic!("{line}") };
             assert_eq!(refusal.help, help, "{line}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_names() {
+        assert_eq!([size("0"), size("7k"), size("3G")], [Ok(0), Ok(7 << 10), Ok(3 << 30)]);
+        for bad in ["", "k", "-1", "1T", "99999999999999999999", "1.5G"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(renamed("/a/=/b"), Ok(("/a".into(), "/b".into())));
+        for bad in ["/a", "a=/b", "/a=b", "=", "/=/b"] {
+            assert!(renamed(bad).is_err(), "{bad}");
         }
     }
 

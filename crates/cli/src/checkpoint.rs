@@ -1,8 +1,8 @@
 //! `checkpoint`.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, os::unix::ffi::OsStringExt};
 
-use ckpt_engine::{After, CheckpointOptions, CheckpointReport, Holder, Leak, Output, Scope};
+use ckpt_engine::{After, CheckpointOptions, CheckpointReport, Embed, Holder, Leak, Output, Scope};
 use serde_json::{Value, json};
 
 use crate::{
@@ -32,6 +32,12 @@ pub(crate) fn run(args: CheckpointArgs, console: &Console) -> Outcome {
         scope: if args.container { Scope::Container } else { Scope::Subtree },
         report_shared: args.log.verbose > 0,
         external: args.external,
+        ghost_limit: args.ghost_limit,
+        embed: match args.embed_files {
+            None => Embed::None,
+            Some(None) => Embed::Open,
+            Some(Some(pattern)) => Embed::Matching(pattern.into_vec()),
+        },
     };
     let done = ckpt_engine::checkpoint(&options, output, &mut progress);
     let warnings = progress.end();
@@ -62,8 +68,13 @@ fn output(args: &CheckpointArgs) -> Outcome<Output> {
 
 /// The report in one line.
 fn words(report: &CheckpointReport) -> String {
+    let files = |(files, bytes): (usize, u64), what: &str| match files {
+        0 => String::new(),
+        n => format!("; {} in {}", text::bytes(bytes), text::count(n as u64, what)),
+    };
+    let files = files(report.unlinked, "unlinked file") + &files(report.embedded, "embedded file");
     format!(
-        "pid {} ({}): {}, {}; image {} of {}, {} of page contents; stood still {}, took {}",
+        "pid {} ({}): {}, {}; image {} of {}, {} of page contents{files}; stood still {}, took {}",
         report.pid,
         text::name(&report.comm),
         text::count(report.processes as u64, "process"),
@@ -86,6 +97,10 @@ fn json(report: &CheckpointReport, warnings: &[String]) -> Value {
         "threads": report.threads,
         "page_bytes": report.page_bytes,
         "image_bytes": report.image_bytes,
+        "unlinked_files": report.unlinked.0,
+        "unlinked_bytes": report.unlinked.1,
+        "embedded_files": report.embedded.0,
+        "embedded_bytes": report.embedded.1,
         "frozen_ms": millis(report.frozen),
         "total_ms": millis(report.total),
         "warnings": warnings,

@@ -44,6 +44,8 @@ pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
         mntns: args.mntns,
         inspect: args.inspect,
         force_files: args.force_files,
+        truncate_files: args.truncate_files,
+        map_files: args.map_file,
         force_cpu: args.force_cpu,
         freezer: args.freezer,
         inherit,

@@ -10,7 +10,7 @@ use crate::{
     header,
     names::Names,
     objects::Objects,
-    options::{External, Observer, interrupted},
+    options::{CheckpointOptions, Embed, Observer, interrupted},
     resource::{call, cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
     task::Process,
     tree::{FrozenProcess, Held},
@@ -77,12 +77,12 @@ struct Collector {
 /// are not known exactly, `approve` has a look at its objects.
 pub(crate) fn capture(
     tree: Vec<FrozenProcess>,
-    external: &[External],
+    options: &CheckpointOptions,
     observer: &mut dyn Observer,
     approve: impl FnOnce(&Objects, &mut dyn Observer) -> Result<()>,
 ) -> Result<Capture> {
     let members = tree.iter().map(|member| member.process.pid).collect();
-    let objects = Objects::new(members, external);
+    let objects = Objects::frozen(members, options);
     let mut all = Collector { names: Names::of(&tree)?, objects, ..Collector::default() };
     let header = header::header()?;
     let mut stopped: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
@@ -100,6 +100,11 @@ pub(crate) fn capture(
     file::pipe::adopt(all.held.iter().map(|(process, _)| process).zip(tables), &mut all.objects)?;
     file::external::check_used(&all.objects)?;
     approve(&all.objects, observer)?;
+    match &options.embed {
+        Embed::None => {}
+        Embed::Open => file::embedded::adopt(None, &mut all.objects)?,
+        Embed::Matching(pattern) => file::embedded::adopt(Some(pattern), &mut all.objects)?,
+    }
     let mut image = Image { header, uts: header::uts(), processes: all.processes, ..Image::default() };
     image.tree = record::Tree {
         nr_tasks: image.processes.len() as u32,

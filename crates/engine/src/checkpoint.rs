@@ -27,7 +27,7 @@ use crate::{
     task::Process,
     tree::{self, Held},
 };
-use ckpt_image::{BLOCK_SIZE, Block, Image, Writer, model, record};
+use ckpt_image::{BLOCK_SIZE, Block, Image, Writer, model, record, record::inode_kind};
 use ckpt_kernel::tracee::Stopped;
 use std::time::{Duration, Instant};
 
@@ -53,8 +53,7 @@ pub fn checkpoint(
     }
     let destination = Destination::open(output)?;
     let look_outside = container || options.report_shared;
-    let (surveyed, members) =
-        survey(&admission, root.pid, &destination, &options.external, look_outside).task(label)?;
+    let (surveyed, members) = survey(&admission, options, &destination, look_outside).task(label)?;
     let mut shared_outside = None;
     if let Some(surveyed) = surveyed {
         let found = leaks::find(&surveyed, &[own_pid()]).task(label)?;
@@ -81,7 +80,7 @@ pub fn checkpoint(
         found.unknown().iter().for_each(|unknown| observer.warn(unknown));
         found.refuse()
     };
-    let mut capture = capture(frozen, &options.external, observer, approve).task(label)?;
+    let mut capture = capture(frozen, options, observer, approve).task(label)?;
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
     let mut report = CheckpointReport {
@@ -91,6 +90,8 @@ pub fn checkpoint(
         processes: capture.image.processes.len(),
         threads: capture.held.iter().map(|(_, threads)| threads.len()).sum(),
         shared_outside,
+        unlinked: capture.contents.of_kind(&capture.image, inode_kind::UNLINKED),
+        embedded: capture.contents.of_kind(&capture.image, inode_kind::EMBEDDED),
         page_bytes: written.pages * record::PAGE_SIZE as u64,
         image_bytes: written.bytes,
         frozen: Duration::ZERO,

@@ -28,6 +28,7 @@ mod resource;
 mod restart;
 mod restore;
 mod root;
+mod scribe;
 mod source;
 mod surroundings;
 mod survey;
@@ -38,8 +39,8 @@ pub use checkpoint::checkpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use leaks::{Holder, Leak};
 pub use options::{
-    After, CheckpointOptions, CheckpointReport, External, Input, Observer, Output, Outside, Pids, Place,
-    RestartOptions, RestartReport, Scope, Silent,
+    After, CheckpointOptions, CheckpointReport, Embed, External, Input, Observer, Output, Outside, Pids,
+    Place, RestartOptions, RestartReport, Scope, Silent,
 };
 pub use restart::restart;
 pub use root::Root;

@@ -8,7 +8,10 @@
 use crate::{
     error::{Context, Error, Result},
     puppets::label,
-    resource::{file::mqueue, pidns},
+    resource::{
+        file::{mqueue, proc},
+        pidns,
+    },
     task::{ProcDir, Process},
     tree::FrozenProcess,
 };
@@ -133,6 +136,7 @@ impl Names {
                     rename(&mut [&mut file.record.owner]);
                     file.locks.iter_mut().for_each(|lock| rename(&mut [&mut lock.pid]));
                     mqueue::rename(file, |pid| self.own(pid));
+                    proc::rename(file, |id| self.own(id));
                 }
                 _ => {}
             }

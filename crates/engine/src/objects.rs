@@ -1,5 +1,6 @@
 //! Shared objects: identity at checkpoint, one objref each.
 
+use crate::options::CheckpointOptions;
 use crate::{
     error::{Error, ErrorKind, Result},
     options::External,
@@ -25,6 +26,12 @@ pub(crate) struct Objects {
     pub(crate) members: BTreeSet<i32>,
     /// What the caller said is outside, and whether it has been found.
     pub(crate) external: Vec<(External, bool)>,
+    /// The tree stands still.
+    pub(crate) frozen: bool,
+    /// Unlinked files with more contents than this are refused.
+    pub(crate) ghost_limit: Option<u64>,
+    /// statfs(2) f_type by st_dev.
+    file_systems: BTreeMap<u64, i64>,
     /// By objref.
     pub(crate) table: BTreeMap<Objref, Object>,
     /// What tasks share, by kind, with one that has it.
@@ -43,15 +50,34 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// None yet, of these processes. `external` is what the caller says is outside.
-    pub(crate) fn new(members: BTreeSet<i32>, external: &[External]) -> Objects {
-        let external = external.iter().map(|external| (external.clone(), false)).collect();
-        Objects { members, external, ..Objects::default() }
+    /// None yet, of these processes, which run.
+    pub(crate) fn running(members: BTreeSet<i32>, options: &CheckpointOptions) -> Objects {
+        let external = options.external.iter().map(|external| (external.clone(), false)).collect();
+        Objects { members, external, ghost_limit: options.ghost_limit, ..Objects::default() }
+    }
+
+    /// None yet, of these processes, which stand still.
+    pub(crate) fn frozen(members: BTreeSet<i32>, options: &CheckpointOptions) -> Objects {
+        Objects { frozen: true, ..Objects::running(members, options) }
     }
 
     /// For a look at the kinds of objects alone: which are the same is guessed.
-    pub(crate) fn guessing(members: BTreeSet<i32>) -> Objects {
-        Objects { guess: true, ..Objects::new(members, &[]) }
+    pub(crate) fn guessing(members: BTreeSet<i32>, options: &CheckpointOptions) -> Objects {
+        Objects { guess: true, ..Objects::running(members, options) }
+    }
+
+    /// The type of the file system with this st_dev, asked for once. 0 is none.
+    pub(crate) fn file_system(
+        &mut self,
+        dev: u64,
+        ask: impl FnOnce() -> rustix::io::Result<rustix::fs::StatFs>,
+    ) -> i64 {
+        if let Some(known) = self.file_systems.get(&dev) {
+            return *known;
+        }
+        let Ok(fs) = ask() else { return 0 };
+        self.file_systems.insert(dev, fs.f_type);
+        fs.f_type
     }
 
     /// Adds an object.

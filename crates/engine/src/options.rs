@@ -111,6 +111,22 @@ pub struct CheckpointOptions {
     pub report_shared: bool,
     /// What is outside, whatever else is known of it.
     pub external: Vec<External>,
+    /// Refuse unlinked files with more bytes than this, holes not counted.
+    pub ghost_limit: Option<u64>,
+    /// Store contents of files that have a name, too.
+    pub embed: Embed,
+}
+
+/// Which files with a name are embedded in an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Embed {
+    /// None.
+    #[default]
+    None,
+    /// Those that are open.
+    Open,
+    /// Those, open or mapped, that match a glob: the path, or without a slash in the glob its last name.
+    Matching(Vec<u8>),
 }
 
 /// Which process ids the restarted tasks get.
@@ -140,6 +156,10 @@ pub struct RestartOptions {
     pub inspect: bool,
     /// Go on although a file changed since the checkpoint.
     pub force_files: bool,
+    /// Cut files that are open for writing and have grown back to the size they had.
+    pub truncate_files: bool,
+    /// What was at or below the first path is at or below the second.
+    pub map_files: Vec<(PathBuf, PathBuf)>,
     /// Go on although the processor lacks features that the checkpointed one had.
     pub force_cpu: bool,
     /// A freezer cgroup, absolute or below the mount of one: the tasks are left frozen in it.
@@ -194,6 +214,10 @@ pub struct CheckpointReport {
     pub threads: usize,
     /// What the tree shares with the outside, if that was looked for.
     pub shared_outside: Option<Vec<Leak>>,
+    /// Unlinked files carried, and the bytes of them that are not holes.
+    pub unlinked: (usize, u64),
+    /// Files embedded, and their bytes.
+    pub embedded: (usize, u64),
     /// Bytes of page contents stored.
     pub page_bytes: u64,
     /// Bytes of the image.

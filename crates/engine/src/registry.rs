@@ -1,11 +1,12 @@
 //! The only list of file kinds. No more than one of them claims a descriptor.
 
 use crate::resource::file::{
-    FileKind, chardev, directory, external, memfd, mqueue, path, pipe, regular, unlinked,
+    FileKind, chardev, directory, external, memfd, mqueue, path, pipe, proc, regular, unlinked,
 };
 
 /// All kinds.
 pub(crate) const FILE_KINDS: &[&dyn FileKind] = &[
+    &proc::KernelFile,
     &path::Path,
     &external::Terminal,
     &external::Pipe,

@@ -4,13 +4,14 @@
 //! |---|---|
 //! | read | metadata, verified by sums before it is decoded |
 //! | surroundings | root directory and mounts as the tasks are to have them |
-//! | check | another machine, changed files: refused before anything is made |
-//! | open | files and directories, by the coordinator, whose view of paths is the caller's |
+//! | check | another machine: refused before anything is made |
+//! | open | files and directories, by the coordinator, whose view of paths is the caller's; files that changed are refused |
 //! | make | all processes, with their pids, parents, sessions and groups; from here on an error kills them |
 //! | memory | areas, exe link, working directory: one program for each process |
 //! | descriptors | when nobody who shares the table needs ours any more; then locks, which do not outlive a close |
 //! | fill | page contents, read and verified beside; rseq needs its area in place |
 //! | threads | all threads exist before any of them restores itself |
+//! | late files | those of /proc show the tasks, by the ids they have now |
 //! | zombies | end; what their parents are sent is taken away again |
 //! | restore | each thread by a program of its own, the leader also what they share; one that had ended ends |
 //! | stop | those that were stopped, their parents not noticing |
@@ -25,37 +26,41 @@ use crate::{
     plan::{Node, Terms, plan},
     puppets::{Puppets, Stage, label},
     resource::{
-        file::{self, Made, OpenContext, external, lock},
+        file::{self, Made, OpenContext, directory::Removed, external, lock},
         fs, layout, limits, mm,
         pages::{self, Target, Targets},
         pidns::Namespaces,
         signal,
     },
     restore::{self, Parts},
+    scribe::Scribe,
     source,
     surroundings::Surroundings,
-    task::{ProcDir, show},
+    task::ProcDir,
 };
 use ckpt_image::{
     Chunk, Image, Object, Objref, model,
-    record::{self, file_kind, inode_kind, task_state, vma_kind},
+    record::{self, inode_kind, task_state, vma_kind},
 };
 use ckpt_kernel::{memory::Span, procfs, program::Program, puppet::Puppet, query, shared::SharedArea};
 use ckpt_proc::maps::parse_maps;
-use rustix::{fs::OFlags, io::Errno};
+use rustix::fs::OFlags;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Range,
     os::fd::{AsRawFd, OwnedFd},
     time::Instant,
 };
 
-/// What the coordinator opened for the puppets, at high descriptor numbers.
+/// What the coordinator opened for the puppets, which are born with it.
 pub(crate) struct Opened {
     pub(crate) files: BTreeMap<Objref, OwnedFd>,
     pub(crate) inherited: external::Inherited,
     inodes: BTreeMap<Objref, Made>,
     pub(crate) directories: BTreeMap<Objref, fs::Directories>,
+    /// How what is opened late gets to them.
+    pub(crate) late: Option<file::proc::Late>,
+    /// Makes names.
+    scribe: Scribe,
 }
 
 /// Recreates the tasks of the image in `input` as children of the caller.
@@ -65,16 +70,16 @@ pub(crate) struct Opened {
 pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observer) -> Result<RestartReport> {
     let begin = Instant::now();
     let mut reader = if options.inspect { source::inspect(input, observer)? } else { source::open(input)? };
-    let image = reader.metadata()?;
+    let mut image = reader.metadata()?;
+    file::identity::rename(&mut image, &options.map_files)?;
+    let image = image;
     let parts = parts(&image)?;
     machine::check_processor(&image, options.force_cpu)?;
     machine::warn_of_reboot(&image, observer);
     let freezer = options.freezer.as_deref().map(Freezer::named).transpose()?;
     let surroundings = Surroundings::enter(&options)?;
-    if !options.force_files {
-        check_mapped_files(&image)?;
-    }
     let opened = open(&image, &options)?;
+    let grown = file::identity::check(&image, &opened.files, &opened.inodes, &options, observer)?;
     let areas = areas(&image)?;
     let mut puppets = make(&image, &options, &areas, &mut reader, observer)?;
     let new_pids = options.pids == Pids::New;
@@ -84,7 +89,13 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     interrupted(observer)?;
     // The freezer's cgroup is one of our own surroundings.
     drop(surroundings);
-    let root = puppets.release(freezer.as_ref())?;
+    let opened = &materials.opened;
+    if options.truncate_files {
+        file::identity::truncate(&image, &grown, &opened.files)?;
+    }
+    opened.scribe.keep()?;
+    let released = puppets.release(freezer.as_ref());
+    let root = released.inspect_err(|_| drop(opened.scribe.discard()))?;
     Ok(RestartReport {
         id: image.header.id,
         root,
@@ -136,97 +147,51 @@ fn spaces(image: &Image) -> impl Iterator<Item = (Objref, &model::Mm)> {
     })
 }
 
-/// Refuses an image whose program or libraries have changed: privately mapped pages that were not
-/// stored come from these files.
-fn check_mapped_files(image: &Image) -> Result<()> {
-    let of_space = |mm: &model::Mm| {
-        let private = mm.vmas.iter().map(|v| v.record).filter(|r| r.kind == vma_kind::FILE_PRIVATE);
-        private.map(|r| r.object).chain([mm.record.exe]).collect::<Vec<Objref>>()
-    };
-    let objrefs: BTreeSet<Objref> = spaces(image).flat_map(|(_, mm)| of_space(mm)).collect();
-    for mapped in
-        objrefs.iter().filter_map(|o| image.file(*o)).filter(|f| f.record.kind == file_kind::REGULAR)
-    {
-        let path = show(&mapped.path);
-        let stat = rustix::fs::stat(mapped.path.as_slice()).map_err(|e| {
-            Error::os(format!("{path}, which the program has mapped"), e).advice("put it back")
-        })?;
-        let record = &mapped.record;
-        let same_size = stat.st_size.max(0) as u64 == record.size;
-        let same_time = (stat.st_mtime, stat.st_mtime_nsec as u32) == (record.mtime_sec, record.mtime_nsec);
-        let same_build =
-            || !mapped.build_id.is_empty() && mm::build_id(&mapped.path) == Some(mapped.build_id.clone());
-        if same_size && (same_time || same_build()) {
-            continue;
-        }
-        let what = if same_size { "modification time and build-id differ" } else { "its size differs" };
-        return Err(Error::failed(format!("{path} has changed since the checkpoint"))
-            .why(what)
-            .advice("put the original back, or go on with --force-files"));
-    }
-    Ok(())
-}
-
-/// Descriptor numbers that no task has, for all that is opened for them: above the highest, or the widest gap if the
-/// limit of open files leaves no room there; with that limit.
-fn free_numbers(image: &Image) -> (Range<i32>, u64) {
-    /// What one object may need at most; what we have open ourselves.
-    const EACH: usize = 2;
-    const SPARE: usize = 256;
-    let tables = image.objects.values().filter_map(|object| match object {
-        Object::Files(table) => Some(&table.descs),
-        _ => None,
-    });
-    let taken: BTreeSet<i32> = tables.flatten().map(|desc| desc.fd).collect();
-    let top = taken.last().map_or(3, |fd| fd.saturating_add(1)).max(3);
-    let need = (image.objects.len() + taken.len()) * EACH + SPARE;
-    let above = top..i32::MAX;
-    let limit = file::raise_nofile(top as u64 + need as u64);
-    if top as u64 + need as u64 <= limit {
-        return (above, limit);
-    }
-    let from = std::iter::once(3).chain(taken.iter().map(|fd| fd.saturating_add(1)));
-    let gaps = from.zip(taken.iter().copied()).map(|(from, to)| from..to);
-    let widest = gaps.max_by_key(|gap| gap.len()).filter(|gap| gap.len() >= need);
-    (widest.unwrap_or(above), limit)
-}
+/// Descriptors that we need besides those of the fullest table.
+const OWN_FILES: u64 = 64;
 
 /// Opens everything the puppets will need.
 fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
-    let (gap, limit) = free_numbers(image);
-    let park = |fd: OwnedFd| {
-        let parked = rustix::io::fcntl_dupfd_cloexec(&fd, gap.start);
-        let parked =
-            parked.and_then(|fd| if gap.contains(&fd.as_raw_fd()) { Ok(fd) } else { Err(Errno::MFILE) });
-        parked.map_err(|e| {
-            Error::os(format!("a descriptor from {} on", gap.start), e)
-                .advice(format!("raise the limit of open files ({limit})"))
-        })
+    let tables = image.objects.values().filter_map(|object| match object {
+        Object::Files(table) => table.descs.last().map(|desc| desc.fd as u64 + 1),
+        _ => None,
+    });
+    file::raise_nofile(tables.max().unwrap_or(0) + OWN_FILES);
+    // Our own standard descriptors may be what the task inherits.
+    let park = |fd: OwnedFd| match fd.as_raw_fd() {
+        0..=2 => rustix::io::fcntl_dupfd_cloexec(&fd, 3).doing(|| "a descriptor above 2".to_owned()),
+        _ => Ok(fd),
     };
+    let (scribe, removed) = (Scribe::default(), Removed::default());
     let mut inodes = BTreeMap::new();
     let mut directories = BTreeMap::new();
     for (objref, object) in &image.objects {
         let inode = match object {
             Object::Inode(inode) => inode,
             Object::Fs(fs) => {
-                directories.insert(*objref, fs::prepare(fs, &park)?);
+                directories.insert(*objref, fs::prepare(fs, &removed, &scribe, &park)?);
                 continue;
             }
             _ => continue,
         };
         let made = match inode.record.kind {
-            inode_kind::UNLINKED => file::unlinked::make(inode)?,
-            inode_kind::PIPE => file::pipe::make(inode)?,
+            inode_kind::UNLINKED => file::unlinked::make(inode, &scribe)?,
+            inode_kind::PIPE => file::pipe::make(inode, &scribe)?,
             inode_kind::MEMFD => file::memfd::make(inode)?,
+            inode_kind::EMBEDDED => match file::embedded::make(inode, &scribe)? {
+                Some(made) => made,
+                None => continue,
+            },
             _ => continue,
         };
         let read = made.read.map(&park).transpose()?;
         inodes.insert(*objref, Made { fd: park(made.fd)?, read, ..made });
     }
-    let context = OpenContext { image, options, inodes: &inodes };
+    let context = OpenContext { image, options, scribe: &scribe, removed: &removed, inodes: &inodes };
     let files = file::open_all(&context, &park)?;
     let inherited = external::inherit(image, &options.inherit, &park)?;
-    Ok(Opened { files, inherited, inodes, directories })
+    let late = file::proc::Late::of(image)?;
+    Ok(Opened { files, inherited, inodes, directories, late, scribe })
 }
 
 /// Addresses that are taken here or in any address space of the image.
@@ -377,6 +342,7 @@ fn build(
 ) -> Result<u64> {
     let page_bytes = memory(puppets, materials, &mut reader, observer)?;
     threads(puppets, materials, observer)?;
+    late_files(puppets, materials, observer)?;
     zombies(puppets, materials)?;
     let ids = restore::Ids { tasks: pids(puppets, materials.image), groups: groups(puppets, materials)? };
     materials.each(puppets, observer, |p, puppet, observer| {
@@ -419,7 +385,7 @@ fn memory(
         Ok(())
     })?;
     materials.each(puppets, observer, |p, puppet, _| {
-        if p.makes_files { restore::descriptors(puppet, p, opened) } else { Ok(()) }
+        if p.makes_files { restore::descriptors(puppet, image, p, opened) } else { Ok(()) }
     })?;
     materials.finish(puppets, observer)?;
     // A descriptor of the file that is closed later would take a process's locks with it.
@@ -431,6 +397,7 @@ fn memory(
     // What a filler leaves in the areas goes with the targets.
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
     let bytes = fill(reader, image, &targets, observer)?;
+    file::unlinked::set_times(image, &opened.inodes);
     // Seals may forbid both contents and mappings.
     file::memfd::seal(image, &opened.inodes)?;
     Ok(bytes)
@@ -447,6 +414,24 @@ fn threads(puppets: &mut Puppets, materials: &Materials<'_>, observer: &mut dyn 
         if p.makes_mm { restore::finish(puppet, p, &staging) } else { Ok(()) }
     })?;
     materials.finish(puppets, observer)
+}
+
+/// Files that show the tasks themselves, now that they all exist.
+fn late_files(puppets: &mut Puppets, materials: &Materials<'_>, observer: &mut dyn Observer) -> Result<()> {
+    let Materials { image, opened, .. } = materials;
+    if opened.late.is_none() {
+        return Ok(());
+    }
+    let mut tasks = file::proc::Tasks::new();
+    for (index, process) in image.processes.iter().enumerate() {
+        let Ok(puppet) = puppets.get(index) else { continue };
+        let tids = process.threads.iter().map(|t| t.record.tid).enumerate();
+        tasks.extend(tids.map(|(thread, tid)| (tid, (puppet.tid(thread), puppet.own_tid(thread)))));
+    }
+    let files = file::proc::open_all(image, &tasks, observer)?;
+    materials.each(puppets, observer, |p, puppet, _| {
+        if p.makes_files { file::proc::hand_over(puppet, image, p, opened, &files) } else { Ok(()) }
+    })
 }
 
 /// Makes processes that are not stopped ready to go.

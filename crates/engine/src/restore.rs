@@ -4,7 +4,11 @@
 use crate::{
     error::{Error, ErrorKind, Result},
     puppets::taken_pid,
-    resource::{call, cred, file, fs, layout, limits, mm, pidns, signal, thread, timers},
+    resource::{
+        call, cred,
+        file::{self, placement},
+        fs, layout, limits, mm, pidns, signal, thread, timers,
+    },
     restart::Opened,
     task::show,
 };
@@ -28,7 +32,6 @@ const CLONE_THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_SIGHAND
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM;
-const SYS_CLOSE_RANGE: i64 = 436;
 /// Threads made by one program.
 const AT_ONCE: usize = 64;
 
@@ -93,34 +96,26 @@ fn address_space(
     Ok(())
 }
 
-/// Puts every descriptor in its place and closes all others. Nobody who shares the table needs ours
-/// any more.
-pub(crate) fn descriptors(puppet: &mut Puppet, parts: &Parts<'_>, opened: &Opened) -> Result<()> {
-    let mut program = Program::new();
-    let mut next = 0;
-    let close = |program: &mut Program, from: i32, to: u32| {
-        if i64::from(from) <= i64::from(to) {
-            let args = [from.into(), to.into(), 0u64.into()];
-            program.call("close_range", from as u64, SYS_CLOSE_RANGE, args);
-        }
-    };
-    for desc in &parts.table.descs {
+/// Puts every descriptor in its place and closes all others, but for what is opened late. Nobody who
+/// shares the table needs ours any more.
+pub(crate) fn descriptors(
+    puppet: &mut Puppet,
+    image: &Image,
+    parts: &Parts<'_>,
+    opened: &Opened,
+) -> Result<()> {
+    let mut moves = Vec::with_capacity(parts.table.descs.len());
+    for desc in parts.table.descs.iter().filter(|desc| !file::proc::is_late(image, desc.file)) {
         let source = opened
             .inherited
             .get(parts.process.task.files, desc.fd)
             .or_else(|| opened.files.get(&desc.file))
             .ok_or_else(|| Error::bad_image(format!("fd {} has no file", desc.fd)))?;
-        let cloexec = if desc.flags & 1 != 0 { libc::O_CLOEXEC } else { 0 };
-        let args = [source.as_fd().as_raw_fd().into(), desc.fd.into(), cloexec.into()];
-        program.call("dup3", desc.fd as u64, libc::SYS_dup3, args);
+        let from = source.as_fd().as_raw_fd();
+        moves.push(placement::Move { from, to: desc.fd, cloexec: desc.flags & 1 != 0 });
     }
-    for desc in &parts.table.descs {
-        if desc.fd > next {
-            close(&mut program, next, desc.fd as u32 - 1);
-        }
-        next = desc.fd.saturating_add(1);
-    }
-    close(&mut program, next, u32::MAX);
+    let mut program = Program::new();
+    placement::place(&mut program, &moves, opened.late.as_ref().map(file::proc::Late::number));
     Ok(puppet.start(0, program)?)
 }
 

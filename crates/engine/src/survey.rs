@@ -8,7 +8,7 @@ use crate::{
     admit::Admission,
     error::{Context, Error, ErrorKind, Result},
     objects::Objects,
-    options::External,
+    options::CheckpointOptions,
     output::{Destination, same_file},
     resource::{file, fs, mm},
     task::Process,
@@ -22,22 +22,21 @@ use std::{collections::BTreeSet, thread, time::Duration};
 /// Processes that are not worth a thread of ours.
 const FEW: usize = 8;
 
-/// Surveys the tree below `root`. Returns what it has seen, if users outside are to be looked for, and the
+/// Surveys the tree below `options.pid`. Returns what it has seen, if users outside are to be looked for, and the
 /// members.
 pub(crate) fn survey(
     admission: &Admission,
-    root: i32,
+    options: &CheckpointOptions,
     destination: &Destination,
-    external: &[External],
     look_outside: bool,
 ) -> Result<(Option<Objects>, Vec<Process>)> {
     const TIMES: u32 = 3;
     let mut time = 1;
     let (seen, members) = loop {
-        let members = tree::members(root)?;
-        let surveyed = match look_outside || !external.is_empty() {
-            true => one_by_one(admission, &members, external),
-            false => side_by_side(admission, &members),
+        let members = tree::members(options.pid)?;
+        let surveyed = match look_outside || !options.external.is_empty() {
+            true => one_by_one(admission, &members, options),
+            false => side_by_side(admission, &members, options),
         };
         match surveyed {
             Err(e) if [ErrorKind::Unsupported, ErrorKind::Permission].contains(&e.kind) => {
@@ -78,8 +77,12 @@ fn pids(members: &[Process]) -> BTreeSet<i32> {
 }
 
 /// Looks at all, and tells which objects are the same.
-fn one_by_one(admission: &Admission, members: &[Process], external: &[External]) -> Result<Vec<Objects>> {
-    let mut objects = Objects::new(pids(members), external);
+fn one_by_one(
+    admission: &Admission,
+    members: &[Process],
+    options: &CheckpointOptions,
+) -> Result<Vec<Objects>> {
+    let mut objects = Objects::running(pids(members), options);
     let tables = look(admission, members, &mut objects)?;
     file::pipe::adopt(tables, &mut objects)?;
     file::external::check_used(&objects)?;
@@ -87,12 +90,16 @@ fn one_by_one(admission: &Admission, members: &[Process], external: &[External])
 }
 
 /// Looks at all, on as many processors as there are.
-fn side_by_side(admission: &Admission, members: &[Process]) -> Result<Vec<Objects>> {
+fn side_by_side(
+    admission: &Admission,
+    members: &[Process],
+    options: &CheckpointOptions,
+) -> Result<Vec<Objects>> {
     let pids = pids(members);
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let share = members.len().div_ceil(processors).max(FEW);
     let survey = |members| {
-        let mut objects = Objects::guessing(pids.clone());
+        let mut objects = Objects::guessing(pids.clone(), options);
         look(admission, members, &mut objects).map(|_| objects)
     };
     let mut shares = members.chunks(share);

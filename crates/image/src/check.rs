@@ -8,8 +8,9 @@ use std::fmt;
 
 use crate::model::{Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Thread, Vma, details};
 use crate::record::{
-    self, ARCH_X86_64, ExternalName, FileLock, HEADER_MAGIC, Objref, PAGE_SIZE, PipePart, REV, Record,
-    file_kind, inode_kind, lock_kind, owner_kind, pipe_part, restart_kind, task_state, vma_flags, vma_kind,
+    self, ARCH_X86_64, ExternalName, FileLock, HEADER_MAGIC, Objref, PAGE_SIZE, PipePart, ProcFile, REV,
+    Record, file_kind, inode_kind, lock_kind, owner_kind, pipe_part, proc_owner, restart_kind, task_state,
+    vma_flags, vma_kind,
 };
 
 /// Longest path (PATH_MAX).
@@ -285,8 +286,14 @@ fn check_file(file: &File, refs: &mut Refs<'_>) -> Check {
     refs.optional::<record::Inode>(file.record.inode)
 }
 
+/// The details, as the file's kind has them.
 fn check_file_details(file: &File) -> Check {
     match file.record.kind {
+        file_kind::REGULAR => text(&file.details, MAX_PATH, "its other path is too long or holds a NUL"),
+        file_kind::PROC => match of_kind::<ProcFile>(&file.details)?[..] {
+            [proc] => check_proc(&proc, &file.path),
+            _ => Err("a kernel file of nobody"),
+        },
         file_kind::MQUEUE => {
             let [queue] = of_kind::<record::Mqueue>(&file.details)?[..] else {
                 return Err("a message queue without its attributes");
@@ -322,6 +329,14 @@ fn check_lock(lock: &FileLock) -> Check {
     rule(end.is_some_and(|end| i64::try_from(end).is_ok()), "a lock on too large a range")?;
     let whole = [lock_kind::FLOCK, lock_kind::LEASE].contains(&lock.kind);
     rule(!whole || (lock.start, lock.len) == (0, 0), "a lock of the whole file has a range")
+}
+
+fn check_proc(proc: &ProcFile, path: &[u8]) -> Check {
+    rule(proc_owner::ALL.contains(&proc.owner), "a kernel file of an unknown owner")?;
+    rule(proc.pid >= 0 && proc.tid >= 0, "a kernel file of a negative id")?;
+    rule((proc.owner == proc_owner::KERNEL) == (proc.pid == 0), "a kernel file of a wrong owner")?;
+    let below = path.get(proc.root as usize..).ok_or("a kernel file above its root")?;
+    rule(below.is_empty() || below.starts_with(b"/"), "a kernel file that is not below its root")
 }
 
 fn check_inode(inode: &Inode) -> Check {

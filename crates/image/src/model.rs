@@ -179,6 +179,17 @@ impl File {
     }
 }
 
+/// The path of a directory or FIFO that had been removed, as it once was. Such a path ends as in
+/// /proc/PID/mountinfo, and as no other path does.
+pub fn removed(path: &[u8]) -> Option<&[u8]> {
+    path.strip_suffix(b"//deleted")
+}
+
+/// The path that stands for something removed that once was at `path`.
+pub fn as_removed(path: &[u8]) -> Vec<u8> {
+    [path, b"//deleted"].concat()
+}
+
 /// The structures in the details of a file or an inode; `None` if they are no whole number.
 pub fn details<T: FromBytes>(bytes: &[u8]) -> Option<Vec<T>> {
     let items = bytes.chunks_exact(size_of::<T>());

@@ -16,6 +16,7 @@ const PARTS: &[(&str, &[Member])] = &[
     ("ExternalName", record::ExternalName::MEMBERS),
     ("PipePart", record::PipePart::MEMBERS),
     ("Memfd", record::Memfd::MEMBERS),
+    ("ProcFile", record::ProcFile::MEMBERS),
     ("Run", record::Run::MEMBERS),
     ("SigAction", record::SigAction::MEMBERS),
     ("PidLevel", record::PidLevel::MEMBERS),

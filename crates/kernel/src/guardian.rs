@@ -70,8 +70,9 @@ impl Drop for Guardian {
     }
 }
 
-/// The guardian's life.
-fn watch(pipe: RawFd, proc: RawFd, act: impl FnOnce(&[i32])) -> ! {
+/// In a forked child: takes it out of reach of what is sent to its parent's group, and closes every
+/// descriptor but stderr and `kept`.
+pub(crate) fn stand_apart(kept: [RawFd; 2]) {
     // SAFETY: plain system calls on numbers. Closing descriptors that Rust values of the parent's
     // copy still name is harmless: no destructor of theirs runs in this process, which ends by
     // _exit.
@@ -80,7 +81,8 @@ fn watch(pipe: RawFd, proc: RawFd, act: impl FnOnce(&[i32])) -> ! {
         for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE] {
             libc::signal(signal, libc::SIG_IGN);
         }
-        let mut kept = [libc::STDERR_FILENO, pipe, proc, RawFd::MAX];
+        let [a, b] = kept;
+        let mut kept = [libc::STDERR_FILENO, a, b, RawFd::MAX];
         kept.sort_unstable();
         let mut from = 0;
         for fd in kept {
@@ -90,6 +92,11 @@ fn watch(pipe: RawFd, proc: RawFd, act: impl FnOnce(&[i32])) -> ! {
             from = fd.saturating_add(1);
         }
     }
+}
+
+/// The guardian's life.
+fn watch(pipe: RawFd, proc: RawFd, act: impl FnOnce(&[i32])) -> ! {
+    stand_apart([pipe, proc]);
     let mut pids = Vec::new();
     loop {
         let mut word = [0u8; 4];

@@ -24,6 +24,7 @@ pub mod procfs;
 pub mod program;
 pub mod puppet;
 pub mod query;
+pub mod servant;
 pub mod shared;
 mod sys;
 pub mod tracee;

@@ -41,6 +41,9 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Outcome {
     if !console.is_json() {
         data(&table::head(args.peer.is_some()))?;
     }
+    if let Some(what) = programs::left_out().filter(|_| !args.quick) {
+        console.say(&what);
+    }
     let (mut rows, mut failed) = (Vec::new(), 0u32);
     for program in programs::all(dir.path(), args.quick)? {
         let row = bench.program(&program)?;

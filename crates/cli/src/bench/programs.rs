@@ -14,25 +14,32 @@ use crate::{
     signals::Cancel,
 };
 
-/// Makes as many children, threads and full pipes as its arguments say, creates the file that the last one names, then
-/// sleeps. Children die with it.
+/// Makes as many children, threads, full pipes and open files as its arguments say, creates the file that the last
+/// one names, then sleeps. Children die with it; the files lie beside that one.
 const TINY: &str = r#"
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 static void *idle(void *a) { for (;;) pause(); return a; }
 int main(int argc, char **argv) {
-    int many = argc > 4, children = many ? atoi(argv[1]) : 0, threads = many ? atoi(argv[2]) : 0;
+    int many = argc > 5, children = many ? atoi(argv[1]) : 0, threads = many ? atoi(argv[2]) : 0;
+    int pipes = many ? atoi(argv[3]) : 0, files = many ? atoi(argv[4]) : 0, p[2];
     static char full[65536];
-    struct rlimit files;
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-    for (int i = many ? atoi(argv[3]) : 0, p[2]; i > 0; i--) {
+    char name[4096];
+    struct rlimit most;
+    getrlimit(RLIMIT_NOFILE, &most);
+    most.rlim_cur = most.rlim_max;
+    if (pipes + files) setrlimit(RLIMIT_NOFILE, &most);
+    for (int i = 0; i < files; i++) {
+        snprintf(name, sizeof name, "%s.%d", argv[argc - 1], i);
+        if (open(name, O_RDWR | O_CREAT, 0600) < 0) return 1;
+    }
+    for (int i = pipes; i > 0; i--) {
         for (int k = 0; k < 65536; k++) full[k] = k * i;
         if (pipe(p) || write(p[1], full, 65536) != 65536) return 2;
     }
@@ -50,6 +57,9 @@ int main(int argc, char **argv) {
 const PROCESSES: &str = "process";
 const THREADS: &str = "thread";
 const PIPES: &str = "full pipe";
+const FILES: &str = "file";
+/// Descriptors that a program with many files, and whoever restarts it, has besides.
+const OTHER_FILES: u64 = 64;
 /// Name, what there are many of, how many, how often it is measured; fewer before more.
 const CROWDS: &[(&str, &str, usize, usize)] = &[
     ("50 processes", PROCESSES, 50, 7),
@@ -61,6 +71,10 @@ const CROWDS: &[(&str, &str, usize, usize)] = &[
     ("1000 threads", THREADS, 1000, 7),
     ("3000 threads", THREADS, 3000, 3),
     ("1000 full pipes", PIPES, 1000, 7),
+    ("1000 files", FILES, 1000, 7),
+    ("5000 files", FILES, 5000, 7),
+    ("15000 files", FILES, 15000, 3),
+    ("50000 files", FILES, 50000, 3),
 ];
 /// The largest of them when it is to be quick.
 const QUICK_CROWD: usize = 1000;
@@ -124,17 +138,36 @@ pub(super) fn all(dir: &Path, quick: bool) -> Outcome<Vec<Program>> {
         programs.push(Program { name: "python3", runs, tasks: None, words, tells: true });
     }
     let crowds = CROWDS.iter().filter(|(_, _, count, _)| !quick || *count <= QUICK_CROWD);
+    let crowds =
+        crowds.filter(|(_, kind, count, _)| *kind != FILES || *count as u64 + OTHER_FILES <= most_files());
     for ((name, kind, count, runs), path) in crowds.zip(std::iter::repeat(&many)) {
         let Some(path) = path else { break };
         let others = |of: &str| (if of == *kind { count - 1 } else { 0 }).to_string();
-        let pipes = if *kind == PIPES { *count } else { 0 }.to_string();
-        let words = [path.into(), others(PROCESSES).into(), others(THREADS).into(), pipes.into()].to_vec();
+        let pipes = others(PIPES);
+        let files = others(FILES);
+        let words =
+            [path.into(), others(PROCESSES).into(), others(THREADS).into(), pipes.into(), files.into()];
+        let words = words.to_vec();
         let runs = if quick { 3 } else { *runs };
         programs.push(Program { name, runs, tasks: Some((kind, *count)), words, tells: true });
     }
     programs.push(memory("64 MiB", if quick { 3 } else { 7 }, 64 << 20));
     programs.push(if quick { memory("256 MiB", 3, 256 << 20) } else { memory("1 GiB", 5, 1 << 30) });
     Ok(programs)
+}
+
+/// The hard limit of open files.
+fn most_files() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}
+
+/// What cannot be measured here, and why.
+pub(super) fn left_out() -> Option<String> {
+    let most =
+        CROWDS.iter().filter(|(_, kind, ..)| *kind == FILES).map(|(_, _, count, _)| *count as u64).max()?;
+    let limit = most_files();
+    (most + OTHER_FILES > limit)
+        .then(|| format!("{most} files are not measured: the limit of open files is {limit}"))
 }
 
 /// A static program of a few pages if there is a C compiler, else sleep(1).

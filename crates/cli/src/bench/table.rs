@@ -11,7 +11,7 @@ use crate::{console::millis, text};
 pub(super) const NOTES: &str = "
 checkpoint, restart: the whole command (-o FILE --kill, -i FILE -W), from start to exit; median of the runs.
 A restart finds its image in the page cache and free memory that was used a moment ago.
-growth: the time for each process or thread, and x how much that is of the first row's: 1 is linear.
+growth: the time for each process, thread or file, and x how much that is of the first row's: 1 is linear.
 frozen: how long the program stood still. MB/s: page contents by whole-command time (10^6 bytes).
 x dd: checkpoint against `dd oflag=direct bs=1M` of the same image into the same directory.
 RSS: most memory any of our commands had in core.

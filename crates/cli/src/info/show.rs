@@ -273,6 +273,7 @@ pub(super) fn kind(kind: u32) -> &'static str {
         file_kind::MEMFD => "memfd",
         file_kind::MQUEUE => "mqueue",
         file_kind::EXTERNAL_FILE => "ext. file",
+        file_kind::PROC => "kernel file",
         file_kind::EXTERNAL_TTY => "ext. tty",
         file_kind::EXTERNAL_PIPE => "ext. pipe",
         file_kind::EXTERNAL_SOCKET => "ext. socket",
@@ -280,7 +281,7 @@ pub(super) fn kind(kind: u32) -> &'static str {
     }
 }
 
-/// Unlinked files and memory shared anonymously: their contents are in the image.
+/// Unlinked and embedded files, pipes, memory shared anonymously: their contents are in the image.
 fn unnamed(out: &mut String, contents: &Contents) {
     let inodes = contents.image.objects.iter().filter_map(|(objref, object)| match object {
         Object::Inode(inode) => Some((objref, inode)),
@@ -289,12 +290,13 @@ fn unnamed(out: &mut String, contents: &Contents) {
     for (nr, (objref, inode)) in inodes.enumerate() {
         if nr == 0 {
             out.push_str(
-                "\nContents without a name\n  OBJECT           SIZE     STORED       ZERO  UNCHANGED  WHAT\n",
+                "\nContents besides memory\n  OBJECT           SIZE     STORED       ZERO  UNCHANGED  WHAT\n",
             );
         }
         let pages = contents.objects.get(objref).copied().unwrap_or_default();
         let what = match inode.record.kind {
             inode_kind::UNLINKED => format!("unlinked file, once {}", name(&inode.path)),
+            inode_kind::EMBEDDED => format!("embedded file {}", name(&inode.path)),
             inode_kind::PIPE => format!("pipe, {}", name(&inode.path)),
             inode_kind::MEMFD => format!("memfd, {}", name(&inode.path)),
             _ => "shared memory".to_owned(),

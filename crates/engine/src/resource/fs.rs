@@ -1,18 +1,23 @@
 //! Working directory, root directory, umask.
 //!
 //! *Saved*: the paths of /proc/PID/cwd and root, umask from /proc/PID/status. *Restored*: both
-//! directories are opened before the puppet exists; it does fchdir, chroot, fchdir. A directory
-//! that was removed meanwhile is refused at checkpoint.
+//! directories are opened before the puppet exists; it does fchdir, chroot, fchdir. One that was removed
+//! is made again at its place and removed, as in `file/directory.rs`. *Refused*: one that is hidden by a mount.
 
 use crate::{
     error::{Error, Result},
+    resource::file::directory::Removed,
+    scribe::Scribe,
     task::{Process, show},
 };
 use ckpt_image::{model, record};
 use ckpt_kernel::program::{Arg, Program};
 use ckpt_proc::status::Status;
 use rustix::fs::{Mode, OFlags};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    rc::Rc,
+};
 
 /// The context of a process, by the status of its witness.
 pub(crate) fn checkpoint(process: &Process, status: &Status) -> Result<model::Fs> {
@@ -23,7 +28,10 @@ pub(crate) fn checkpoint(process: &Process, status: &Status) -> Result<model::Fs
         if there.is_ok_and(|there| (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)) {
             return Ok(path);
         }
-        let what = format!("its {name} {} has been removed or is hidden", show(&path));
+        if let Some(path) = path.strip_suffix(b" (deleted)").filter(|_| here.st_nlink == 0) {
+            return Ok(model::as_removed(path));
+        }
+        let what = format!("its {name} {} is hidden by a mount", show(&path));
         Err(Error::unsupported(what).advice("let it change to a directory that can be reached by its path"))
     };
     let umask = status.umask.unwrap_or(0o22);
@@ -33,18 +41,27 @@ pub(crate) fn checkpoint(process: &Process, status: &Status) -> Result<model::Fs
 /// The directories, opened.
 #[derive(Debug)]
 pub(crate) struct Directories {
-    cwd: OwnedFd,
-    root: Option<OwnedFd>,
+    cwd: Rc<OwnedFd>,
+    root: Option<Rc<OwnedFd>>,
 }
 
-/// Opens what [`restore`] will need. `park` moves a descriptor out of the way of the task's own.
-pub(crate) fn prepare(fs: &model::Fs, park: &dyn Fn(OwnedFd) -> Result<OwnedFd>) -> Result<Directories> {
+/// Opens what [`restore`] will need. `park` keeps a descriptor where the tasks will have it.
+pub(crate) fn prepare(
+    fs: &model::Fs,
+    removed: &Removed,
+    scribe: &Scribe,
+    park: &dyn Fn(OwnedFd) -> Result<OwnedFd>,
+) -> Result<Directories> {
     let open = |path: &[u8], what: &str| {
+        if let Some(path) = model::removed(path) {
+            return removed.get(path, scribe);
+        }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| {
-            Error::os(format!("open the {what} {}", show(path)), e).advice("create it and try again")
+            let advice = "create it, or say where it is with --map-file OLD=NEW";
+            Error::os(format!("open the {what} {}", show(path)), e).advice(advice)
         })?;
-        park(fd)
+        park(fd).map(Rc::new)
     };
     let root = if fs.root == b"/" { None } else { Some(open(&fs.root, "root directory")?) };
     Ok(Directories { cwd: open(&fs.cwd, "working directory")?, root })
@@ -52,7 +69,7 @@ pub(crate) fn prepare(fs: &model::Fs, park: &dyn Fn(OwnedFd) -> Result<OwnedFd>)
 
 /// Appends the calls that take on the context.
 pub(crate) fn restore(program: &mut Program, fs: &model::Fs, directories: &Directories) {
-    let fd = |fd: &OwnedFd| Arg::from(fd.as_fd().as_raw_fd());
+    let fd = |fd: &Rc<OwnedFd>| Arg::from(fd.as_fd().as_raw_fd());
     if let Some(root) = &directories.root {
         program.call("fchdir to the root directory", 0, libc::SYS_fchdir, [fd(root)]);
         program.call("chroot", 0, libc::SYS_chroot, [Arg::In(b".\0".to_vec())]);

@@ -24,7 +24,10 @@ use ckpt_kernel::{
     shared::SharedArea,
     userfault::Filler,
 };
-use rustix::fs::{OFlags, SeekFrom};
+use rustix::{
+    fs::{OFlags, SeekFrom},
+    io::Errno,
+};
 use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -100,15 +103,18 @@ fn guard_refusal(run: &PageRun) -> Error {
 
 /// The ranges of a file that are not holes.
 fn data_of(file: &File) -> Result<Vec<Run>> {
+    let trouble = |e| Error::os("look for holes in a file", e);
     let mut runs = Vec::new();
     let mut at = 0;
-    while let Ok(data) = rustix::fs::seek(file, SeekFrom::Data(at)) {
-        let hole = rustix::fs::seek(file, SeekFrom::Hole(data))
-            .map_err(|e| Error::os("seek in an unlinked file", e))?;
+    loop {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => return Ok(runs),
+            other => other.map_err(trouble)?,
+        };
+        let hole = rustix::fs::seek(file, SeekFrom::Hole(data)).map_err(trouble)?;
         runs.extend(runs_of(data / PAGE * PAGE, hole.next_multiple_of(PAGE)));
         at = hole;
     }
-    Ok(runs)
 }
 
 impl Plan {
@@ -153,6 +159,15 @@ impl Contents {
             data_of(&file).map(|runs| (objref, file, runs, zero))
         };
         contents.into_iter().map(plan).collect::<Result<_>>().map(Contents)
+    }
+
+    /// How many there are of one kind, and their bytes.
+    pub(crate) fn of_kind(&self, image: &Image, kind: u32) -> (usize, u64) {
+        let of_kind = |o: Objref| image.inode(o).is_some_and(|i| i.record.kind == kind);
+        let runs = |(objref, _, runs, _): &(Objref, File, Vec<Run>, ZeroPages)| {
+            of_kind(*objref).then(|| runs.iter().map(run_len).sum::<u64>())
+        };
+        self.0.iter().filter_map(runs).fold((0, 0), |(count, bytes), more| (count + 1, bytes + more))
     }
 
     /// Bytes to be read.
@@ -312,7 +327,12 @@ impl Targets<'_> {
             return fill_area(area, chunk);
         }
         let made = self.inodes.get(&chunk.objref);
-        let made = made.zip(image.inode(chunk.objref));
+        let inode = image.inode(chunk.objref);
+        if made.is_none() && inode.is_some_and(|i| i.record.kind == inode_kind::EMBEDDED) {
+            // It is there.
+            return Ok(());
+        }
+        let made = made.zip(inode);
         let (made, inode) = made.ok_or_else(|| Error::bad_image("pages of an unknown object"))?;
         fill_file(made, inode, chunk)
     }

@@ -32,7 +32,7 @@ wire! {
         pub flags: u32,
         /// File offset.
         pub pos: u64,
-        /// Inode that carries the contents of an unlinked file, [`Inode`], or 0.
+        /// Inode that carries the contents, [`Inode`], or 0.
         pub inode: i32,
         /// st_mode.
         pub mode: u32,
@@ -165,6 +165,8 @@ pub mod file_kind {
     pub const UNLINKED: u32 = 5;
     /// An end of a pipe with all its ends inside: what waits in it is in the image.
     pub const PIPE: u32 = 6;
+    /// A file of a file system that shows the kernel's state (proc, sysfs, cgroup): [`ProcFile`].
+    pub const PROC: u32 = 22;
     /// A terminal whose other side is outside.
     pub const EXTERNAL_TTY: u32 = 16;
     /// A pipe or FIFO whose other end is outside.
@@ -185,6 +187,7 @@ pub mod file_kind {
         CHARDEV,
         UNLINKED,
         PIPE,
+        PROC,
         EXTERNAL_TTY,
         EXTERNAL_PIPE,
         EXTERNAL_SOCKET,
@@ -195,7 +198,37 @@ pub mod file_kind {
 }
 
 wire! {
-    /// Contents without a name: an unlinked regular file, memory shared anonymously, a pipe, or a memfd. Its pages
+    /// Details of a [`file_kind::PROC`] file.
+    struct ProcFile {
+        /// Whose file it is: [`proc_owner`].
+        pub owner: u32,
+        /// Length of the path's beginning that is the file system's root.
+        pub root: u32,
+        /// The process whose directory it is in, the first component below the root, or 0.
+        pub pid: i32,
+        /// The thread whose directory below task/ it is in, or 0.
+        pub tid: i32,
+        /// Of a process outside: when it was started, in clock ticks since boot.
+        pub start: u64,
+    }
+}
+
+/// Values of [`ProcFile::owner`].
+pub mod proc_owner {
+    /// The kernel's: of no task.
+    pub const KERNEL: u32 = 0;
+    /// A task of the image.
+    pub const TASK: u32 = 1;
+    /// A process outside.
+    pub const OUTSIDE: u32 = 2;
+    /// A task that had ended.
+    pub const DEAD: u32 = 3;
+    /// Every value above; a reader refuses any other.
+    pub const ALL: &[u32] = &[KERNEL, TASK, OUTSIDE, DEAD];
+}
+
+wire! {
+    /// Contents: an unlinked regular file, memory shared anonymously, a pipe, a memfd, or an embedded file. Its pages
     /// are stored in [`Pgarr`] chunks addressed by file offset. Fields: path it once had, details: an array
     /// of the structure its kind has, if any.
     310 "INODE" [path, details] struct Inode {
@@ -224,8 +257,10 @@ pub mod inode_kind {
     pub const PIPE: u32 = 3;
     /// memfd_create(2).
     pub const MEMFD: u32 = 5;
+    /// A regular file with a name, embedded in the image.
+    pub const EMBEDDED: u32 = 6;
     /// Every value above; a reader refuses any other.
-    pub const ALL: &[u32] = &[UNLINKED, SHMEM, PIPE, MEMFD];
+    pub const ALL: &[u32] = &[UNLINKED, SHMEM, PIPE, MEMFD, EMBEDDED];
 }
 
 wire! {

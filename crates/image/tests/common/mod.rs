@@ -303,13 +303,20 @@ impl Builder<'_, '_> {
         let record = record::File { kind, inode, pad: 0, pad2: 0, ..self.source.wire() };
         let record = owned(record, self.source.pick(owner_kind::ALL));
         let (path, build_id) = (self.source.text(255), self.source.bytes(20));
-        let details = self.file_details(kind);
+        let details = self.file_details(kind, &path);
         let locks = self.source.many(3, lock);
         self.add(Object::File(File { record, path, build_id, details, locks }))
     }
 
-    fn file_details(&mut self, kind: u32) -> Vec<u8> {
+    fn file_details(&mut self, kind: u32, path: &[u8]) -> Vec<u8> {
         match kind {
+            file_kind::REGULAR => self.source.text(255),
+            file_kind::PROC => {
+                let owner = self.source.pick(record::proc_owner::ALL);
+                let pid = if owner == record::proc_owner::KERNEL { 0 } else { 7 };
+                let (root, tid) = (path.len() as u32, self.source.byte().into());
+                record::ProcFile { owner, root, pid, tid, start: 9 }.as_bytes().to_vec()
+            }
             file_kind::MQUEUE => {
                 let (notify, signal) = (self.source.below(2) as u32, self.source.below(65) as u32);
                 let notify_pid = i32::from(self.source.byte());

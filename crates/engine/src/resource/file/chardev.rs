@@ -28,7 +28,8 @@ impl FileKind for CharDevice {
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
         let device = descriptor.stat.st_rdev;
-        descriptor.file_type() == FileType::CharacterDevice
+        !descriptor.is_place()
+            && descriptor.file_type() == FileType::CharacterDevice
             && major(device) == MEM_MAJOR
             && MINORS.contains(&minor(device))
     }

@@ -53,7 +53,7 @@ macro_rules! external {
 
             fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
                 let claims: fn(&Descriptor<'_>) -> bool = $claims;
-                claims(descriptor)
+                !descriptor.is_place() && claims(descriptor)
             }
 
             fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {

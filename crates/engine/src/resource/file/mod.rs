@@ -8,27 +8,32 @@
 
 pub(crate) mod chardev;
 pub(crate) mod directory;
+pub(crate) mod embedded;
 pub(crate) mod external;
+pub(crate) mod identity;
 pub(crate) mod lock;
 pub(crate) mod memfd;
 pub(crate) mod mqueue;
 pub(crate) mod owner;
 pub(crate) mod path;
 pub(crate) mod pipe;
+pub(crate) mod placement;
+pub(crate) mod proc;
 mod refuse;
 pub(crate) mod regular;
 pub(crate) mod unlinked;
 
 use crate::{
-    error::{Context, Error, Result},
+    error::{Context, Doing, Error, Result},
     objects::Objects,
     options::RestartOptions,
     registry::FILE_KINDS,
+    scribe::Scribe,
     task::{Process, show},
 };
 use ckpt_image::{
     Image, Object, Objref, model,
-    record::{self, FileDesc, file_kind},
+    record::{self, FileDesc},
 };
 use ckpt_proc::{
     fdinfo::{FdInfo, parse_fdinfo},
@@ -36,6 +41,7 @@ use ckpt_proc::{
 };
 use rustix::{
     fs::{FileType, Mode, OFlags, Stat},
+    io::Errno,
     process::{Resource, Rlimit},
 };
 use std::{
@@ -57,6 +63,10 @@ pub(crate) struct Descriptor<'a> {
     pub(crate) stat: Stat,
     /// /proc/PID/fdinfo/N.
     pub(crate) info: FdInfo,
+    /// statfs(2) f_type of its file system.
+    pub(crate) fs: i64,
+    /// A copy of a descriptor, sharing the description; none of a mapped file.
+    pub(crate) copy: Option<OwnedFd>,
 }
 
 impl Descriptor<'_> {
@@ -65,9 +75,23 @@ impl Descriptor<'_> {
         FdLink::parse(&self.link)
     }
 
+    /// Whether it was opened with O_PATH: a place, whatever is there.
+    pub(crate) fn is_place(&self) -> bool {
+        OFlags::from_bits_retain(self.flags()).contains(OFlags::PATH)
+    }
+
+    /// Whether its last name is gone.
+    pub(crate) fn is_unlinked(&self) -> bool {
+        self.stat.st_nlink == 0 && matches!(self.target(), FdLink::Path { deleted: true, .. })
+    }
+
     /// Its path, when it has one.
     pub(crate) fn path(&self) -> &[u8] {
         match self.target() {
+            // A name may end as if it were gone.
+            FdLink::Path { deleted: true, .. } if self.stat.st_nlink > 0 && self.leads_here(&self.link) => {
+                &self.link
+            }
             FdLink::Path { path, .. } => path,
             _ => &self.link,
         }
@@ -85,8 +109,17 @@ impl Descriptor<'_> {
 
     /// Whether the path leads to this very file.
     pub(crate) fn path_leads_here(&self) -> bool {
-        rustix::fs::stat(self.path())
-            .is_ok_and(|s| (s.st_dev, s.st_ino) == (self.stat.st_dev, self.stat.st_ino))
+        self.leads_here(self.path())
+    }
+
+    /// Whether `path` leads to this very file.
+    pub(crate) fn leads_here(&self, path: &[u8]) -> bool {
+        rustix::fs::stat(path).is_ok_and(|s| self.is(&s))
+    }
+
+    /// Whether a file is this one.
+    pub(crate) fn is(&self, other: &Stat) -> bool {
+        (other.st_dev, other.st_ino) == (self.stat.st_dev, self.stat.st_ino)
     }
 
     /// A copy of it; of a file that is only mapped, there is none.
@@ -148,6 +181,10 @@ pub(crate) struct OpenContext<'a> {
     pub(crate) image: &'a Image,
     /// What the caller asked for.
     pub(crate) options: &'a RestartOptions,
+    /// Makes names.
+    pub(crate) scribe: &'a Scribe,
+    /// Removed directories, made again.
+    pub(crate) removed: &'a directory::Removed,
     /// Inodes without a name, made again.
     pub(crate) inodes: &'a BTreeMap<Objref, Made>,
 }
@@ -168,7 +205,7 @@ pub(crate) trait FileKind: Sync {
 pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<model::FileTable> {
     let mut descs = Vec::new();
     for fd in process.proc.numbers("fd")? {
-        let descriptor = look(process, fd).object(|| format!("fd {fd}"))?;
+        let descriptor = look(process, fd, objects).object(|| format!("fd {fd}"))?;
         let file = object(&descriptor, fd, objects).object(|| format!("fd {fd}"))?;
         let cloexec = u32::from(descriptor.info.flags & OFlags::CLOEXEC.bits() != 0);
         descs.push(FileDesc { fd, flags: cloexec, file, pad: 0 });
@@ -176,17 +213,20 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
     Ok(model::FileTable { descs })
 }
 
-/// Looks at descriptor `fd`.
-pub(crate) fn look(process: &Process, fd: i32) -> Result<Descriptor<'_>> {
+/// Looks at descriptor `fd`: by a copy where that will do, as every question about /proc/PID/fd is a
+/// walk through three directories.
+pub(crate) fn look<'a>(process: &'a Process, fd: i32, objects: &mut Objects) -> Result<Descriptor<'a>> {
     const ATTEMPTS: u32 = 100;
     let name = format!("fd/{fd}");
     for _ in 0..ATTEMPTS {
         let link = process.proc.readlink(&name)?;
-        let stat = process.proc.stat(&name)?;
+        let copy = process.descriptor(fd)?;
         let info = process.proc.parse(&format!("fdinfo/{fd}"), parse_fdinfo)?;
         // During the survey the process runs: the three must be of one file.
-        if process.proc.readlink(&name)? == link {
-            return Ok(Descriptor { process, name, link, stat, info });
+        if objects.frozen || process.proc.readlink(&name)? == link {
+            let stat = rustix::fs::fstat(&copy).doing(|| format!("stat {name}"))?;
+            let fs = objects.file_system(stat.st_dev, || rustix::fs::fstatfs(&copy));
+            return Ok(Descriptor { process, name, link, stat, info, fs, copy: Some(copy) });
         }
     }
     Err(Error::failed("it is another file at every look").advice("try again"))
@@ -203,19 +243,16 @@ fn object(descriptor: &Descriptor<'_>, fd: i32, objects: &mut Objects) -> Result
             (None, Some(kind)) => kind.checkpoint(descriptor, objects)?,
             (None, None) => return Err(refuse::refusal(descriptor)),
         };
-        owner::checkpoint(descriptor, fd, &mut file, &objects.members)?;
+        owner::checkpoint(descriptor, &mut file, &objects.members)?;
         Ok(Object::File(file))
     })?;
     lock::checkpoint(descriptor, file, objects)?;
     Ok(file)
 }
 
-/// The kinds that claim a descriptor: no more than one. What was opened with O_PATH is a place, whatever is there:
-/// the other kinds are not asked.
+/// The kinds that claim a descriptor: no more than one.
 pub(crate) fn claimants(descriptor: &Descriptor<'_>) -> impl Iterator<Item = &'static dyn FileKind> {
-    let place = OFlags::from_bits_retain(descriptor.flags()).contains(OFlags::PATH);
-    let asked = FILE_KINDS.iter().copied().filter(move |kind| (kind.kind() == file_kind::PATH) == place);
-    asked.filter(|kind| kind.claims(descriptor))
+    FILE_KINDS.iter().copied().filter(|kind| kind.claims(descriptor))
 }
 
 /// The kind of a descriptor.
@@ -223,7 +260,7 @@ pub(crate) fn kind_of(descriptor: &Descriptor<'_>) -> Option<&'static dyn FileKi
     claimants(descriptor).next()
 }
 
-/// Opens all files of the image. `park` moves a descriptor out of the way of the task's own.
+/// Opens all files of the image. `park` keeps a descriptor where the tasks will have it.
 pub(crate) fn open_all(
     context: &OpenContext<'_>,
     park: &dyn Fn(OwnedFd) -> Result<OwnedFd>,
@@ -241,24 +278,6 @@ pub(crate) fn open_all(
     Ok(open)
 }
 
-/// statfs(2) f_type of the file systems that show kernel state: proc, sysfs, debugfs, tracefs, cgroup,
-/// cgroup2.
-const KERNEL_FILE_SYSTEMS: [i64; 6] =
-    [0x9fa0, 0x6265_6572, 0x6462_6720, 0x7472_6163, 0x0027_e0eb, 0x6367_7270];
-
-/// Refuses files that are views of a kernel which, when they are opened again, does not know the
-/// task yet.
-pub(crate) fn refuse_kernel_file_systems(descriptor: &Descriptor<'_>) -> Result<()> {
-    let path = show(descriptor.path());
-    let fs = rustix::fs::statfs(descriptor.path()).map_err(|e| Error::os(format!("statfs {path}"), e))?;
-    if KERNEL_FILE_SYSTEMS.contains(&(fs.f_type as i64)) {
-        return Err(Error::unsupported(format!(
-            "{path}: files of the kernel's file systems cannot be carried yet"
-        )));
-    }
-    Ok(())
-}
-
 /// Opens `path` as an image wants it and checks that it got that.
 pub(crate) fn reopen(path: &[u8], record: &record::File) -> Result<OwnedFd> {
     // O_ASYNC given to open(2) would only look as if it were set: see owner.rs.
@@ -266,13 +285,21 @@ pub(crate) fn reopen(path: &[u8], record: &record::File) -> Result<OwnedFd> {
         OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::from_bits_retain(libc::O_ASYNC as u32);
     let flags = OFlags::from_bits_retain(record.flags) & !forbidden;
     let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())
-        .map_err(|e| Error::os(format!("open {}", show(path)), e).advice("put it back and try again"))?;
+        .map_err(|e| Error::os(format!("open {}", show(path)), e).advice(advice(e)))?;
     let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os(format!("stat {}", show(path)), e))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::from_raw_mode(record.mode) {
         let what = format!("{} is not the kind of file it was", show(path));
         return Err(Error::failed(what).advice("put the original back"));
     }
     Ok(fd)
+}
+
+/// What to do about a file that cannot be opened.
+fn advice(error: Errno) -> &'static str {
+    match error {
+        Errno::MFILE | Errno::NFILE => "raise the limit of open files",
+        _ => "put it back, or say where it is with --map-file OLD=NEW",
+    }
 }
 
 /// Sets the offset of a new description.
@@ -304,6 +331,7 @@ pub(crate) fn raise_nofile(wanted: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ckpt_image::record::file_kind;
     use rustix::fs::{MemfdFlags, memfd_create, open};
     use std::os::fd::AsRawFd;
 
@@ -342,7 +370,7 @@ mod tests {
         let files: Vec<_> = named.into_iter().chain(places).collect();
         let own = Process::open(std::process::id() as i32).unwrap();
         let claimed = |fd: i32| {
-            let descriptor = look(&own, fd).unwrap();
+            let descriptor = look(&own, fd, &mut Objects::default()).unwrap();
             let kinds: Vec<u32> = claimants(&descriptor).map(|kind| kind.kind()).collect();
             (show(&descriptor.link), kinds)
         };
@@ -353,7 +381,7 @@ mod tests {
         assert!(huge.is_err() || huge.is_ok_and(|fd| claimed(fd.as_raw_fd()).1.is_empty()));
         // Whatever this test has besides: no kind takes what another does.
         for fd in own.proc.numbers("fd").unwrap() {
-            if let Ok(descriptor) = look(&own, fd) {
+            if let Ok(descriptor) = look(&own, fd, &mut Objects::default()) {
                 assert!(claimants(&descriptor).count() <= 1, "{}", show(&descriptor.link));
             }
         }
@@ -361,7 +389,7 @@ mod tests {
         for pid in ckpt_kernel::procfs::numbers(".").unwrap() {
             let Ok(process) = Process::open(pid) else { continue };
             for fd in process.proc.numbers("fd").unwrap_or_default() {
-                if let Ok(descriptor) = look(&process, fd) {
+                if let Ok(descriptor) = look(&process, fd, &mut Objects::default()) {
                     assert!(claimants(&descriptor).count() <= 1, "{}", show(&descriptor.link));
                 }
             }

@@ -12,14 +12,12 @@ use crate::{
     error::{Error, Result},
     task::{Process, show, stat_of},
 };
-use ckpt_image::{
-    Image, Object, model,
-    record::{file_kind, owner_kind},
-};
+use ckpt_image::{Image, Object, model, record::owner_kind};
 use ckpt_kernel::{
     program::{Arg, Program},
     query,
 };
+use rustix::fs::OFlags;
 use std::collections::BTreeSet;
 
 const F_SETSIG: i32 = 10;
@@ -31,17 +29,14 @@ const F_OWNER_PGRP: i32 = 2;
 /// Adds the owner to the record of a new open description.
 pub(crate) fn checkpoint(
     descriptor: &Descriptor<'_>,
-    fd: i32,
     file: &mut model::File,
     members: &BTreeSet<i32>,
 ) -> Result<()> {
-    if file.record.kind == file_kind::PATH {
-        return Ok(());
-    }
     let process = descriptor.process;
-    let copy = process.descriptor(fd)?;
-    let (kind, owner) = query::file_owner(&copy)?;
-    file.record.owner_signal = query::file_signal(&copy)?;
+    let is_path = OFlags::from_bits_retain(descriptor.flags()).contains(OFlags::PATH);
+    let Some(copy) = descriptor.copy.as_ref().filter(|_| !is_path) else { return Ok(()) };
+    let (kind, owner) = query::file_owner(copy)?;
+    file.record.owner_signal = query::file_signal(copy)?;
     if owner == 0 {
         return Ok(());
     }

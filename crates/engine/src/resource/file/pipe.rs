@@ -10,6 +10,7 @@ use super::{Descriptor, FileKind, Made, OpenContext};
 use crate::{
     error::{Context, Doing, Error, Result},
     objects::Objects,
+    scribe::Scribe,
     task::{Process, show},
 };
 use ckpt_image::{
@@ -230,14 +231,14 @@ fn parts(inode: &model::Inode) -> (Vec<PipePart>, bool) {
 }
 
 /// An empty pipe for an inode.
-pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
+pub(crate) fn make(inode: &model::Inode, scribe: &Scribe) -> Result<Made> {
     let record = &inode.record;
     if record.size > record.capacity {
         return Err(Error::bad_image(format!("a pipe of {} bytes holds {}", record.capacity, record.size)));
     }
     let (_, unlinked) = parts(inode);
     let (fd, read) = match (inode.path.starts_with(b"/"), unlinked) {
-        (true, true) => (make_fifo(inode)?, None),
+        (true, true) => (make_fifo(inode, scribe)?, None),
         (true, false) => (open_fifo(&inode.path)?, None),
         (false, _) => {
             let (read, write) = pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
@@ -268,32 +269,14 @@ fn open_fifo(path: &[u8]) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Makes a FIFO that had been unlinked, under its name or one derived from it, and unlinks it at once.
-fn make_fifo(inode: &model::Inode) -> Result<OwnedFd> {
-    let path = show(&inode.path);
-    for attempt in 0..100 {
-        let mut name = inode.path.clone();
-        if attempt > 0 {
-            name.extend_from_slice(format!(".{attempt}").as_bytes());
-        }
-        match rustix::fs::mkfifoat(rustix::fs::CWD, name.as_slice(), Mode::RUSR | Mode::WUSR) {
-            Err(Errno::EXIST) => continue,
-            other => other.map_err(|e| {
-                Error::os(format!("make the unlinked FIFO {path} again"), e)
-                    .advice("its directory must exist and be writable")
-            })?,
-        }
-        let fd = open_fifo(&name);
-        // Whatever ends us from here on leaves no file.
-        rustix::fs::unlink(name.as_slice()).doing(|| format!("unlink {path}"))?;
-        let fd = fd?;
-        let (owner, group) = (Uid::from_raw(inode.record.uid), Gid::from_raw(inode.record.gid));
-        let ready = rustix::fs::fchown(&fd, Some(owner), Some(group))
-            .and_then(|()| rustix::fs::fchmod(&fd, Mode::from_raw_mode(inode.record.mode & 0o7777)));
-        ready.doing(|| format!("prepare the unlinked FIFO {path}"))?;
-        return Ok(fd);
-    }
-    Err(Error::failed(format!("make the unlinked FIFO {path} again: all names are taken")))
+/// Makes a FIFO that had been unlinked.
+fn make_fifo(inode: &model::Inode, scribe: &Scribe) -> Result<OwnedFd> {
+    let fd = scribe.fifo(&inode.path)?;
+    let (owner, group) = (Uid::from_raw(inode.record.uid), Gid::from_raw(inode.record.gid));
+    let ready = rustix::fs::fchown(&fd, Some(owner), Some(group))
+        .and_then(|()| rustix::fs::fchmod(&fd, Mode::from_raw_mode(inode.record.mode & 0o7777)));
+    ready.doing(|| format!("prepare the unlinked FIFO {}", show(&inode.path)))?;
+    Ok(fd)
 }
 
 /// Puts data into a new pipe. Packets are put into it when all of it is known.

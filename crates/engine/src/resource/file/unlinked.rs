@@ -1,35 +1,38 @@
-//! Regular files without a name: unlinked while open or mapped.
+//! Regular files without a name: unlinked while open or mapped, or made without one (O_TMPFILE).
 //!
-//! *Saved*: the contents, as an inode of the image, holes as holes; mode and owner. *Restored*: a
-//! new file under the old name, or a name derived from it when that is taken, unlinked at once; a
-//! description of it with the old flags and offset. *Lost*: inode number, timestamps, extended
-//! attributes, that it never had a name (O_TMPFILE, which includes O_DIRECTORY, among the flags); O_NOFOLLOW,
-//! which has no effect on an open file, of all descriptions but one.
+//! *Saved*: the contents, as an inode of the image, holes as holes; mode, owner, time of modification.
+//! `--ghost-limit` bounds what is allocated of one. *Restored*: one made without a name is made so again:
+//! it may be given one yet (linkat(2)). Any other is made under the old name, or one derived from it when
+//! that is taken, and unlinked at once by the [`Scribe`](crate::scribe::Scribe), its directory too if that
+//! is gone; descriptions of it have the old flags, O_PATH and O_TMPFILE too, and offsets. *Lost*: inode number, other
+//! timestamps, extended attributes; O_NOFOLLOW and O_TMPFILE, which have no effect on an open file, of all descriptions but
+//! one.
 
-use super::{Descriptor, FileKind, Made, OpenContext, mqueue, refuse, seek};
+use super::{Descriptor, FileKind, Made, OpenContext, mqueue, proc::is_kernel_file, refuse, seek};
 use crate::{
     error::{Doing, Error, Result},
     objects::Objects,
+    scribe::Scribe,
     task::show,
 };
 use ckpt_image::{
-    Object, model,
+    Image, Object, Objref, model,
     record::{self, file_kind, inode_kind},
 };
 use ckpt_kernel::procfs;
-use rustix::{
-    fs::{FileType, Gid, Mode, OFlags, Uid},
-    io::Errno,
-};
-use std::{os::fd::OwnedFd, sync::atomic::Ordering};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use std::{collections::BTreeMap, os::fd::OwnedFd, sync::atomic::Ordering};
 
 /// See the module.
 pub(crate) struct Unlinked;
 
+/// Unit of st_blocks.
+const BLOCK: u64 = 512;
+
 /// Whether it is an unlinked file of a file system that has names.
 pub(crate) fn is_unlinked(descriptor: &Descriptor<'_>) -> bool {
-    descriptor.stat.st_nlink == 0
-        && matches!(descriptor.target(), ckpt_proc::link::FdLink::Path { deleted: true, .. })
+    descriptor.is_unlinked()
+        && !is_kernel_file(descriptor)
         && !mqueue::is_queue(descriptor)
         && !refuse::is_secret(descriptor)
 }
@@ -45,6 +48,12 @@ impl FileKind for Unlinked {
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
         let stat = &descriptor.stat;
+        let allocated = stat.st_blocks.max(0) as u64 * BLOCK;
+        if let Some(limit) = objects.ghost_limit.filter(|limit| allocated > *limit) {
+            let what = format!("the unlinked {} holds {allocated} bytes", show(descriptor.path()));
+            let error = Error::unsupported(what).why(format!("--ghost-limit is {limit}"));
+            return Err(error.advice("raise it, or let the program close the file"));
+        }
         let inode = || {
             Object::Inode(model::Inode {
                 record: record::Inode {
@@ -73,63 +82,77 @@ impl FileKind for Unlinked {
         let inode = context.inodes.get(&file.record.inode).ok_or_else(|| {
             Error::bad_image(format!("{}: an unlinked file without contents", show(&file.path)))
         })?;
-        let flags = OFlags::from_bits_retain(file.record.flags)
-            & !(OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::TMPFILE);
+        let flags =
+            OFlags::from_bits_retain(file.record.flags) & !(OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC);
         let doing = || format!("open the unlinked {}", show(&file.path));
-        let fd = if is_as_made(flags) && !inode.taken.swap(true, Ordering::Relaxed) {
+        let fd = if is_as_made(flags, &inode.fd) && !inode.taken.swap(true, Ordering::Relaxed) {
             let fd = rustix::io::dup(&inode.fd).doing(doing)?;
             rustix::fs::fcntl_setfl(&fd, flags).doing(doing)?;
             fd
         } else {
-            // O_NOFOLLOW would not let us through /proc, and has no effect afterwards.
-            procfs::reopen(&inode.fd, flags & !OFlags::NOFOLLOW).doing(doing)?
+            // O_NOFOLLOW would not let us through /proc, O_TMPFILE is for directories; neither has an effect
+            // afterwards.
+            procfs::reopen(&inode.fd, flags & !(OFlags::NOFOLLOW | OFlags::TMPFILE)).doing(doing)?
         };
-        seek(&fd, &file.record, &file.path)?;
+        if !flags.contains(OFlags::PATH) {
+            seek(&fd, &file.record, &file.path)?;
+        }
         Ok(Some(fd))
     }
 }
 
-/// Whether a description of these flags is what [`make`] makes anyway: mkstemp(3)'s. With O_APPEND
-/// it would not take the contents.
-fn is_as_made(flags: OFlags) -> bool {
-    flags & (OFlags::RWMODE | OFlags::NOFOLLOW | OFlags::APPEND) == OFlags::RDWR | OFlags::NOFOLLOW
+/// Whether a description of these flags is what [`make`] has made anyway: that of mkstemp(3), or of
+/// O_TMPFILE. With O_APPEND it would not take the contents.
+fn is_as_made(flags: OFlags, made: &OwnedFd) -> bool {
+    const FIXED: OFlags = OFlags::RWMODE.union(OFlags::NOFOLLOW).union(OFlags::TMPFILE);
+    let as_made = rustix::fs::fcntl_getfl(made).is_ok_and(|made| made & FIXED == flags & FIXED);
+    as_made && !flags.intersects(OFlags::APPEND | OFlags::PATH)
 }
 
 /// Makes the file of an inode again, empty but of its size, without a name, open read-write.
-pub(crate) fn make(inode: &model::Inode) -> Result<Made> {
+pub(crate) fn make(inode: &model::Inode, scribe: &Scribe) -> Result<Made> {
     let path = show(&inode.path);
-    let (fd, name) = create(&inode.path)?;
-    // At once: whatever ends us from here on leaves no file.
-    rustix::fs::unlink(name.as_slice()).doing(|| format!("unlink {path}"))?;
-    let ready = (|| {
-        rustix::fs::ftruncate(&fd, inode.record.size)?;
-        rustix::fs::fchown(
-            &fd,
-            Some(Uid::from_raw(inode.record.uid)),
-            Some(Gid::from_raw(inode.record.gid)),
-        )?;
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(inode.record.mode & 0o7777))
-    })();
-    ready.doing(|| format!("prepare the unlinked {path}"))?;
+    let fd = match tmpfile(&inode.path) {
+        Some(fd) => fd,
+        None => scribe.file(&inode.path)?,
+    };
+    prepare(&fd, &inode.record).doing(|| format!("prepare the unlinked {path}"))?;
     Ok(Made::new(fd))
 }
 
-/// Creates a file under the old name or one derived from it.
-fn create(path: &[u8]) -> Result<(OwnedFd, Vec<u8>)> {
-    for attempt in 0..100 {
-        let mut name = path.to_vec();
-        if attempt > 0 {
-            name.extend_from_slice(format!(".{attempt}").as_bytes());
-        }
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        match rustix::fs::open(name.as_slice(), flags, Mode::RUSR | Mode::WUSR) {
-            Err(Errno::EXIST) => {}
-            Ok(fd) => return Ok((fd, name)),
-            Err(e) => {
-                let what = format!("make the unlinked file {} again", show(path));
-                return Err(Error::os(what, e).advice("its directory must exist and be writable"));
-            }
-        }
+/// Gives a new file its size, owner and mode.
+pub(crate) fn prepare(fd: &OwnedFd, record: &record::Inode) -> rustix::io::Result<()> {
+    rustix::fs::ftruncate(fd, record.size)?;
+    rustix::fs::fchown(fd, Some(Uid::from_raw(record.uid)), Some(Gid::from_raw(record.gid)))?;
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(record.mode & 0o7777))
+}
+
+/// A file that never has a name, if `path` says that it had none: the kernel calls such a file by its
+/// inode number.
+fn tmpfile(path: &[u8]) -> Option<OwnedFd> {
+    let at = path.iter().rposition(|byte| *byte == b'/')?;
+    let number = path.get(at + 1..)?.strip_prefix(b"#")?;
+    if number.is_empty() || !number.iter().all(u8::is_ascii_digit) {
+        return None;
     }
-    Err(Error::failed(format!("make the unlinked file {} again: all names are taken", show(path))))
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open(path.get(..=at)?, flags, Mode::RUSR | Mode::WUSR).ok()
+}
+
+/// Gives what was made anew the time it was last modified, now that nothing is written to it any more.
+pub(crate) fn set_times(image: &Image, inodes: &BTreeMap<Objref, Made>) {
+    for object in image.objects.values() {
+        let Object::File(file) = object else { continue };
+        let record = &file.record;
+        let Some(made) = inodes.get(&record.inode).filter(|_| record.kind != file_kind::PIPE) else {
+            continue;
+        };
+        let time = |tv_sec, tv_nsec| rustix::fs::Timespec { tv_sec, tv_nsec };
+        let times = rustix::fs::Timestamps {
+            last_access: time(0, rustix::fs::UTIME_OMIT),
+            last_modification: time(record.mtime_sec, record.mtime_nsec.into()),
+        };
+        // Only its owner may; nothing but stat(2) tells.
+        let _ = rustix::fs::futimens(&made.fd, &times);
+    }
 }

@@ -1,0 +1,341 @@
+//! Files of the file systems that show the kernel's state: proc, sysfs, debugfs, tracefs, cgroup.
+//!
+//! *Saved*: path, flags, offset; of a file in a task's directory of /proc whose it is. /proc/PID is the
+//! same inode for as long as PID lives, which tells the living from one that had its pid before.
+//! *Restored*: opened by path once all tasks exist, by the pids they have then, and handed to those
+//! who have it through a socket: what it shows is of the restarted task. The file of a task that had
+//! ended, or of a process outside that is gone, becomes that of a placeholder which then ends: to read it
+//! gives ESRCH, as before. *Lost*: what the kernel had formatted and the program not yet read; the shown
+//! pid of the dead. *Refused*: files of another pid namespace's /proc, PSI triggers (a pressure file open
+//! for writing), what was removed.
+
+use super::{Descriptor, FileKind, OpenContext, placement, reopen, seek};
+use crate::{
+    error::{Context, Doing, Error, Result},
+    objects::Objects,
+    options::Observer,
+    restart::Opened,
+    restore::Parts,
+    task::{Process, show, stat_of},
+};
+use ckpt_image::{
+    Image, Object, Objref, model,
+    record::{ProcFile, file_kind, proc_owner},
+};
+use ckpt_kernel::{
+    program::{Arg, Program},
+    puppet::Puppet,
+    servant::{Line, Servant},
+};
+use rustix::fs::{FileType, OFlags};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+};
+use zerocopy::IntoBytes;
+
+/// See the module.
+pub(crate) struct KernelFile;
+
+/// statfs(2) f_type of proc.
+const PROC: i64 = 0x9fa0;
+/// And of sysfs, debugfs, tracefs, cgroup, cgroup2.
+const OTHERS: [i64; 5] = [0x6265_6572, 0x6462_6720, 0x7472_6163, 0x0027_e0eb, 0x6367_7270];
+/// Inode number of a proc file system's root.
+const PROC_ROOT: u64 = 1;
+
+/// Whether it is a file of a file system that shows kernel state.
+pub(crate) fn is_kernel_file(descriptor: &Descriptor<'_>) -> bool {
+    let shown = [FileType::RegularFile, FileType::Directory, FileType::Symlink];
+    (descriptor.fs == PROC || OTHERS.contains(&descriptor.fs))
+        && descriptor.link.starts_with(b"/")
+        && shown.contains(&descriptor.file_type())
+}
+
+impl FileKind for KernelFile {
+    fn kind(&self) -> u32 {
+        file_kind::PROC
+    }
+
+    fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
+        is_kernel_file(descriptor)
+    }
+
+    fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
+        let path = show(descriptor.path());
+        let writes = descriptor.flags() & OFlags::RWMODE.bits() != 0;
+        let is_pressure = |name: &[u8]| name.ends_with(b".pressure") || name == b"pressure";
+        if writes && descriptor.path().rsplit(|byte| *byte == b'/').take(2).any(is_pressure) {
+            let what = format!("{path} is open for writing: a PSI trigger cannot be carried");
+            return Err(Error::unsupported(what).advice("let the program close it"));
+        }
+        let mut file = descriptor.record(file_kind::PROC);
+        if descriptor.file_type() == FileType::Symlink {
+            file.record.flags |= OFlags::NOFOLLOW.bits();
+        }
+        let details = if descriptor.fs == PROC { whose(descriptor, objects)? } else { ProcFile::default() };
+        if details.pid == 0 && !is_here(descriptor) {
+            return Err(Error::unsupported(format!("{path} was removed or is hidden")));
+        }
+        file.details = details.as_bytes().to_vec();
+        Ok(file)
+    }
+
+    fn open(&self, _: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
+        Ok(None)
+    }
+}
+
+/// Whether its path leads to the file, which may be a link itself.
+fn is_here(descriptor: &Descriptor<'_>) -> bool {
+    rustix::fs::lstat(descriptor.path()).is_ok_and(|stat| descriptor.is(&stat))
+}
+
+/// Whose file of a /proc it is.
+fn whose(descriptor: &Descriptor<'_>, objects: &Objects) -> Result<ProcFile> {
+    let path = descriptor.path();
+    let is_root = |at: &usize| {
+        let stat = path.get(..*at).and_then(|beginning| rustix::fs::stat(beginning).ok());
+        stat.is_some_and(|s| (s.st_dev, s.st_ino) == (descriptor.stat.st_dev, PROC_ROOT))
+    };
+    let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+    let Some(root) = ends.skip(1).chain([path.len()]).find(is_root) else {
+        return Err(Error::unsupported(format!("{} is hidden by a mount", show(path))));
+    };
+    let names: Vec<&[u8]> =
+        path.get(root..).unwrap_or_default().split(|byte| *byte == b'/').skip(1).collect();
+    let number = |name: &[u8]| show(name).parse::<i32>().ok().filter(|number| *number > 0);
+    let Some(pid) = names.first().copied().and_then(number) else {
+        return Ok(ProcFile { root: root as u32, ..ProcFile::default() });
+    };
+    let tid = match names.as_slice() {
+        [_, b"task", tid, ..] => number(tid).unwrap_or(0),
+        _ => 0,
+    };
+    if own_number(path.get(..root).unwrap_or_default()) != Some(own_pid()) {
+        let what = format!("{} is of another pid namespace's /proc, which cannot be carried yet", show(path));
+        return Err(Error::unsupported(what));
+    }
+    let mut proc = ProcFile { owner: proc_owner::DEAD, root: root as u32, pid, tid, start: 0 };
+    if is_here(descriptor) {
+        let leader =
+            Process::open(pid).and_then(|process| process.status()).map_or(pid, |status| status.tgid);
+        (proc.owner, proc.start) = match stat_of(pid) {
+            _ if objects.members.contains(&leader) => (proc_owner::TASK, 0),
+            stat => (proc_owner::OUTSIDE, stat.map_or(0, |stat| stat.starttime)),
+        };
+    }
+    Ok(proc)
+}
+
+fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
+}
+
+/// What a /proc calls us; nothing when it is of a pid namespace that we are not in.
+fn own_number(root: &[u8]) -> Option<i32> {
+    let target = rustix::fs::readlink([root, b"/self"].concat(), Vec::new()).ok()?;
+    show(target.as_bytes()).parse().ok()
+}
+
+/// The details of a file.
+fn details(file: &model::File) -> Option<ProcFile> {
+    model::details::<ProcFile>(&file.details)?.first().copied()
+}
+
+/// How what is opened late gets to the puppets: our end of the line, and theirs, which they are born with
+/// under a number that is nobody's place.
+#[derive(Debug)]
+pub(crate) struct Late {
+    ours: Line,
+    theirs: OwnedFd,
+}
+
+impl Late {
+    /// A line, if the image has something that is opened late.
+    pub(crate) fn of(image: &Image) -> Result<Option<Late>> {
+        let mut top = 3;
+        let mut any = false;
+        for object in image.objects.values() {
+            match object {
+                Object::Files(table) => {
+                    top = table.descs.last().map_or(top, |desc| top.max(desc.fd.saturating_add(1)));
+                }
+                Object::File(file) => any |= file.record.kind == file_kind::PROC,
+                _ => {}
+            }
+        }
+        if !any {
+            return Ok(None);
+        }
+        let (ours, theirs) = Line::pair().doing(|| "socketpair".to_owned())?;
+        let theirs = rustix::io::fcntl_dupfd_cloexec(&theirs, top).map_err(|e| {
+            Error::os(format!("a descriptor above {top}"), e).advice("raise the limit of open files")
+        })?;
+        Ok(Some(Late { ours, theirs }))
+    }
+
+    /// The number of the puppets' end.
+    pub(crate) fn number(&self) -> i32 {
+        self.theirs.as_raw_fd()
+    }
+}
+
+/// Whether a file is opened when all tasks exist.
+pub(crate) fn is_late(image: &Image, objref: Objref) -> bool {
+    image.file(objref).is_some_and(|file| file.record.kind == file_kind::PROC)
+}
+
+/// The tasks there are now: by their id in the image, the ids we and they know them by.
+pub(crate) type Tasks = BTreeMap<i32, (i32, i32)>;
+
+/// Opens all files of this kind.
+pub(crate) fn open_all(
+    image: &Image,
+    tasks: &Tasks,
+    observer: &mut dyn Observer,
+) -> Result<BTreeMap<Objref, OwnedFd>> {
+    let files = image.objects.iter().filter_map(|(objref, object)| match object {
+        Object::File(file) if file.record.kind == file_kind::PROC => Some((*objref, file)),
+        _ => None,
+    });
+    files.map(|(objref, file)| Ok((objref, open(file, tasks, observer)?))).collect()
+}
+
+fn open(file: &model::File, tasks: &Tasks, observer: &mut dyn Observer) -> Result<OwnedFd> {
+    let proc = details(file).unwrap_or_default();
+    let root = file.path.get(..proc.root as usize).unwrap_or_default();
+    let ours = own_number(root) == Some(own_pid());
+    let id = |task: i32| tasks.get(&task).map(|(known, own)| if ours { *known } else { *own });
+    match proc.owner {
+        proc_owner::KERNEL => open_at(file, &file.path),
+        proc_owner::TASK => {
+            let pid = id(proc.pid).ok_or_else(|| {
+                Error::bad_image(format!("{}: that task is not in the image", show(&file.path)))
+            })?;
+            open_at(file, &path_of(file, &proc, pid, id(proc.tid).unwrap_or(proc.tid)))
+        }
+        proc_owner::OUTSIDE if stat_of(proc.pid).is_some_and(|stat| stat.starttime == proc.start) => {
+            open_at(file, &file.path)
+        }
+        owner => {
+            if owner == proc_owner::OUTSIDE {
+                observer.warn(&format!("{}: that process is gone, as reading it will say", show(&file.path)));
+            }
+            if !ours {
+                let what = format!("{} is of a task that had ended", show(&file.path));
+                let error = Error::unsupported(what).why("the new /proc has no place for it");
+                return Err(error.advice("restart without --mntns"));
+            }
+            // It ends when this returns, and the file is that of one who has ended.
+            let placeholder = Servant::start(|line| drop(line.request()))?;
+            open_at(file, &path_of(file, &proc, placeholder.pid(), placeholder.pid()))
+        }
+    }
+}
+
+/// The path, with other ids in it.
+fn path_of(file: &model::File, proc: &ProcFile, pid: i32, tid: i32) -> Vec<u8> {
+    let root = file.path.get(..proc.root as usize).unwrap_or_default();
+    let replaced = if proc.tid == 0 { 1 } else { 3 };
+    let rest = file
+        .path
+        .get(proc.root as usize..)
+        .unwrap_or_default()
+        .split(|byte| *byte == b'/')
+        .skip(1 + replaced);
+    let mut path = [root, format!("/{pid}").as_bytes()].concat();
+    if proc.tid != 0 {
+        path.extend_from_slice(format!("/task/{tid}").as_bytes());
+    }
+    for name in rest {
+        path.push(b'/');
+        path.extend_from_slice(name);
+    }
+    path
+}
+
+fn open_at(file: &model::File, path: &[u8]) -> Result<OwnedFd> {
+    let fd = reopen(path, &file.record)?;
+    seek(&fd, &file.record, path)?;
+    Ok(fd)
+}
+
+/// Puts the files that were opened late into the table of a puppet, which has everything else in place.
+/// A message's descriptor gets the lowest number that is free.
+pub(crate) fn hand_over(
+    puppet: &mut Puppet,
+    image: &Image,
+    parts: &Parts<'_>,
+    opened: &Opened,
+    files: &BTreeMap<Objref, OwnedFd>,
+) -> Result<()> {
+    const MSG_CMSG_CLOEXEC: i32 = 0x4000_0000;
+    let Some(late) = &opened.late else { return Ok(()) };
+    let line = late.number();
+    let mut taken: BTreeSet<i32> =
+        parts.table.descs.iter().filter(|d| !is_late(image, d.file)).map(|d| d.fd).chain([line]).collect();
+    let mut placed: BTreeMap<Objref, i32> = BTreeMap::new();
+    let mut program = Program::new();
+    for desc in parts.table.descs.iter().filter(|d| is_late(image, d.file)) {
+        let flags = if desc.flags & 1 != 0 { libc::O_CLOEXEC } else { 0 };
+        let from = match placed.get(&desc.file) {
+            Some(twin) => *twin,
+            None => {
+                let fd =
+                    files.get(&desc.file).ok_or_else(|| Error::bad_image("a file that was not opened"))?;
+                late.ours.send(b"f", Some(fd.as_fd())).doing(|| "hand over a file".to_owned())?;
+                let free = (0..).find(|number| !taken.contains(number)).unwrap_or(i32::MAX);
+                program.call(
+                    "recvmsg",
+                    desc.fd as u64,
+                    libc::SYS_recvmsg,
+                    [line.into(), message(), MSG_CMSG_CLOEXEC.into()],
+                );
+                free
+            }
+        };
+        if from == desc.fd {
+            let args = [from.into(), libc::F_SETFD.into(), (desc.flags & 1).into()];
+            program.call("fcntl(F_SETFD)", desc.fd as u64, libc::SYS_fcntl, args);
+        } else {
+            program.call("dup3", desc.fd as u64, libc::SYS_dup3, [from.into(), desc.fd.into(), flags.into()]);
+            if !placed.contains_key(&desc.file) {
+                placement::close(&mut program, from, from as u32);
+            }
+        }
+        taken.insert(desc.fd);
+        placed.insert(desc.file, desc.fd);
+    }
+    placement::close(&mut program, line, line as u32);
+    puppet.run(0, program).map(drop).map_err(Error::from).object(|| "files of /proc".to_owned())
+}
+
+/// A `struct msghdr` for a byte and a descriptor.
+fn message() -> Arg {
+    const IOV: usize = 16;
+    const IOV_COUNT: usize = 24;
+    const CONTROL: usize = 32;
+    const CONTROL_LEN: usize = 40;
+    const HEADER: usize = 56;
+    const BYTE: usize = HEADER + 16;
+    const ROOM: usize = BYTE + 8;
+    const ROOM_LEN: usize = 24;
+    let mut bytes = vec![0u8; ROOM + ROOM_LEN];
+    let mut word = |at: usize, value: u64| {
+        if let Some(place) = bytes.get_mut(at..at + 8) {
+            place.copy_from_slice(&value.to_le_bytes());
+        }
+    };
+    word(IOV_COUNT, 1);
+    word(CONTROL_LEN, ROOM_LEN as u64);
+    word(HEADER + 8, 1);
+    Arg::Linked(bytes, vec![(IOV, HEADER), (CONTROL, ROOM), (HEADER, BYTE)])
+}
+
+/// Gives the tasks in the details of a file their own names.
+pub(crate) fn rename(file: &mut model::File, own: impl Fn(i32) -> i32) {
+    let Some(mut proc) = details(file).filter(|proc| proc.owner == proc_owner::TASK) else { return };
+    (proc.pid, proc.tid) = (own(proc.pid), own(proc.tid));
+    file.details = proc.as_bytes().to_vec();
+}

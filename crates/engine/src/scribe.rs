@@ -1,0 +1,273 @@
+//! Names that a restart makes in the file system: for a moment, or only if it succeeds.
+//!
+//! A file that was unlinked, a directory that was removed must once more have had its name, so that
+//! what the kernel shows of it is what it showed. Between making a name and taking it away nobody may
+//! die: so it is done by a *scribe*, a servant that finishes what it has begun even when we are killed
+//! (SIGKILL). A file that is to stay it takes away again unless it is told that the restart succeeded.
+//!
+//! Names come from an image, and directories may belong to somebody else: no link is followed on the
+//! way to a name, and nothing that exists is touched (openat2(2), O_EXCL, mkdirat, linkat).
+
+use crate::{
+    error::{Error, Result},
+    task::show,
+};
+use ckpt_kernel::{
+    Errno,
+    servant::{Line, Servant},
+};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use std::{
+    cell::OnceCell,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+/// What a scribe can make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    /// A regular file without a name.
+    File,
+    /// A FIFO without a name.
+    Fifo,
+    /// A directory that is removed.
+    Directory,
+    /// Another name of an existing file, which is taken away again.
+    Link,
+    /// A regular file whose name stays if all goes well.
+    Lasting,
+    /// All went well.
+    Keep,
+    /// It did not, after all.
+    Discard,
+}
+
+const TASKS: [Task; 7] =
+    [Task::File, Task::Fifo, Task::Directory, Task::Link, Task::Lasting, Task::Keep, Task::Discard];
+
+/// The scribe, forked when there is something to do.
+#[derive(Debug, Default)]
+pub(crate) struct Scribe(OnceCell<Servant>);
+
+impl Scribe {
+    /// A new file, once `path`, open for reading and writing.
+    pub(crate) fn file(&self, path: &[u8]) -> Result<OwnedFd> {
+        self.ask(Task::File, &[path]).map_err(|e| trouble("make the unlinked file", path, e))
+    }
+
+    /// A new FIFO, once `path`, open at both ends.
+    pub(crate) fn fifo(&self, path: &[u8]) -> Result<OwnedFd> {
+        self.ask(Task::Fifo, &[path]).map_err(|e| trouble("make the unlinked FIFO", path, e))
+    }
+
+    /// A new directory, once `path`, open as a place (O_PATH).
+    pub(crate) fn directory(&self, path: &[u8]) -> Result<OwnedFd> {
+        self.ask(Task::Directory, &[path]).map_err(|e| trouble("make the removed directory", path, e))
+    }
+
+    /// The file `other` as it looks when it was opened as `path` and that name is gone (O_PATH).
+    pub(crate) fn link(&self, other: &[u8], path: &[u8]) -> Result<OwnedFd> {
+        let advice = |e: Error| e.advice(format!("it has the name {} now", show(other)));
+        self.ask(Task::Link, &[path, other]).map_err(|e| advice(trouble("make the former name", path, e)))
+    }
+
+    /// A new file at `path`, open for reading and writing, none if there is one already. It is taken away
+    /// again unless [`Scribe::keep`] is called.
+    pub(crate) fn lasting(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
+        match self.ask(Task::Lasting, &[path]) {
+            Err(Errno::EXIST) => Ok(None),
+            other => other.map(Some).map_err(|e| trouble("make the file", path, e)),
+        }
+    }
+
+    /// What lasts is to stay, until [`Scribe::discard`].
+    pub(crate) fn keep(&self) -> Result<()> {
+        self.tell(Task::Keep)
+    }
+
+    /// What lasts is not to stay after all.
+    pub(crate) fn discard(&self) -> Result<()> {
+        self.tell(Task::Discard)
+    }
+
+    fn tell(&self, task: Task) -> Result<()> {
+        let Some(servant) = self.0.get() else { return Ok(()) };
+        let told = servant.ask(&[task as u8]).map(drop);
+        told.map_err(|e| Error::os("the process that makes names does not answer", e))
+    }
+
+    fn ask(&self, task: Task, paths: &[&[u8]]) -> Result<OwnedFd, Errno> {
+        let servant = match self.0.get() {
+            Some(servant) => servant,
+            None => {
+                let servant = Servant::start(work).map_err(|e| e.errno().unwrap_or(Errno::AGAIN))?;
+                self.0.get_or_init(|| servant)
+            }
+        };
+        let request = [&[task as u8], paths.join(&0).as_slice()].concat();
+        match servant.ask(&request)? {
+            (_, Some(fd)) => Ok(fd),
+            (answer, None) => {
+                let code = answer.first_chunk().map_or(0, |code| i32::from_le_bytes(*code));
+                Err(Errno::from_raw_os_error(if code > 0 { code } else { libc::EIO }))
+            }
+        }
+    }
+}
+
+fn trouble(what: &str, path: &[u8], cause: Errno) -> Error {
+    let error = Error::os(format!("{what} {} again", show(path)), cause);
+    error.advice(match cause {
+        Errno::LOOP => "its directory is reached through a symbolic link, and nothing is made beyond one: --map-file can name the real one",
+        Errno::NOENT | Errno::NOTDIR => "its directory must exist: make it, or name another with --map-file",
+        _ => "its directory must be writable, or another be named with --map-file",
+    })
+}
+
+/// A file that is to stay: its directory, name, device and inode.
+type Lasting = (OwnedFd, Vec<u8>, (u64, u64));
+
+/// The scribe's life.
+fn work(line: Line) {
+    // As when the original made it: who may use it is set afterwards.
+    rustix::process::umask(Mode::empty());
+    let mut lasting: Vec<Lasting> = Vec::new();
+    let mut kept = false;
+    while let Some(request) = line.request() {
+        let Some((code, paths)) = request.split_first() else { break };
+        let mut paths = paths.split(|byte| *byte == 0);
+        let (path, other) = (paths.next().unwrap_or_default(), paths.next().unwrap_or_default());
+        let made = match TASKS.iter().find(|task| **task as u8 == *code) {
+            Some(Task::File) => briefly(path, |dir, name| create(dir, name, OFlags::empty())),
+            Some(Task::Fifo) => briefly(path, fifo),
+            Some(Task::Directory) => directory(path),
+            Some(Task::Link) => briefly(path, |dir, name| link(other, dir, name)),
+            Some(Task::Lasting) => last(path, &mut lasting),
+            told => {
+                kept = told == Some(&Task::Keep);
+                Err(Errno::CANCELED)
+            }
+        };
+        let (code, fd) = match &made {
+            Ok(fd) => (0, Some(fd.as_fd())),
+            Err(error) => (error.raw_os_error(), None),
+        };
+        if line.send(&code.to_le_bytes(), fd).is_err() {
+            break;
+        }
+    }
+    for (dir, name, dev_ino) in lasting.iter().filter(|_| !kept) {
+        let same = rustix::fs::statat(dir, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
+        if same.is_ok_and(|s| (s.st_dev, s.st_ino) == *dev_ino) {
+            let _ = rustix::fs::unlinkat(dir, name.as_slice(), AtFlags::empty());
+        }
+    }
+}
+
+/// The directory part of a path, open, without going through any link, and the name in it. Directories
+/// that are missing are made if `making`; those that were.
+fn parent(path: &[u8], making: bool) -> Result<(OwnedFd, Vec<u8>, Vec<Made>), Errno> {
+    let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
+    let (last, above) = names.split_last().ok_or(Errno::INVAL)?;
+    if names.iter().any(|name| [&b"."[..], b".."].contains(name)) {
+        return Err(Errno::INVAL);
+    }
+    let mut made = Vec::new();
+    let mut dir = open_dir(CWD, b"/")?;
+    for name in above {
+        dir = match open_dir(dir.as_fd(), name) {
+            Err(Errno::NOENT) if making => {
+                let fresh =
+                    rustix::fs::mkdirat(&dir, *name, Mode::RWXU).and_then(|()| open_dir(dir.as_fd(), name));
+                let fresh = fresh.inspect_err(|_| unmake(&mut made))?;
+                made.push((std::mem::replace(&mut dir, fresh), name.to_vec()));
+                continue;
+            }
+            other => other.inspect_err(|_| unmake(&mut made))?,
+        };
+    }
+    Ok((dir, last.to_vec(), made))
+}
+
+/// A directory that was made: the one it is in, and its name.
+type Made = (OwnedFd, Vec<u8>);
+
+/// Removes directories that were made, the last first.
+fn unmake(made: &mut Vec<Made>) {
+    while let Some((dir, name)) = made.pop() {
+        let _ = rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR);
+    }
+}
+
+fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)
+}
+
+/// Makes something at `path`, or under a name derived from it when that is taken, and takes the name
+/// away.
+fn briefly(
+    path: &[u8],
+    make: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<OwnedFd, Errno>,
+) -> Result<OwnedFd, Errno> {
+    let (dir, name, mut above) = parent(path, true)?;
+    let made = fresh_name(&name, |name| {
+        let made = make(dir.as_fd(), name)?;
+        rustix::fs::unlinkat(&dir, name, AtFlags::empty())?;
+        Ok(made)
+    });
+    drop(dir);
+    unmake(&mut above);
+    made
+}
+
+/// Calls `make` with names derived from one until one is not taken.
+fn fresh_name(name: &[u8], make: impl Fn(&[u8]) -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+    const ATTEMPTS: u32 = 100;
+    let derived = |attempt: u32| [name, format!(".{attempt}").as_bytes()].concat();
+    let names = std::iter::once(name.to_vec()).chain((1..ATTEMPTS).map(derived));
+    names.map(|name| make(&name)).find(|made| !matches!(made, Err(Errno::EXIST))).unwrap_or(Err(Errno::EXIST))
+}
+
+fn create(dir: BorrowedFd<'_>, name: &[u8], more: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::openat(dir, name, flags | more, Mode::RUSR | Mode::WUSR)
+}
+
+fn fifo(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    rustix::fs::mknodat(dir, name, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::openat(dir, name, flags, Mode::empty()).inspect_err(|_| forget(dir, name))
+}
+
+fn link(other: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let (from, old, _) = parent(other, false)?;
+    rustix::fs::linkat(&from, old, dir, name, AtFlags::empty())?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty()).inspect_err(|_| forget(dir, name))
+}
+
+fn forget(dir: BorrowedFd<'_>, name: &[u8]) {
+    let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+}
+
+fn directory(path: &[u8]) -> Result<OwnedFd, Errno> {
+    let (dir, name, mut above) = parent(path, true)?;
+    let made = fresh_name(&name, |name| {
+        rustix::fs::mkdirat(&dir, name, Mode::RWXU)?;
+        let made = open_dir(dir.as_fd(), name);
+        rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR)?;
+        made
+    });
+    drop(dir);
+    unmake(&mut above);
+    made
+}
+
+fn last(path: &[u8], lasting: &mut Vec<Lasting>) -> Result<OwnedFd, Errno> {
+    let (dir, name, _) = parent(path, false)?;
+    let fd = create(dir.as_fd(), &name, OFlags::empty())?;
+    let stat = rustix::fs::fstat(&fd)?;
+    lasting.push((dir, name, (stat.st_dev, stat.st_ino)));
+    Ok(fd)
+}

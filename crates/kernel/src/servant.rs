@@ -1,0 +1,138 @@
+//! A servant: a forked process that does what it is asked through a socket, and outlives the
+//! coordinator for as long as it takes to finish. It has the root directory and the mounts that the
+//! calling thread has, and a session of its own.
+
+use crate::{
+    error::{Named, Result},
+    guardian::stand_apart,
+    procfs, sys,
+};
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    },
+};
+use std::{
+    io::{IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+/// Longest message: two paths and some words.
+const LONGEST: usize = 16 << 10;
+/// The message that dismisses a servant. The end of the line may come later: whoever was forked
+/// meanwhile has a copy of our end.
+const DISMISSED: &[u8] = b"\0";
+
+/// One end of the socket between a servant and its master. Each message is a whole one, with a
+/// descriptor or none.
+#[derive(Debug)]
+pub struct Line(OwnedFd);
+
+impl Line {
+    /// The two ends of a new one.
+    pub fn pair() -> Result<(Line, Line), Errno> {
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let (a, b) = rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None)?;
+        Ok((Line(a), Line(b)))
+    }
+
+    /// Sends a message.
+    pub fn send(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
+        if !fds.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        }
+        loop {
+            match rustix::net::sendmsg(&self.0, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+                Err(Errno::INTR) => {}
+                other => return other.map(drop),
+            }
+        }
+    }
+
+    /// The next request, none when there will be no more.
+    pub fn request(&self) -> Option<Vec<u8>> {
+        self.receive().ok().map(|(request, _)| request).filter(|r| !r.is_empty() && r != DISMISSED)
+    }
+
+    /// The next message; an empty one when the other end is closed.
+    pub fn receive(&self) -> Result<(Vec<u8>, Option<OwnedFd>), Errno> {
+        let mut bytes = vec![0; LONGEST];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let n = loop {
+            match rustix::net::recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
+                Err(Errno::INTR) => {}
+                other => break other?.bytes,
+            }
+        };
+        bytes.truncate(n);
+        let fd = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        Ok((bytes, fd))
+    }
+}
+
+impl AsFd for Line {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A servant at work. Dropped, it is dismissed, and waited for.
+#[derive(Debug)]
+pub struct Servant {
+    pid: i32,
+    line: Line,
+}
+
+impl Servant {
+    /// Forks a servant that does `work` with its end of the line.
+    pub fn start(work: impl FnOnce(Line)) -> Result<Servant> {
+        let proc = procfs::root().named("open(/proc)")?.as_raw_fd();
+        let (ours, theirs) = Line::pair().named("socketpair")?;
+        // SAFETY: the child, a copy of this process with the calling thread alone, does `work` and leaves
+        // by _exit. It uses the allocator, which glibc keeps usable across fork, and no lock that
+        // another thread might have held.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            stand_apart([theirs.as_fd().as_raw_fd(), proc]);
+            work(theirs);
+            // SAFETY: ends this process without running anything of the parent's.
+            unsafe { libc::_exit(0) }
+        }
+        sys::check(libc::c_long::from(pid)).named("fork")?;
+        Ok(Servant { pid, line: ours })
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Asks for something, and waits for the answer.
+    pub fn ask(&self, request: &[u8]) -> Result<(Vec<u8>, Option<OwnedFd>), Errno> {
+        self.line.send(request, None)?;
+        match self.line.receive()? {
+            (answer, _) if answer.is_empty() => Err(Errno::PIPE),
+            answer => Ok(answer),
+        }
+    }
+}
+
+impl Drop for Servant {
+    fn drop(&mut self) {
+        let _ = self.line.send(DISMISSED, None);
+        let mut status = 0;
+        // SAFETY: `status` is a live i32; `pid` is our child, not yet reaped.
+        unsafe { libc::waitpid(self.pid, &raw mut status, libc::__WALL) };
+    }
+}

@@ -1,0 +1,57 @@
+// holder WHAT...: holds files from fd 50 on, waits for the file `go`, appends to `said` a line for each, exits with 7.
+//   r:PATH  open for reading     w:PATH  for writing     a:PATH  for appending, and appends "more" at the end
+//   u:PATH:SIZE  of SIZE bytes, unlinked     m:PATH  mapped MAP_SHARED, closed     f:COUNT  /dev/null up to number COUNT
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+static void die(const char *what) { perror(what); _exit(3); }
+int main(int argc, char **argv) {
+    char *maps[64] = {0};
+    for (int i = 1; i < argc; i++) {
+        char kind = argv[i][0], *path = argv[i] + 2, *size = strchr(path, ':');
+        int fd = -1;
+        if (size) *size++ = 0;
+        if (kind == 'f') {
+            while ((fd = open("/dev/null", O_RDONLY)) != -1 && fd < atoi(path) - 1);
+            continue;
+        }
+        if (kind == 'r' || kind == 'm') fd = open(path, kind == 'r' ? O_RDONLY : O_RDWR);
+        if (kind == 'w') fd = open(path, O_RDWR | O_CREAT, 0640);
+        if (kind == 'a') fd = open(path, O_WRONLY | O_CREAT | O_APPEND, 0640);
+        if (kind == 'u') {
+            fd = open(path, O_RDWR | O_CREAT, 0600);
+            char *bytes = memset(malloc(atoi(size)), 'u', atoi(size));
+            if (write(fd, bytes, atoi(size)) != atoi(size) || unlink(path)) die(path);
+            free(bytes);
+        }
+        if (fd < 0) die(path);
+        if (kind == 'm') maps[i] = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        else if (dup2(fd, 49 + i) < 0) die("dup2");
+        close(fd);
+    }
+    if (write(1, "ready 1\n", 8) != 8) return 2;
+    struct timespec t = {0, 3000000};
+    while (access("go", F_OK) != 0) nanosleep(&t, NULL);
+    close(0); // the table may be full
+    FILE *said = fopen("said", "a");
+    if (!said) die("said");
+    for (int i = 1; i < argc; i++) {
+        struct stat s = {0};
+        char text[17] = "";
+        if (argv[i][0] == 'f') continue;
+        if (maps[i]) strncpy(text, maps[i], 16);
+        else {
+            if (argv[i][0] == 'a' && write(49 + i, "more", 4) != 4) die("write");
+            if (fstat(49 + i, &s) || (argv[i][0] != 'a' && pread(49 + i, text, 16, 0) < 0)) die("fstat");
+        }
+        fprintf(said, "%c %lld %o %s\n", argv[i][0], (long long)s.st_size, s.st_mode & 0777, text);
+    }
+    fflush(said);
+    return 7;
+}
