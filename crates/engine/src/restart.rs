@@ -44,7 +44,6 @@ use ckpt_proc::maps::parse_maps;
 use rustix::{fs::OFlags, io::Errno};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Range,
     os::fd::{AsRawFd, OwnedFd},
     time::Instant,
 };
@@ -166,33 +165,9 @@ fn check_mapped_files(image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// Descriptor numbers that no task has, for all that is opened for them: above the highest, or the widest gap if the
-/// limit of open files leaves no room there; with that limit.
-fn free_numbers(image: &Image) -> (Range<i32>, u64) {
-    /// What one object may need at most; what we have open ourselves.
-    const EACH: usize = 2;
-    const SPARE: usize = 256;
-    let tables = image.objects.values().filter_map(|object| match object {
-        Object::Files(table) => Some(&table.descs),
-        _ => None,
-    });
-    let taken: BTreeSet<i32> = tables.flatten().map(|desc| desc.fd).collect();
-    let top = taken.last().map_or(3, |fd| fd.saturating_add(1)).max(3);
-    let need = (image.objects.len() + taken.len()) * EACH + SPARE;
-    let above = top..i32::MAX;
-    let limit = file::raise_nofile(top as u64 + need as u64);
-    if top as u64 + need as u64 <= limit {
-        return (above, limit);
-    }
-    let from = std::iter::once(3).chain(taken.iter().map(|fd| fd.saturating_add(1)));
-    let gaps = from.zip(taken.iter().copied()).map(|(from, to)| from..to);
-    let widest = gaps.max_by_key(|gap| gap.len()).filter(|gap| gap.len() >= need);
-    (widest.unwrap_or(above), limit)
-}
-
 /// Opens everything the puppets will need.
 fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
-    let (gap, limit) = free_numbers(image);
+    let (gap, limit) = file::free_numbers(image);
     let park = |fd: OwnedFd| {
         let parked = rustix::io::fcntl_dupfd_cloexec(&fd, gap.start);
         let parked =

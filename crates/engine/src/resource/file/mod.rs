@@ -39,7 +39,8 @@ use rustix::{
     process::{Resource, Rlimit},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
     os::fd::{AsFd, OwnedFd},
     sync::{Mutex, atomic::AtomicBool},
 };
@@ -98,7 +99,7 @@ impl Descriptor<'_> {
     /// statfs(2) f_type of the file system it is in.
     pub(crate) fn file_system(&self) -> Option<i64> {
         let place = self.process.proc.open(&self.name, OFlags::PATH).ok()?;
-        rustix::fs::fstatfs(place).ok().map(|fs| fs.f_type as i64)
+        rustix::fs::fstatfs(place).ok().map(|fs| fs.f_type)
     }
 
     /// The record all kinds share.
@@ -282,6 +283,30 @@ pub(crate) fn seek(fd: impl AsFd, record: &record::File, path: &[u8]) -> Result<
             .map_err(|e| Error::os(format!("seek in {}", show(path)), e))?;
     }
     Ok(())
+}
+
+/// Descriptor numbers that no task has, for all that is opened for them: above the highest, or the widest gap if the
+/// limit of open files leaves no room there; with that limit.
+pub(crate) fn free_numbers(image: &Image) -> (Range<i32>, u64) {
+    /// What one object may need at most; what we have open ourselves.
+    const EACH: usize = 2;
+    const SPARE: usize = 256;
+    let tables = image.objects.values().filter_map(|object| match object {
+        Object::Files(table) => Some(&table.descs),
+        _ => None,
+    });
+    let taken: BTreeSet<i32> = tables.flatten().map(|desc| desc.fd).collect();
+    let top = taken.last().map_or(3, |fd| fd.saturating_add(1)).max(3);
+    let need = (image.objects.len() + taken.len()) * EACH + SPARE;
+    let above = top..i32::MAX;
+    let limit = raise_nofile(top as u64 + need as u64);
+    if top as u64 + need as u64 <= limit {
+        return (above, limit);
+    }
+    let from = std::iter::once(3).chain(taken.iter().map(|fd| fd.saturating_add(1)));
+    let gaps = from.zip(taken.iter().copied()).map(|(from, to)| from..to);
+    let widest = gaps.max_by_key(|gap| gap.len()).filter(|gap| gap.len() >= need);
+    (widest.unwrap_or(above), limit)
 }
 
 /// Raises our own limit of open files as far as allowed, beyond the hard limit only if more than that is wanted;
