@@ -173,7 +173,7 @@ fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
         let parked =
             parked.and_then(|fd| if gap.contains(&fd.as_raw_fd()) { Ok(fd) } else { Err(Errno::MFILE) });
         parked.map_err(|e| {
-            Error::os(format!("a descriptor from {} on", gap.start), e)
+            Error::os(format!("a descriptor above {}", gap.start), e)
                 .advice(format!("raise the limit of open files ({limit})"))
         })
     };

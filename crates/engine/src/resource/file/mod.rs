@@ -300,7 +300,8 @@ pub(crate) fn free_numbers(image: &Image) -> (Range<i32>, u64) {
     let need = (image.objects.len() + taken.len()) * EACH + SPARE;
     let above = top..i32::MAX;
     let limit = raise_nofile(top as u64 + need as u64);
-    if top as u64 + need as u64 <= limit {
+    // Where there is no room for the highest itself, no gap helps.
+    if top as u64 + need as u64 <= limit || top as u64 > limit {
         return (above, limit);
     }
     let from = std::iter::once(3).chain(taken.iter().map(|fd| fd.saturating_add(1)));
