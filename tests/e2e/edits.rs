@@ -6,7 +6,9 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use ckpt_image::model::{Mm, Process, Signal, Thread, Vma};
-use ckpt_image::record::{PosixTimer, file_kind, inode_kind, owner_kind, task_state, vma_flags, vma_kind};
+use ckpt_image::record::{
+    PosixTimer, file_kind, inode_kind, owner_kind, pipe_part, task_state, vma_flags, vma_kind,
+};
 use ckpt_image::{Image, Object};
 use ckpt_tests::context::Context;
 use ckpt_tests::image::{metadata, rewritten};
@@ -204,6 +206,18 @@ const EDITS: &[Edit] = &[
         "a pipe of",
     ),
     ("a pipe too full", |i, _| set(inode(i, inode_kind::PIPE)?.record.size = 1 << 20), false, "a pipe of"),
+    (
+        "a memfd that is none",
+        |i, _| set(inode(i, inode_kind::MEMFD)?.path = b"/tmp/memfd".to_vec()),
+        false,
+        "name of a memfd",
+    ),
+    (
+        "a memfd with a long name",
+        |i, _| set(inode(i, inode_kind::MEMFD)?.path.extend([b'x'; 300])),
+        false,
+        "make /memfd:",
+    ),
     ("a descriptor too high", |i, at| last_fd(i, at, 1 << 30), false, "a descriptor above"),
     ("a descriptor as high as can be", |i, at| last_fd(i, at, i32::MAX - 1), false, "a descriptor above"),
     (
@@ -211,6 +225,37 @@ const EDITS: &[Edit] = &[
         |i, _| set(inode(i, inode_kind::SHMEM)?.record.size = 1 << 46),
         false,
         "shared|addresses",
+    ),
+    // locks, fill, seal
+    (
+        "a lock of nobody",
+        |i, at| set(file(i, at, file_kind::UNLINKED)?.locks.first_mut()?.pid = 1 << 30),
+        false,
+        "a lock of nobody",
+    ),
+    (
+        "a lock its descriptor cannot take",
+        |i, at| set(file(i, at, file_kind::UNLINKED)?.record.flags &= !3),
+        false,
+        "the program's lock on bytes 1 to 2",
+    ),
+    (
+        "packets without room",
+        |i, _| {
+            let pipe = inode(i, inode_kind::PIPE)?;
+            // PipePart: kind and length.
+            let packet = [pipe_part::PACKET, 1].map(u32::to_le_bytes).concat();
+            pipe.record.capacity = 4096;
+            set(pipe.details = packet.repeat(5))
+        },
+        false,
+        "has no room",
+    ),
+    (
+        "a seal nobody knows",
+        |i, _| set(inode(i, inode_kind::MEMFD)?.details = vec![0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]),
+        false,
+        "seal /memfd:clan",
     ),
     // make
     ("an unknown parent", |i, at| (at > 0).then(|| of(i, at).task.ppid = 0x7fff_0000), true, "parent"),

@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pipe", |ctx| named(ctx, "pipe", "fd 50: its pipe", "fd 51")),
     ("description", |ctx| named(ctx, "description", "fd 52: its open file description of ", "fd 52")),
     ("unlinked_file", |ctx| named(ctx, "unlinked", "fd 53: its unlinked file ", "fd 54")),
+    ("memfd", |ctx| named(ctx, "memfd", "fd 53: its memfd both ", "fd 54")),
     ("shared_memory", |ctx| named(ctx, "memory", ": its shared memory ", "mapping ")),
     ("address_space", |ctx| named(ctx, "vm", ": its memory ", "")),
     ("descriptor_table", |ctx| named(ctx, "files", ": its table of file descriptors ", "")),

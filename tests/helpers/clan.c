@@ -1,5 +1,5 @@
 // clan: eight processes with as much to restore as can be: two sessions, groups, threads, a zombie, a stopped child, a pipe with something in
-// it, shared memory, a file without a name, a timer, a pending signal. Each counts in the shared memory. On the file `go` the first sees whether
+// it, shared memory, a file without a name, a lock on that, a memfd with a seal, a timer, a pending signal. Each counts in the shared memory. On the file `go` the first sees whether
 // all do, ends them and exits with 7.
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -69,6 +69,9 @@ int main(void) {
     char said[6] = "";
     int ends[2], status, fd = open("nameless", O_RDWR | O_CREAT | O_EXCL, 0600);
     if (fd < 0 || unlink("nameless") || write(fd, "nothing", 7) != 7 || ftruncate(fd, 1 << 20)) return 2;
+    int sealed = memfd_create("clan", MFD_ALLOW_SEALING);
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 1, .l_len = 2};
+    if (sealed < 0 || write(sealed, "sealed", 6) != 6 || fcntl(sealed, F_ADD_SEALS, F_SEAL_SHRINK) || fcntl(fd, F_SETLK, &lock)) return 2;
     if (pipe(ends) || write(ends[1], "later", 5) != 5) return 2;
     count = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (count == MAP_FAILED) return 2;
@@ -83,6 +86,7 @@ int main(void) {
     while (access("go", F_OK) != 0) { nanosleep(&t, NULL); count[0]++; }
     if (!all_count() || read(ends[0], said, 5) != 5 || strcmp(said, "later")) return 8;
     if (lseek(fd, 0, SEEK_SET) != 0 || read(fd, said, 5) != 5 || strcmp(said, "nothi")) return 8;
+    if (pread(sealed, said, 5, 1) != 5 || strcmp(said, "ealed") || fcntl(sealed, F_GET_SEALS) != F_SEAL_SHRINK) return 8;
     if (waitpid(zombie, &status, 0) != zombie || status != 9 << 8) return 8;
     kill(-old, SIGKILL); kill(own, SIGKILL); kill(halted, SIGKILL); kill(big, SIGKILL);
     for (int i = 0; i < 4; i++) if (wait(&status) < 0 || !WIFSIGNALED(status)) return 8;

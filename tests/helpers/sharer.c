@@ -2,6 +2,7 @@
 //   pipe          the child reads from it by descriptor 50, the process writes to it by 51
 //   description   of the file `shared`, descriptor 52
 //   unlinked      a file without a name, each by a description of its own: 53 and 54
+//   memfd         the same of a memfd
 //   memory        MAP_SHARED | MAP_ANONYMOUS
 //   vm, files, fs what clone(2) says
 //   sleeper       none of these, standard descriptors apart
@@ -51,6 +52,7 @@ int main(int argc, char **argv) {
     if (all || !strcmp(kind, "unlinked")) {
         if (!moved(open("nameless", O_RDWR | O_CREAT, 0600), 53) || unlink("nameless") != 0) return 3;
     }
+    if (!strcmp(kind, "memfd") && !moved(memfd_create("both", 0), 53)) return 3;
     if (all || !strcmp(kind, "memory")) {
         char *p = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         if (p == MAP_FAILED) return 3;
@@ -65,7 +67,7 @@ int main(int argc, char **argv) {
     pid_t second = all ? born(0) : 0, pid = born(flags);
     if (pid < 0 || second < 0 || fprintf(f, "%d", pid) < 1 || fclose(f) || rename("child.draft", "child")) return 2;
     if (is_pipe) close(50);
-    if (!strcmp(kind, "unlinked")) { // the child keeps 53
+    if (!strcmp(kind, "unlinked") || !strcmp(kind, "memfd")) { // the child keeps 53
         if (!moved(open("/proc/self/fd/53", O_RDONLY), 54) || close(53) != 0) return 3;
     }
     if (write(1, "ready 1\n", 8) != 8) return 2;

@@ -97,7 +97,8 @@ pub(crate) fn capture(
             .task(|| label)?;
     }
     let tables = all.processes.iter().map(|p| p.task.files);
-    file::pipe::adopt(all.held.iter().map(|(process, _)| process).zip(tables), &mut all.objects)?;
+    let tables = all.held.iter().map(|(process, _)| process).zip(tables);
+    file::pipe::adopt(tables, true, &mut all.objects)?;
     file::external::check_used(&all.objects)?;
     approve(&all.objects, observer)?;
     match &options.embed {

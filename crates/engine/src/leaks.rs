@@ -193,9 +193,10 @@ impl Contents {
 
     fn add_file(&mut self, file: &model::File, pid: i32, place: impl FnOnce() -> String) {
         let kind = file.record.kind;
-        if [file_kind::PIPE, file_kind::EXTERNAL_PIPE, file_kind::UNLINKED].contains(&kind) {
+        let mappable = [file_kind::UNLINKED, file_kind::MEMFD].contains(&kind);
+        if mappable || [file_kind::PIPE, file_kind::EXTERNAL_PIPE].contains(&kind) {
             let dev_ino = (file.record.dev, file.record.ino);
-            self.add(dev_ino, kind == file_kind::UNLINKED, || (name(file), pid, place()));
+            self.add(dev_ino, mappable, || (name(file), pid, place()));
         }
     }
 
@@ -214,6 +215,7 @@ fn name(file: &model::File) -> String {
         file_kind::PIPE | file_kind::EXTERNAL_PIPE if path.starts_with('/') => format!("FIFO {path}"),
         file_kind::PIPE | file_kind::EXTERNAL_PIPE => "pipe".to_owned(),
         file_kind::UNLINKED => format!("unlinked file {path}"),
+        file_kind::MEMFD => format!("memfd {}", path.trim_start_matches("/memfd:")),
         file_kind::EXTERNAL_TTY => format!("terminal {path}"),
         file_kind::EXTERNAL_SOCKET => "socket".to_owned(),
         _ => format!("open file description of {path}"),

@@ -84,7 +84,7 @@ fn one_by_one(
 ) -> Result<Vec<Objects>> {
     let mut objects = Objects::running(pids(members), options);
     let tables = look(admission, members, &mut objects)?;
-    file::pipe::adopt(tables, &mut objects)?;
+    file::pipe::adopt(tables, false, &mut objects)?;
     file::external::check_used(&objects)?;
     Ok(vec![objects])
 }
@@ -100,7 +100,8 @@ fn side_by_side(
     let share = members.len().div_ceil(processors).max(FEW);
     let survey = |members| {
         let mut objects = Objects::guessing(pids.clone(), options);
-        look(admission, members, &mut objects).map(|_| objects)
+        let tables = look(admission, members, &mut objects)?;
+        file::pipe::adopt(tables, false, &mut objects).map(|()| objects)
     };
     let mut shares = members.chunks(share);
     let first = shares.next().unwrap_or_default();

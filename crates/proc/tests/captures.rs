@@ -377,3 +377,13 @@ fn mountinfo_fields() {
         assert!(parse_mountinfo(bad.as_bytes()).is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn locks_of_the_system() {
+    let text = b"1: POSIX  ADVISORY  WRITE 3568 fd:00:2531452 10 14\n1: -> POSIX  ADVISORY  WRITE 9 fd:00:2531452 0 EOF\n\
+                 2: OFDLCK ADVISORY  READ -1 00:16:28457 0 EOF\nwhat is this\n3: FLOCK  ADVISORY  WRITE 700 00:16:28457 0 EOF\n";
+    let locks = ckpt_proc::fdinfo::parse_locks(text);
+    let seen: Vec<_> = locks.iter().map(|lock| (lock.pid, lock.start, lock.end)).collect();
+    assert_eq!(seen, [(3568, 10, Some(14)), (-1, 0, None), (700, 0, None)], "waiters hold nothing");
+    assert_eq!(locks[0].file, Some((0xfd, 0, 2531452)));
+}

@@ -342,7 +342,7 @@ impl Builder<'_, '_> {
                 let most = size.min(9) as usize;
                 let packets = self.source.many(most, |_| PipePart { kind: pipe_part::PACKET, len: 1 });
                 let unlinked = PipePart { kind: pipe_part::UNLINKED, len: 0 };
-                let parts = packets.into_iter().chain((size % 2 == 0).then_some(unlinked));
+                let parts = packets.into_iter().chain(size.is_multiple_of(2).then_some(unlinked));
                 parts.flat_map(|part| part.as_bytes().to_vec()).collect()
             }
             inode_kind::MEMFD => record::Memfd { pad: 0, ..self.source.wire() }.as_bytes().to_vec(),

@@ -131,7 +131,7 @@ impl Descriptor<'_> {
     /// statfs(2) f_type of the file system it is in.
     pub(crate) fn file_system(&self) -> Option<i64> {
         let place = self.process.proc.open(&self.name, OFlags::PATH).ok()?;
-        rustix::fs::fstatfs(place).ok().map(|fs| fs.f_type as i64)
+        rustix::fs::fstatfs(place).ok().map(|fs| fs.f_type)
     }
 
     /// The record all kinds share.

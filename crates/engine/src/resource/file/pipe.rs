@@ -102,9 +102,11 @@ impl Users<'_> {
 }
 
 /// Makes the pipes that the tree can both read from and write to part of the image. `tables` are
-/// its processes, with the objrefs of their descriptor tables.
+/// its processes, with the objrefs of their descriptor tables. What waits in them is of no interest while they run:
+/// only a `frozen` tree's is copied.
 pub(crate) fn adopt<'a>(
     tables: impl IntoIterator<Item = (&'a Process, Objref)>,
+    frozen: bool,
     objects: &mut Objects,
 ) -> Result<()> {
     let mut pipes: BTreeMap<(u64, u64), Users<'a>> = BTreeMap::new();
@@ -124,7 +126,7 @@ pub(crate) fn adopt<'a>(
     for (dev_ino, users) in pipes {
         let Some((process, first)) = users.descs.first() else { continue };
         let adopted = users.all_inside().and_then(|inside| {
-            if inside { adopt_one(process, dev_ino, &users.descs, objects) } else { Ok(()) }
+            if inside { adopt_one(process, dev_ino, &users.descs, frozen, objects) } else { Ok(()) }
         });
         adopted.object(|| format!("fd {}", first.fd)).task(|| process.label())?;
     }
@@ -135,6 +137,7 @@ fn adopt_one(
     process: &Process,
     dev_ino: (u64, u64),
     users: &[(&Process, FileDesc)],
+    frozen: bool,
     objects: &mut Objects,
 ) -> Result<()> {
     let Some((_, first)) = users.first() else { return Ok(()) };
@@ -145,6 +148,9 @@ fn adopt_one(
     if query::is_notification_pipe(&source) {
         return Err(Error::unsupported("a notification pipe (O_NOTIFICATION_PIPE) cannot be carried yet")
             .advice("let the program close it"));
+    }
+    if !frozen {
+        return Ok(());
     }
     let Copied { contents, size, capacity, mut parts } = copy(&source)?;
     let stat = process.proc.stat(&name)?;
