@@ -300,7 +300,8 @@ fn one_line(rendered: &str) -> String {
 pub(crate) fn parse(words: Vec<OsString>) -> Result<Command, Refusal> {
     let json = words.iter().any(|word| word == "--json");
     let called = words.first().map(Path::new).and_then(Path::file_name).and_then(OsStr::to_str);
-    let sub = words.get(1).and_then(|word| word.to_str()).filter(|word| grammar().find_subcommand(word).is_some());
+    let sub =
+        words.get(1).and_then(|word| word.to_str()).filter(|word| grammar().find_subcommand(word).is_some());
     let long = sub.map(|sub| format!("ckpt {sub}"));
     let (name, parsed) = match called {
         Some("checkpoint") => ("checkpoint", single("checkpoint", words)),

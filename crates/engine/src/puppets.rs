@@ -277,7 +277,8 @@ impl Maker<'_, '_> {
     /// Lets a task join a group, or its parent move it there if it does not see the group's leader.
     fn setpgid(&self, task: TaskIndex, group: Group, puppets: &mut Puppets) -> Result<()> {
         let process = self.stage.processes.get(task);
-        let parent = process.and_then(|p| self.stage.processes.iter().position(|o| o.task.pid == p.task.ppid));
+        let parent =
+            process.and_then(|p| self.stage.processes.iter().position(|o| o.task.pid == p.task.ppid));
         let nested = process.is_some_and(|process| process.pidns() != 0);
         for mover in [Some(task), parent.filter(|_| nested)].into_iter().flatten() {
             let group = match group {

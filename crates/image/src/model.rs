@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use zerocopy::FromBytes;
 
 use crate::record::{
-    self, FileDesc, Header, HeaderArch, Objref, PidLevel, PosixTimer, Record, SigAction, Task, Tree, task_state,
+    self, FileDesc, Header, HeaderArch, Objref, PidLevel, PosixTimer, Record, SigAction, Task, Tree,
+    task_state,
 };
 
 /// A queued signal: `siginfo_t` as PTRACE_PEEKSIGINFO gives it.

@@ -44,12 +44,16 @@ impl PidNamespace {
 
     /// The id here of the task that has `id` there.
     pub fn ours(&self, id: i32) -> Result<i32> {
-        self.translate(NS_GET_PID_FROM_PIDNS, id).named("ioctl(NS_GET_PID_FROM_PIDNS)")?.ok_or(Error::Gone { tid: id })
+        self.translate(NS_GET_PID_FROM_PIDNS, id)
+            .named("ioctl(NS_GET_PID_FROM_PIDNS)")?
+            .ok_or(Error::Gone { tid: id })
     }
 
     /// The id there of the task that has `id` here.
     pub fn theirs(&self, id: i32) -> Result<i32> {
-        self.translate(NS_GET_PID_IN_PIDNS, id).named("ioctl(NS_GET_PID_IN_PIDNS)")?.ok_or(Error::Gone { tid: id })
+        self.translate(NS_GET_PID_IN_PIDNS, id)
+            .named("ioctl(NS_GET_PID_IN_PIDNS)")?
+            .ok_or(Error::Gone { tid: id })
     }
 
     /// The other id of a task; `None` if there is none.

@@ -16,8 +16,17 @@ fn node(pid: i32, ppid: i32, pgid: i32, sid: i32) -> Node {
     Node { pid, ppid, pgid, sid, exit_signal: SIGCHLD, ..NOBODY }
 }
 
-const NOBODY: Node =
-    Node { pid: 0, ppid: 0, pgid: 0, sid: 0, exit_signal: 0, zombie: false, pidns: 0, init: false, bound: false };
+const NOBODY: Node = Node {
+    pid: 0,
+    ppid: 0,
+    pgid: 0,
+    sid: 0,
+    exit_signal: 0,
+    zombie: false,
+    pidns: 0,
+    init: false,
+    bound: false,
+};
 const HERE: Terms<'_> = Terms { apart: false, home: None };
 const APART: Terms<'_> = Terms { apart: true, home: None };
 
@@ -363,14 +372,8 @@ fn the_outside_group_is_joined_again() {
 #[test]
 fn apart_the_outside_group_is_not_left_too_early() {
     let nodes = [ROOT_OUTSIDE, node(11, 10, 11, 5), node(12, 11, 11, 5), node(13, 12, 6, 5)];
-    let wanted = [
-        spawn(0),
-        fork(0, 1),
-        fork(1, 2),
-        Setpgid(1, Group::Own),
-        fork(2, 3),
-        Setpgid(2, Group::Of(1)),
-    ];
+    let wanted =
+        [spawn(0), fork(0, 1), fork(1, 2), Setpgid(1, Group::Own), fork(2, 3), Setpgid(2, Group::Of(1))];
     assert_eq!(made_with(&nodes, &APART).steps, wanted);
     // One that left and came back was not made in it.
     let lost = [ROOT_OUTSIDE, node(11, 10, 11, 11), node(12, 10, 12, 11), node(13, 12, 6, 5)];

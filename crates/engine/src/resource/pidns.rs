@@ -91,7 +91,8 @@ fn is_below(mut pid: i32, root: i32) -> bool {
 /// Refuses a process 1 that has ended in a way in which none can be made to end.
 pub(crate) fn check_end(process: &model::Process) -> Result<()> {
     let signal = process.task.exit_code & 0x7f;
-    if process.is_init() && process.task.state == task_state::ZOMBIE && ![0, libc::SIGKILL].contains(&signal) {
+    if process.is_init() && process.task.state == task_state::ZOMBIE && ![0, libc::SIGKILL].contains(&signal)
+    {
         let what = format!("it was process 1 of its pid namespace and ended by signal {signal}");
         return Err(Error::unsupported(what).advice("try again when its parent has waited for it"));
     }
@@ -120,7 +121,8 @@ impl Namespaces {
                 let levels = levels.iter().map(move |level| PidLevel { tid: id(level), ..*level });
                 levels.take_while(|level| level.tid != 0).collect::<Vec<_>>()
             };
-            for (id, levels) in [(task.pgid, known(|level| level.pgid)), (task.sid, known(|level| level.sid))] {
+            for (id, levels) in [(task.pgid, known(|level| level.pgid)), (task.sid, known(|level| level.sid))]
+            {
                 let most = all.leaders.entry(id).or_default();
                 if levels.len() > most.len() {
                     *most = levels;

@@ -56,7 +56,9 @@ fn check_process(process: &Process, namespaces: &mut BTreeMap<u32, Namespace>) -
             rule(namespace.tids.insert(level.tid), "its id in a pid namespace is taken")?;
         }
     }
-    let Some(namespace) = levels.last().and_then(|last| namespaces.get_mut(&last.pidns)) else { return Ok(()) };
+    let Some(namespace) = levels.last().and_then(|last| namespaces.get_mut(&last.pidns)) else {
+        return Ok(());
+    };
     if process.is_init() {
         let lives = process.task.state != task_state::ZOMBIE;
         // It takes no signal that would kill another, SIGKILL (from outside) excepted.
@@ -69,7 +71,8 @@ fn check_process(process: &Process, namespaces: &mut BTreeMap<u32, Namespace>) -
 fn check_namespaces(process: &Process, namespaces: &BTreeMap<u32, Namespace>) -> Check {
     for level in process.levels() {
         let namespace = namespaces.get(&level.pidns);
-        let init = namespace.and_then(|namespace| namespace.init).ok_or("a pid namespace without process 1")?;
+        let init =
+            namespace.and_then(|namespace| namespace.init).ok_or("a pid namespace without process 1")?;
         let alone = namespace.is_some_and(|namespace| namespace.tids.len() == 1);
         rule(init || alone, "process 1 of its pid namespace has ended")?;
     }

@@ -7,8 +7,9 @@ use ckpt_image::model::{
     Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Sighand, Signal, Thread, Vma,
 };
 use ckpt_image::record::{
-    self, ARCH_X86_64, FileDesc, HEADER_MAGIC, Header, HeaderArch, PAGE_SIZE, PidLevel, REV, children_pidns, Record, RestartBlock, Run,
-    Task, Tree, file_kind, inode_kind, owner_kind, restart_kind, task_state, vma_flags, vma_kind,
+    self, ARCH_X86_64, FileDesc, HEADER_MAGIC, Header, HeaderArch, PAGE_SIZE, PidLevel, REV, Record,
+    RestartBlock, Run, Task, Tree, children_pidns, file_kind, inode_kind, owner_kind, restart_kind,
+    task_state, vma_flags, vma_kind,
 };
 use ckpt_image::{Block, BlockSink, Chunk, Objref, PagesWritten, ReadError, Reader, Writer, ZeroPages};
 use zerocopy::{FromBytes, IntoBytes};
@@ -386,7 +387,14 @@ pub fn sample() -> Image {
         let record = record::Thread { tid, cred: 10, mce_kill: 2, restart, ..source.wire() };
         let record = record::Thread { state: task_state::RUNNING, exit_code: 0, ..record };
         let (comm, xstate) = (b"sample".to_vec(), vec![source.byte(); 576]);
-        Thread { record, comm, xstate, pending: vec![source.wire()], affinity: vec![255, 0, 1], levels: vec![] }
+        Thread {
+            record,
+            comm,
+            xstate,
+            pending: vec![source.wire()],
+            affinity: vec![255, 0, 1],
+            levels: vec![],
+        }
     };
     let level = PidLevel { pidns: 1, tid: 1, pgid: 0, sid: 0 };
     image.processes = vec![
