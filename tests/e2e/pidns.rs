@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("lives_as_long_as_anybody", lives_as_long_as_anybody),
     ("two_copies", two_copies),
     ("killed", killed),
+    ("group_left", group_left),
     ("nested_new_pids", nested_new_pids),
     ("nested_process_one", nested_process_one),
     ("nested_restart_killed", nested_restart_killed),
@@ -301,20 +302,47 @@ fn nested_new_pids(ctx: &Context) -> Result<()> {
     ensure(ended == Ended::Exit(7), format!("the copy ended with {ended:?}"))
 }
 
-/// A container with containers in it: its process 1 as the root, killed when all others have ended.
-fn nested_process_one(ctx: &Context) -> Result<()> {
-    let binary = compile_c(ctx, &ctx.helpers.join("nest.c"), &["-pthread".to_owned()])?;
+/// A helper below a shell that `wrap` says how to begin, and its pid.
+fn wrapped(ctx: &Context, helper: &str, wrap: &[&str], line: &str) -> Result<(Program, i32)> {
+    let binary = compile_c(ctx, &ctx.helpers.join(format!("{helper}.c")), &["-pthread".to_owned()])?;
     let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
-    let line = "exec \"$0\" </dev/null >inner 2>&1";
-    let argv = ["unshare", "-p", "-f", "sh", "-c", line].map(OsString::from);
-    let argv: Vec<OsString> = argv.into_iter().chain([binary.into()]).collect();
+    let words = [wrap, &["sh", "-c", line]].concat();
+    let argv: Vec<OsString> = words.into_iter().map(OsString::from).chain([binary.into()]).collect();
     std::fs::write(dir.path().join("out"), "ready 1\n")?;
-    let mut program = Program::start_argv(&argv, dir, None)?;
+    let program = Program::start_argv(&argv, dir, None)?;
     let inner = program.path("inner");
     sys::poll("it to be ready", LIMIT, || {
         Ok(std::fs::read_to_string(&inner).is_ok_and(|said| said == "ready 1\n").then_some(()))
     })?;
     let pid = *children(program.target.pid()).first().context("its child")?;
+    Ok((program, pid))
+}
+
+/// Processes that stay in the group of the surroundings, which cannot be joined from inside of a namespace.
+fn group_left(ctx: &Context) -> Result<()> {
+    let (mut program, pid) = wrapped(ctx, "left", &[], "\"$0\" </dev/null >inner 2>&1; true")?;
+    let image = program.path("image");
+    let run = ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string());
+    run.finish()?.expect_code(0)?;
+    program.target.wait(LIMIT)?;
+    nothing_runs_in(program.dir.path())?;
+    for args in [&[][..], &["--pidns"]] {
+        let _ = std::fs::remove_file(program.path("go"));
+        let run = ctx.run("restart", args).args(&["--copy-status", "-i"]).arg(&image);
+        let mut restart = run.stand_in(program.dir.path())?;
+        the_one_in(program.dir.path())?;
+        std::fs::write(program.path("go"), "")?;
+        let ended = restart.wait(LIMIT)?;
+        let said = std::fs::read_to_string(program.path("restart.err"))?;
+        ensure(ended == Ended::Exit(7), format!("{args:?}: restart ended with {ended:?}: {said}"))?;
+    }
+    Ok(())
+}
+
+/// A container with containers in it: its process 1 as the root, killed when all others have ended.
+fn nested_process_one(ctx: &Context) -> Result<()> {
+    let line = "exec \"$0\" </dev/null >inner 2>&1";
+    let (mut program, pid) = wrapped(ctx, "nest", &["unshare", "-p", "-f"], line)?;
     let was = inner_ids(pid)?.0;
     let image = program.path("image");
     let run = ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string());
