@@ -12,7 +12,7 @@ use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys;
 use ckpt_tests::target::{Ended, Target, all_pids, field_of_stat, reap_strays};
 use ckpt_tests::tool::{LIMIT, Run};
-use ckpt_tests::tree::children;
+use ckpt_tests::tree::{Tree, children, family};
 
 use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
 
@@ -23,6 +23,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("lives_as_long_as_anybody", lives_as_long_as_anybody),
     ("two_copies", two_copies),
     ("killed", killed),
+    ("group_left", group_left),
+    ("nested_new_pids", nested_new_pids),
+    ("nested_process_one", nested_process_one),
+    ("nested_restart_killed", nested_restart_killed),
+    ("nested_checkpoint_killed", nested_checkpoint_killed),
     ("mount_namespace", mount_namespace),
     ("process_one", process_one),
     ("root_directory", root_directory),
@@ -266,6 +271,144 @@ fn end_of(dir: &Path) -> Result<()> {
         }
         Ok(there.is_empty().then_some(()))
     })
+}
+
+/// Ids of a process and its descendants but for the outermost, and what was the outermost.
+fn inner_ids(root: i32) -> Result<(Vec<String>, Vec<String>)> {
+    let mut ids = Vec::new();
+    for pid in family(root) {
+        let line = line(pid, "NSpid")?;
+        let (outer, inner) = line.split_once('\t').unwrap_or((&line, ""));
+        ids.push((inner.to_owned(), outer.to_owned()));
+    }
+    ids.sort();
+    Ok(ids.into_iter().unzip())
+}
+
+/// --new-pids: the outermost ids are new ones, those in nested namespaces are the old ones.
+fn nested_new_pids(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "nest", &[])?;
+    let image = program.path("image");
+    ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;
+    let outcome = ctx.run("restart", &["--new-pids", "-W", "-i"]).arg(&image).finish()?;
+    outcome.expect_code(0)?;
+    let mut copy = Target::adopt(String::from_utf8_lossy(&outcome.stdout).trim().parse()?)?;
+    let (was, is) = (inner_ids(program.target.pid())?, inner_ids(copy.pid())?);
+    ensure(was.0.len() == 6 && was.0.contains(&"4\t1".to_owned()), format!("they were {was:?}"))?;
+    ensure(was.0 == is.0, format!("the ids are {is:?}, were {was:?}"))?;
+    ensure(!was.1.iter().any(|pid| is.1.contains(pid)), format!("the ids are {is:?}, were {was:?}"))?;
+    program.ends_with(7)?;
+    let ended = copy.wait(LIMIT)?;
+    ensure(ended == Ended::Exit(7), format!("the copy ended with {ended:?}"))
+}
+
+/// A helper below a shell that `wrap` says how to begin, and its pid.
+fn wrapped(ctx: &Context, helper: &str, wrap: &[&str], line: &str) -> Result<(Program, i32)> {
+    let binary = compile_c(ctx, &ctx.helpers.join(format!("{helper}.c")), &["-pthread".to_owned()])?;
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    let words = [wrap, &["sh", "-c", line]].concat();
+    let argv: Vec<OsString> = words.into_iter().map(OsString::from).chain([binary.into()]).collect();
+    std::fs::write(dir.path().join("out"), "ready 1\n")?;
+    let program = Program::start_argv(&argv, dir, None)?;
+    let inner = program.path("inner");
+    sys::poll("it to be ready", LIMIT, || {
+        Ok(std::fs::read_to_string(&inner).is_ok_and(|said| said == "ready 1\n").then_some(()))
+    })?;
+    let pid = *children(program.target.pid()).first().context("its child")?;
+    Ok((program, pid))
+}
+
+/// Processes that stay in the group of the surroundings, which cannot be joined from inside of a namespace.
+fn group_left(ctx: &Context) -> Result<()> {
+    let (mut program, pid) = wrapped(ctx, "left", &[], "\"$0\" </dev/null >inner 2>&1; true")?;
+    let image = program.path("image");
+    let run = ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string());
+    run.finish()?.expect_code(0)?;
+    program.target.wait(LIMIT)?;
+    nothing_runs_in(program.dir.path())?;
+    for args in [&[][..], &["--pidns"]] {
+        let _ = std::fs::remove_file(program.path("go"));
+        let run = ctx.run("restart", args).args(&["--copy-status", "-i"]).arg(&image);
+        let mut restart = run.stand_in(program.dir.path())?;
+        the_one_in(program.dir.path())?;
+        std::fs::write(program.path("go"), "")?;
+        let ended = restart.wait(LIMIT)?;
+        let said = std::fs::read_to_string(program.path("restart.err"))?;
+        ensure(ended == Ended::Exit(7), format!("{args:?}: restart ended with {ended:?}: {said}"))?;
+    }
+    Ok(())
+}
+
+/// A container with containers in it: its process 1 as the root, killed when all others have ended.
+fn nested_process_one(ctx: &Context) -> Result<()> {
+    let line = "exec \"$0\" </dev/null >inner 2>&1";
+    let (mut program, pid) = wrapped(ctx, "nest", &["unshare", "-p", "-f"], line)?;
+    let was = inner_ids(pid)?.0;
+    let image = program.path("image");
+    let run = ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string());
+    run.finish()?.expect_code(0)?;
+    program.target.wait(LIMIT)?;
+    nothing_runs_in(program.dir.path())?;
+    let mut restart = waiting(ctx, &program, &image, &[])?;
+    let there = sys::poll("all of it", LIMIT, || {
+        // A zombie works nowhere.
+        let root = children(restart.pid()).first().copied();
+        let there = working_in(program.dir.path());
+        Ok(root.filter(|_| there.len() + 1 == was.len() && there.iter().all(is_free)))
+    })?;
+    let is = inner_ids(there)?.0;
+    ensure(was == is, format!("the ids are {is:?}, were {was:?}"))?;
+    std::fs::write(program.path("go"), "")?;
+    let ended = restart.wait(LIMIT)?;
+    ensure(ended == Ended::Exit(7), format!("restart ended with {ended:?}"))
+}
+
+/// SIGKILL of restart at any instant: nothing of the namespaces stays, or all of it has been let go.
+fn nested_restart_killed(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "nest", &[])?;
+    let count = family(program.target.pid()).len();
+    let image = program.save_and_kill(ctx)?;
+    let whole = program.back_from(ctx, &image)?.wall;
+    program.target.kill();
+    end_of(program.dir.path())?;
+    let mut hits = 0;
+    for round in 0..(ctx.kills / 4).max(20) {
+        let mut run = ctx.run("restart", &["-W", "-i"]).arg(&image).start()?;
+        let span = u64::try_from((whole * 5 / 4).as_nanos())? / (1 << (round % 3));
+        std::thread::sleep(Duration::from_nanos(sys::random_below(span)));
+        hits += u32::from(run.kill());
+        drop(run);
+        let left = sys::poll("none or all", LIMIT, || {
+            reap_strays();
+            let there = working_in(program.dir.path());
+            // A zombie works nowhere.
+            let whole = there.len() + 1 == count && there.iter().all(is_free);
+            Ok((whole || there.is_empty()).then_some(()))
+        });
+        left.with_context(|| format!("kill {round}"))?;
+        end_of(program.dir.path()).with_context(|| format!("kill {round}"))?;
+    }
+    println!("    {hits} kills while restart ran");
+    ensure(hits > 5, "hardly any kill found restart running")
+}
+
+/// SIGKILL of checkpoint at any instant: the program looks as before, and goes on.
+fn nested_checkpoint_killed(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "nest", &[])?;
+    let (pid, image) = (program.target.pid(), program.path("image"));
+    let view = Tree::of(pid)?;
+    let whole = ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?;
+    whole.expect_code(0)?;
+    for round in 0..(ctx.kills / 4).max(20) {
+        let _ = std::fs::remove_file(&image);
+        let mut run = ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).start()?;
+        std::thread::sleep(Duration::from_nanos(sys::random_below(u64::try_from(whole.wall.as_nanos())?)));
+        run.kill();
+        drop(run);
+        let same = || Ok(view.differences(&Tree::of(pid)?, false, Clone::clone).is_empty().then_some(()));
+        sys::poll("the target to look as before", LIMIT, same).with_context(|| format!("kill {round}"))?;
+    }
+    program.ends_with(7)
 }
 
 /// --mntns: the tasks see the processes of their pid namespace below /proc; nobody else does.

@@ -213,6 +213,7 @@ impl Puppets {
             return Err(error);
         }
         self.made.clear();
+        self.inits.clear();
         custody.into_iter().for_each(Custody::keep);
         let root = released.into_iter().next();
         let root = root.ok_or_else(|| Error::failed("the root of the tree does not exist"))?;

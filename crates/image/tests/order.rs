@@ -50,13 +50,13 @@ fn order() {
     assert_eq!(answer(twice), "TREE , where OBJREF or TASK belongs");
     let thread = |to: &mut To| {
         tree(to);
-        to.record(&Thread::default(), &[b"", b"", b"", b""]).unwrap();
+        to.record(&Thread::default(), &[b"", b"", b"", b"", b""]).unwrap();
     };
     assert_eq!(answer(thread), "THREAD , where OBJREF or TASK belongs");
     let cut = |to: &mut To| {
         tree(to);
         to.record(&Task { nr_threads: 2, ..Task::default() }, &[]).unwrap();
-        to.record(&Thread::default(), &[b"", b"", b"", b""]).unwrap();
+        to.record(&Thread::default(), &[b"", b"", b"", b"", b""]).unwrap();
     };
     assert_eq!(answer(cut), "TAIL , where THREAD belongs");
     let sums = |to: &mut To| {
