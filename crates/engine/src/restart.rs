@@ -93,7 +93,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     if options.truncate_files {
         file::identity::truncate(&image, &grown, &opened.files)?;
     }
-    opened.scribe.keep()?;
+    opened.scribe.keep(puppets.get(0)?.pid())?;
     let released = puppets.release(freezer.as_ref());
     let root = released.inspect_err(|_| drop(opened.scribe.discard()))?;
     Ok(RestartReport {

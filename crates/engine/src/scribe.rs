@@ -3,7 +3,8 @@
 //! A file that was unlinked, a directory that was removed must once more have had its name, so that
 //! what the kernel shows of it is what it showed. Between making a name and taking it away nobody may
 //! die: so it is done by a *scribe*, a servant that finishes what it has begun even when we are killed
-//! (SIGKILL). A file that is to stay it takes away again unless it is told that the restart succeeded.
+//! (SIGKILL). A file that is to stay it takes away again unless it is told that the restart succeeds; should we be
+//! killed then, while tasks are let go, it looks whether they live.
 //!
 //! Names come from an image, and directories may belong to somebody else: no link is followed on the
 //! way to a name, and nothing that exists is touched (openat2(2), O_EXCL, mkdirat, linkat).
@@ -14,9 +15,13 @@ use crate::{
 };
 use ckpt_kernel::{
     Errno,
-    servant::{Line, Servant},
+    servant::{Line, Request, Servant},
 };
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 use std::{
     cell::OnceCell,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -79,19 +84,19 @@ impl Scribe {
         }
     }
 
-    /// What lasts is to stay, until [`Scribe::discard`].
-    pub(crate) fn keep(&self) -> Result<()> {
-        self.tell(Task::Keep)
+    /// What lasts is to stay if process `root` does, until [`Scribe::discard`].
+    pub(crate) fn keep(&self, root: i32) -> Result<()> {
+        self.tell(Task::Keep, root)
     }
 
     /// What lasts is not to stay after all.
     pub(crate) fn discard(&self) -> Result<()> {
-        self.tell(Task::Discard)
+        self.tell(Task::Discard, 0)
     }
 
-    fn tell(&self, task: Task) -> Result<()> {
+    fn tell(&self, task: Task, pid: i32) -> Result<()> {
         let Some(servant) = self.0.get() else { return Ok(()) };
-        let told = servant.ask(&[task as u8]).map(drop);
+        let told = servant.ask(&[&[task as u8][..], &pid.to_le_bytes()].concat()).map(drop);
         told.map_err(|e| Error::os("the process that makes names does not answer", e))
     }
 
@@ -131,9 +136,15 @@ fn work(line: Line) {
     // As when the original made it: who may use it is set afterwards.
     rustix::process::umask(Mode::empty());
     let mut lasting: Vec<Lasting> = Vec::new();
-    let mut kept = false;
-    while let Some(request) = line.request() {
-        let Some((code, paths)) = request.split_first() else { break };
+    // The root of the tasks for which it is to stay.
+    let mut kept = None;
+    let dismissed = loop {
+        let request = match line.request() {
+            Request::Some(request) => request,
+            other => break matches!(other, Request::Dismissed),
+        };
+        let Some((code, paths)) = request.split_first() else { break false };
+        let pid = paths.first_chunk().map_or(0, |pid| i32::from_le_bytes(*pid));
         let mut paths = paths.split(|byte| *byte == 0);
         let (path, other) = (paths.next().unwrap_or_default(), paths.next().unwrap_or_default());
         let made = match TASKS.iter().find(|task| **task as u8 == *code) {
@@ -143,7 +154,8 @@ fn work(line: Line) {
             Some(Task::Link) => briefly(path, |dir, name| link(other, dir, name)),
             Some(Task::Lasting) => last(path, &mut lasting),
             told => {
-                kept = told == Some(&Task::Keep);
+                let root = Pid::from_raw(pid).filter(|_| told == Some(&Task::Keep));
+                kept = root.and_then(|root| pidfd_open(root, PidfdFlags::empty()).ok());
                 Err(Errno::CANCELED)
             }
         };
@@ -152,15 +164,25 @@ fn work(line: Line) {
             Err(error) => (error.raw_os_error(), None),
         };
         if line.send(&code.to_le_bytes(), fd).is_err() {
-            break;
+            break false;
         }
+    };
+    if kept.is_some_and(|root| dismissed || outlives(&root)) {
+        return;
     }
-    for (dir, name, dev_ino) in lasting.iter().filter(|_| !kept) {
+    for (dir, name, dev_ino) in &lasting {
         let same = rustix::fs::statat(dir, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
         if same.is_ok_and(|s| (s.st_dev, s.st_ino) == *dev_ino) {
             let _ = rustix::fs::unlinkat(dir, name.as_slice(), AtFlags::empty());
         }
     }
+}
+
+/// Whether a process lives on though its tracer, who was to let it go, has died.
+fn outlives(root: &OwnedFd) -> bool {
+    const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+    let mut polled = [PollFd::new(root, PollFlags::IN)];
+    poll(&mut polled, Some(&PATIENCE)) == Ok(0)
 }
 
 /// The directory part of a path, open, without going through any link, and the name in it. Directories

@@ -26,6 +26,17 @@ const LONGEST: usize = 16 << 10;
 /// meanwhile has a copy of our end.
 const DISMISSED: &[u8] = b"\0";
 
+/// What a servant hears.
+#[derive(Debug)]
+pub enum Request {
+    /// What it is to do.
+    Some(Vec<u8>),
+    /// There is nothing more to do.
+    Dismissed,
+    /// The master has died.
+    Abandoned,
+}
+
 /// One end of the socket between a servant and its master. Each message is a whole one, with a
 /// descriptor or none.
 #[derive(Debug)]
@@ -55,9 +66,13 @@ impl Line {
         }
     }
 
-    /// The next request, none when there will be no more.
-    pub fn request(&self) -> Option<Vec<u8>> {
-        self.receive().ok().map(|(request, _)| request).filter(|r| !r.is_empty() && r != DISMISSED)
+    /// The next request.
+    pub fn request(&self) -> Request {
+        match self.receive() {
+            Ok((request, _)) if request == DISMISSED => Request::Dismissed,
+            Ok((request, _)) if !request.is_empty() => Request::Some(request),
+            _ => Request::Abandoned,
+        }
     }
 
     /// The next message; an empty one when the other end is closed.
