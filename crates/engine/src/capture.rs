@@ -95,8 +95,18 @@ pub(crate) fn capture(
             .task(|| label)?;
     }
     let tables = all.processes.iter().map(|p| p.task.files);
-    file::pipe::adopt(all.held.iter().map(|(process, _)| process).zip(tables), &mut all.objects)?;
+    let tables: Vec<_> = all.held.iter().map(|(process, _)| process).zip(tables).collect();
+    file::pipe::adopt(tables.iter().copied(), &mut all.objects)?;
+    let ptys = file::pty::adopt(tables, &mut all.objects)?;
+    for ((process, _), one) in all.held.iter().zip(&mut all.processes) {
+        one.task.tty = file::pty::controlling(process, &all.objects)?;
+    }
+    for pty in &ptys {
+        let controls = all.processes.iter().any(|process| process.task.tty == pty.inode);
+        file::pty::look_at_slave(pty, controls, &mut all.objects)?;
+    }
     approve(&all.objects, observer)?;
+    file::flight::carry(&ptys, &all.objects)?.take(&mut all.held, &mut all.objects)?;
     let mut image = Image { header, uts: header::uts(), processes: all.processes, ..Image::default() };
     image.tree = record::Tree {
         nr_tasks: image.processes.len() as u32,

@@ -30,6 +30,9 @@ use ckpt_image::{BLOCK_SIZE, Block, Object, Objref, Writer, model, record};
 use ckpt_kernel::{query::Kcmp, tracee::Stopped};
 use std::time::{Duration, Instant};
 
+/// How long a tree goes on each time before it is stopped again.
+const PAUSES_MS: [u64; 6] = [1, 3, 10, 30, 100, 300];
+
 /// Writes an image of the tree below the process `options.pid` to `output`.
 ///
 /// # Errors
@@ -69,8 +72,6 @@ pub fn checkpoint(
     let frozen_at = Instant::now();
     // Outlives all holds: its threads are let go by it, after it has frozen them again.
     let thawed = frost.thaw(root.pid).task(label)?;
-    let frozen = tree::freeze_tree(root.pid, &admission, thawed.seized(), observer).task(label)?;
-    guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
     let approve = |objects: &Objects, observer: &mut dyn Observer| {
         if !container {
             return Ok(());
@@ -79,7 +80,19 @@ pub fn checkpoint(
         found.unknown().iter().for_each(|unknown| observer.warn(unknown));
         found.refuse()
     };
-    let mut capture = capture(frozen, observer, approve).task(label)?;
+    // What is only a matter of moments is over when the tree has gone on for some.
+    let mut pauses = PAUSES_MS.iter().filter(|_| thawed.seized().is_empty());
+    let mut capture = loop {
+        let frozen = tree::freeze_tree(root.pid, &admission, thawed.seized(), observer).task(label)?;
+        guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
+        match (capture(frozen, observer, approve), pauses.next()) {
+            (Err(error), Some(ms)) if error.passing => {
+                tracing::info!("once more in {ms} ms: {error}");
+                std::thread::sleep(Duration::from_millis(*ms));
+            }
+            (other, _) => break other.task(label)?,
+        }
+    };
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
     let mut report = CheckpointReport {
@@ -148,7 +161,8 @@ fn survey_once(admission: &Admission, members: &[Process], objects: &mut Objects
     for process in members.iter().filter(|process| !tree::has_ended(process)) {
         tables.push((process, survey_process(admission, process, objects).task(|| process.label())?));
     }
-    file::pipe::adopt(tables, objects)
+    file::pipe::adopt(tables.iter().copied(), objects)?;
+    file::pty::adopt(tables, objects).map(drop)
 }
 
 fn survey_process(admission: &Admission, process: &Process, objects: &mut Objects) -> Result<Objref> {

@@ -31,6 +31,7 @@ mod root;
 mod source;
 mod surroundings;
 mod task;
+mod terminals;
 mod tree;
 
 pub use checkpoint::checkpoint;

@@ -44,8 +44,8 @@ use ckpt_proc::maps::parse_maps;
 use rustix::fs::OFlags;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::OwnedFd,
-    time::Instant,
+    os::fd::{AsRawFd, OwnedFd},
+    time::{Duration, Instant},
 };
 
 /// What the coordinator opened for the puppets, at high descriptor numbers.
@@ -72,9 +72,9 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     if !options.force_files {
         check_mapped_files(&image)?;
     }
-    let opened = open(&image, &options)?;
+    let opened = open(&image, &options, &mut reader, observer)?;
     let areas = areas(&image)?;
-    let mut puppets = make(&image, &options, &areas, &mut reader, observer)?;
+    let mut puppets = make(&image, &options, &opened, &areas, &mut reader, observer)?;
     let new_pids = options.pids == Pids::New;
     let born = puppets.credentials()?;
     let materials = Materials { image: &image, new_pids, parts, opened, areas, born };
@@ -166,7 +166,12 @@ fn check_mapped_files(image: &Image) -> Result<()> {
 }
 
 /// Opens everything the puppets will need.
-fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
+fn open(
+    image: &Image,
+    options: &RestartOptions,
+    reader: &mut source::ImageReader,
+    observer: &mut dyn Observer,
+) -> Result<Opened> {
     let limit = file::raise_nofile();
     let last = |object: &Object| match object {
         Object::Files(table) => table.descs.last().map(|d| d.fd),
@@ -198,10 +203,37 @@ fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
         let read = made.read.map(&park).transpose()?;
         inodes.insert(*objref, Made { fd: park(made.fd)?, read, ..made });
     }
+    if options.pids == Pids::Original {
+        await_ptys(image, reader, observer)?;
+    }
+    for (objref, made) in file::pty::make_all(image, observer)? {
+        let read = made.read.map(&park).transpose()?;
+        inodes.insert(objref, Made { fd: park(made.fd)?, read, ..made });
+    }
     let context = OpenContext { image, options, inodes: &inodes };
     let files = file::open_all(&context, &park)?;
+    file::pty::hang_up(image, &mut inodes);
     let inherited = external::inherit(image, &options.inherit, &park)?;
     Ok(Opened { files, inherited, inodes, directories })
+}
+
+/// In `checkpoint --kill PID | restart` the original has its terminals, and ends only when it has seen all of the
+/// image off: then the image is taken in first, and waited for its end.
+fn await_ptys(image: &Image, reader: &mut source::ImageReader, observer: &mut dyn Observer) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let taken = || file::pty::wanted(image).any(|path| rustix::fs::stat(path).is_ok());
+    if !reader.source_mut().is_stream() || !taken() {
+        return Ok(());
+    }
+    reader.source_mut().spool(observer)?;
+    let begun = Instant::now();
+    // Without its pid it does not come into being anyhow.
+    let lives = || procfs::stat(&image.tree.root.to_string()).is_ok();
+    while taken() && lives() && begun.elapsed() < PATIENCE {
+        interrupted(observer)?;
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// Addresses that are taken here or in any address space of the image.
@@ -233,6 +265,7 @@ fn areas(image: &Image) -> Result<BTreeMap<Objref, SharedArea>> {
 fn make(
     image: &Image,
     options: &RestartOptions,
+    opened: &Opened,
     areas: &BTreeMap<Objref, SharedArea>,
     reader: &mut source::ImageReader,
     observer: &mut dyn Observer,
@@ -251,6 +284,7 @@ fn make(
         own_proc: options.mntns && options.pids == Pids::Namespace,
         slot: Span { start, len },
         areas: areas.values().map(SharedArea::span).collect(),
+        terminals: opened.inodes.iter().map(|(objref, made)| (*objref, made.fd.as_raw_fd())).collect(),
         park: park_signal(image)?,
     };
     Puppets::make(&stage, &plan, reader, observer)
@@ -317,6 +351,7 @@ fn build(
     observer: &mut dyn Observer,
 ) -> Result<u64> {
     let page_bytes = memory(puppets, materials, &mut reader, observer)?;
+    file::pty::settle(materials.image, &materials.opened.inodes)?;
     threads(puppets, materials, observer)?;
     zombies(puppets, materials)?;
     let pids = pids(puppets, materials.image);

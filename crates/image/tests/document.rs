@@ -11,6 +11,8 @@ const PARTS: &[(&str, &[Member])] = &[
     ("Regs", record::Regs::MEMBERS),
     ("RestartBlock", record::RestartBlock::MEMBERS),
     ("FileDesc", record::FileDesc::MEMBERS),
+    ("Tty", record::Tty::MEMBERS),
+    ("Pty", record::Pty::MEMBERS),
     ("Run", record::Run::MEMBERS),
     ("SigAction", record::SigAction::MEMBERS),
     ("PosixTimer", record::PosixTimer::MEMBERS),

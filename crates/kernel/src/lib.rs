@@ -26,6 +26,7 @@ pub mod query;
 pub mod shared;
 mod sys;
 pub mod tracee;
+pub mod tty;
 pub mod userfault;
 pub mod visit;
 

@@ -245,6 +245,8 @@ pub(super) fn kind(kind: u32) -> &'static str {
         file_kind::PATH => "path",
         file_kind::CHARDEV => "device",
         file_kind::UNLINKED => "unlinked",
+        file_kind::PTY => "pty",
+        file_kind::TTY_CURRENT => "/dev/tty",
         file_kind::EXTERNAL_TTY => "ext. tty",
         file_kind::EXTERNAL_PIPE => "ext. pipe",
         file_kind::EXTERNAL_SOCKET => "ext. socket",

@@ -7,7 +7,7 @@
 //! pages of large anonymous areas by a [`Filler`], others by process_vm_writev; what is there
 //! already, or is neither readable nor writable, through /proc/PID/mem.
 
-use super::file::Made;
+use super::file::{Made, pipe, pty};
 use crate::{
     error::{Context, Error, Result},
     options::{Observer, interrupted},
@@ -25,7 +25,7 @@ use ckpt_kernel::{
     userfault::Filler,
 };
 use rustix::fs::{OFlags, SeekFrom};
-use std::{collections::BTreeMap, fs::File, os::fd::OwnedFd, os::unix::fs::FileExt};
+use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -146,7 +146,8 @@ impl Plan {
 impl Contents {
     /// Finds what to store of `contents`, which are open for reading.
     pub(crate) fn plan(contents: Vec<(Objref, File)>, image: &Image) -> Result<Contents> {
-        let is_pipe = |o: Objref| image.inode(o).is_some_and(|i| i.record.kind == inode_kind::PIPE);
+        const QUEUES: [u32; 2] = [inode_kind::PIPE, inode_kind::PTY];
+        let is_pipe = |o: Objref| image.inode(o).is_some_and(|i| QUEUES.contains(&i.record.kind));
         let plan = |(objref, file): (Objref, File)| {
             // Zeros in a pipe are data; elsewhere they are holes.
             let zero = if is_pipe(objref) { ZeroPages::Keep } else { ZeroPages::Drop };
@@ -311,11 +312,9 @@ impl Targets<'_> {
         if let Some(area) = self.areas.get(&chunk.objref) {
             return fill_area(area, chunk);
         }
-        let made = self.inodes.get(&chunk.objref);
-        let fd = made.map(|made| &made.fd).ok_or_else(|| Error::bad_image("pages of an unknown object"))?;
-        let last = image.inode(chunk.objref).map_or(0, |i| i.record.size);
-        let pipe = image.inode(chunk.objref).is_some_and(|i| i.record.kind == inode_kind::PIPE);
-        fill_file(fd, chunk, last, pipe)
+        let unknown = || Error::bad_image("pages of an unknown object");
+        let made = self.inodes.get(&chunk.objref).ok_or_else(unknown)?;
+        fill_file(made, chunk, image.inode(chunk.objref).ok_or_else(unknown)?)
     }
 }
 
@@ -445,8 +444,9 @@ fn run_end(run: &Run) -> u64 {
     run.start.saturating_add(u64::from(run.nr_pages) * PAGE)
 }
 
-/// Writes the contents of an unlinked file or a pipe.
-fn fill_file(fd: &OwnedFd, chunk: &Chunk, size: u64, pipe: bool) -> Result<()> {
+/// Writes the contents of an unlinked file, a pipe or a pty.
+fn fill_file(made: &Made, chunk: &Chunk, inode: &model::Inode) -> Result<()> {
+    let size = inode.record.size;
     let mut rest = chunk.data();
     for run in chunk.runs.iter().filter(|r| r.flags & run_flags::ZERO == 0) {
         let len = (run_end(run).min(size).saturating_sub(run.start)) as usize;
@@ -456,11 +456,13 @@ fn fill_file(fd: &OwnedFd, chunk: &Chunk, size: u64, pipe: bool) -> Result<()> {
             .ok_or_else(|| Error::bad_image("a chunk is shorter than its runs"))?;
         let mut at = run.start;
         let mut left = data.get(..len.min(whole)).unwrap_or_default();
-        if pipe {
-            crate::resource::file::pipe::fill(fd, chunk.objref, size, std::mem::take(&mut left))?;
+        if inode.record.kind == inode_kind::PIPE {
+            pipe::fill(&made.fd, chunk.objref, size, std::mem::take(&mut left))?;
+        } else if let Some(pty) = inode.pty() {
+            pty::fill(made, &pty, at, std::mem::take(&mut left))?;
         }
         while !left.is_empty() {
-            let n = rustix::io::pwrite(fd, left, at).map_err(|e| Error::os("fill an unlinked file", e))?;
+            let n = rustix::io::pwrite(&made.fd, left, at).map_err(|e| Error::os("fill an unlinked file", e))?;
             at += n as u64;
             left = left.get(n..).unwrap_or_default();
         }

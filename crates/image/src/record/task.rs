@@ -49,8 +49,8 @@ wire! {
         pub tpgid: i32,
         /// Thread of the parent whose child it is, or 0: the leader.
         pub parent_tid: i32,
-        /// Zero.
-        pub pad: u32,
+        /// Its controlling terminal, an [`Inode`] that is a pty; 0 for one outside, or none.
+        pub tty: i32,
     }
 }
 

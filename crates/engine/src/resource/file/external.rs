@@ -1,12 +1,14 @@
 //! Terminals, pipes and sockets whose other end is outside.
 //!
-//! *Saved*: kind and name. *Restored*: descriptors 0, 1 and 2 of these kinds are the restarter's
-//! own 0, 1 and 2; others come from `--inherit-fd`, or share the description of one that does.
-//! *Lost*: what was in flight, which belongs to the outside. *Refused*: sockets without another
-//! end (listening, not connected) and socket pairs made by the process itself. A pipe with both
-//! ends inside is not outside at all: see `pipe.rs`.
+//! *Saved*: kind and name; of a terminal its settings and window. *Restored*: descriptors 0, 1 and 2 of
+//! these kinds are the restarter's own 0, 1 and 2; others come from `--inherit-fd`, or share the description
+//! of one that does. Of a terminal any other number becomes the restarter's terminal, too: the one that took
+//! the place of the same terminal at 0, 1 or 2, else any of those that is one; of /dev/tty the restarter's
+//! own. Its settings: see `terminal.rs`. *Lost*: what was in flight, which belongs to the outside. *Refused*:
+//! sockets without another end (listening, not connected) and socket pairs made by the process itself. A pipe
+//! with both ends inside is not outside at all: see `pipe.rs`; a terminal whose master is inside: `pty.rs`.
 
-use super::{Descriptor, FileKind, OpenContext};
+use super::{Descriptor, FileKind, OpenContext, pty};
 use crate::{
     error::{Error, Result},
     objects::Objects,
@@ -15,8 +17,9 @@ use ckpt_image::{
     Image, Object, Objref, model,
     record::{FileDesc, file_kind},
 };
+use ckpt_kernel::{Errno, procfs, tty};
 use rustix::{
-    fs::{FileType, major},
+    fs::{FileType, Mode, OFlags, major},
     io::dup,
     net::sockopt,
 };
@@ -24,6 +27,7 @@ use std::{
     collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
 };
+use zerocopy::IntoBytes;
 
 /// A terminal.
 pub(crate) struct Terminal;
@@ -35,6 +39,40 @@ pub(crate) struct Socket;
 /// Majors of terminals: virtual consoles and serial ports, /dev/tty and console, ptys.
 const TTY_MAJORS: [u32; 19] =
     [4, 5, 3, 136, 137, 138, 139, 140, 141, 142, 143, 204, 188, 166, 229, 207, 208, 205, 206];
+
+impl FileKind for Terminal {
+    fn kind(&self) -> u32 {
+        file_kind::EXTERNAL_TTY
+    }
+
+    fn claims(&self, d: &Descriptor<'_>) -> bool {
+        d.file_type() == FileType::CharacterDevice && TTY_MAJORS.contains(&major(d.stat.st_rdev))
+    }
+
+    fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
+        match tty::settings(copy(descriptor)?) {
+            Ok(settings) => {
+                pty::refuse_discipline(&settings)?;
+                let details = settings.as_bytes().to_vec();
+                Ok(model::File { details, ..descriptor.record(file_kind::EXTERNAL_TTY) })
+            }
+            Err(e) if e.errno() == Some(Errno::IO) && major(descriptor.stat.st_rdev) == pty::SLAVE_MAJOR => {
+                Ok(pty::hung_up(descriptor, objects))
+            }
+            Err(_) => Ok(descriptor.record(file_kind::EXTERNAL_TTY)),
+        }
+    }
+
+    fn open(&self, _: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
+        Ok(None)
+    }
+}
+
+/// A copy of a descriptor that is being looked at.
+pub(crate) fn copy(descriptor: &Descriptor<'_>) -> Result<OwnedFd> {
+    let number = descriptor.name.strip_prefix("fd/").and_then(|n| n.parse().ok()).unwrap_or(-1);
+    descriptor.process.descriptor(number)
+}
 
 /// Defines the kind's two directions: the record, and nothing to open.
 macro_rules! external {
@@ -62,24 +100,12 @@ macro_rules! external {
     };
 }
 
-external!(
-    Terminal,
-    file_kind::EXTERNAL_TTY,
-    |d| {
-        // /dev/ptmx (5:2) is the master side: its terminal would be inside.
-        d.file_type() == FileType::CharacterDevice
-            && TTY_MAJORS.contains(&major(d.stat.st_rdev))
-            && d.stat.st_rdev != rustix::fs::makedev(5, 2)
-    },
-    |_, _| Ok(())
-);
 external!(Pipe, file_kind::EXTERNAL_PIPE, |d| d.file_type() == FileType::Fifo, |_, _| Ok(()));
 external!(Socket, file_kind::EXTERNAL_SOCKET, |d| d.file_type() == FileType::Socket, connected_to_outside);
 
 /// Refuses sockets that have no other end, or have it inside.
 fn connected_to_outside(descriptor: &Descriptor<'_>, objects: &Objects) -> Result<()> {
-    let number = descriptor.name.strip_prefix("fd/").and_then(|n| n.parse().ok()).unwrap_or(-1);
-    let socket = descriptor.process.descriptor(number)?;
+    let socket = copy(descriptor)?;
     let refused = |what: &str| Err(Error::unsupported(format!("{what} cannot be carried yet")));
     if sockopt::socket_acceptconn(&socket).unwrap_or(false) {
         return refused("a listening socket");
@@ -97,8 +123,11 @@ fn connected_to_outside(descriptor: &Descriptor<'_>, objects: &Objects) -> Resul
 
 /// Whether a file comes from outside.
 pub(crate) fn is_external(file: &model::File) -> bool {
-    [file_kind::EXTERNAL_TTY, file_kind::EXTERNAL_PIPE, file_kind::EXTERNAL_SOCKET]
-        .contains(&file.record.kind)
+    match file.record.kind {
+        file_kind::EXTERNAL_TTY | file_kind::EXTERNAL_PIPE | file_kind::EXTERNAL_SOCKET => true,
+        file_kind::TTY_CURRENT => file.record.inode == 0,
+        _ => false,
+    }
 }
 
 /// What takes the place of external descriptors.
@@ -168,6 +197,12 @@ pub(crate) fn inherit(
         if inherited.places.contains_key(&place) {
             continue;
         }
+        if !by_object.contains_key(&desc.file)
+            && let Some(terminal) = terminal(&inherited, &external, file)?
+        {
+            inherited.sources.push(park(terminal)?);
+            by_object.insert(desc.file, inherited.sources.len() - 1);
+        }
         let Some(twin) = by_object.get(&desc.file) else {
             let what = format!("{} was connected to the outside", crate::task::show(&file.path));
             let advice = format!("give what takes its place with --inherit-fd {}=FD", desc.fd);
@@ -176,4 +211,29 @@ pub(crate) fn inherit(
         inherited.places.insert(place, *twin);
     }
     Ok(inherited)
+}
+
+/// What takes the place of a terminal that is not at 0, 1 or 2: a description of ours.
+fn terminal(
+    inherited: &Inherited,
+    external: &[External<'_>],
+    file: &model::File,
+) -> Result<Option<OwnedFd>> {
+    let kept = OFlags::RWMODE | OFlags::NONBLOCK | OFlags::LARGEFILE | OFlags::DSYNC | OFlags::SYNC;
+    let flags = OFlags::from_bits_retain(file.record.flags) & kept | OFlags::NOCTTY;
+    if file.record.kind == file_kind::TTY_CURRENT
+        && let Ok(own) = rustix::fs::open("/dev/tty", flags | OFlags::CLOEXEC, Mode::empty())
+    {
+        return Ok(Some(own));
+    }
+    if ![file_kind::TTY_CURRENT, file_kind::EXTERNAL_TTY].contains(&file.record.kind) {
+        return Ok(None);
+    }
+    let same = external.iter().filter(|(_, _, other)| other.record.rdev == file.record.rdev);
+    let placed = same.filter_map(|(table, desc, _)| inherited.get(*table, desc.fd));
+    let own = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let candidates = placed.map(AsFd::as_fd).chain(own);
+    let Some(source) = candidates.into_iter().find(|fd| rustix::termios::isatty(fd)) else { return Ok(None) };
+    let opened = procfs::reopen(source, flags).map_err(|e| Error::os("open our terminal", e))?;
+    Ok(Some(opened))
 }

@@ -8,10 +8,13 @@
 
 pub(crate) mod chardev;
 pub(crate) mod directory;
+pub(crate) mod current;
 pub(crate) mod external;
+pub(crate) mod flight;
 pub(crate) mod owner;
 pub(crate) mod path;
 pub(crate) mod pipe;
+pub(crate) mod pty;
 pub(crate) mod regular;
 pub(crate) mod unlinked;
 
@@ -109,9 +112,9 @@ impl Descriptor<'_> {
 /// Contents without a name, made again.
 #[derive(Debug)]
 pub(crate) struct Made {
-    /// An unlinked file, open for reading and writing; of a pipe the write end.
+    /// An unlinked file, open for reading and writing; of a pipe the write end, of a pty the slave.
     pub(crate) fd: OwnedFd,
-    /// Of a pipe: the read end.
+    /// Of a pipe: the read end; of a pty the master, if it has one.
     pub(crate) read: Option<OwnedFd>,
     /// `fd` itself is somebody's description already.
     pub(crate) taken: AtomicBool,
