@@ -11,6 +11,7 @@ mod info;
 mod leaks;
 mod pidns;
 mod sweep;
+mod terminal;
 mod tree;
 mod waiting;
 
@@ -59,6 +60,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("leaks", leaks::TESTS),
     ("pidns", pidns::TESTS),
     ("sweep", sweep::TESTS),
+    ("terminal", terminal::TESTS),
     ("tree", tree::TESTS),
     ("waiting", waiting::TESTS),
 ];

@@ -31,6 +31,7 @@ mod root;
 mod source;
 mod surroundings;
 mod task;
+mod terminal;
 mod terminals;
 mod tree;
 
@@ -43,3 +44,4 @@ pub use options::{
 };
 pub use restart::restart;
 pub use root::Root;
+pub use terminal::Loan;

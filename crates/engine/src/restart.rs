@@ -34,6 +34,7 @@ use crate::{
     source,
     surroundings::Surroundings,
     task::{ProcDir, show},
+    terminal::{self, Loan},
 };
 use ckpt_image::{
     Chunk, Image, Object, Objref, model,
@@ -80,12 +81,20 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let materials = Materials { image: &image, new_pids, parts, opened, areas, born };
     let page_bytes = build(&mut puppets, &materials, reader, observer)?;
     interrupted(observer)?;
+    let inherited = &materials.opened.inherited;
+    let pid = |index| puppets.get(index).ok().map(|puppet| puppet.pid());
+    let terminal = if options.stands_in { Loan::make(&image, inherited, pid)? } else { None };
+    if terminal::is_lost(&image) {
+        observer.warn("its session had a terminal outside, which it cannot have again: it has none now");
+    }
     // The freezer's cgroup is one of our own surroundings.
     drop(surroundings);
     let root = puppets.release(freezer.as_ref())?;
+    terminal::tell_window(&image, inherited, root.pid());
     Ok(RestartReport {
         id: image.header.id,
         root,
+        terminal,
         comm: image
             .processes
             .first()

@@ -5,7 +5,7 @@ use crate::{
     sys,
 };
 use ckpt_image::record::Tty;
-use rustix::termios::Winsize;
+use rustix::{process::Pid, termios::Winsize};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -113,14 +113,26 @@ pub fn settings(tty: impl AsFd) -> Result<Tty> {
     Ok(Tty { window, ..tty })
 }
 
-/// Sets all settings but the window.
+/// Sets all settings but the window, also from the background.
 pub fn set_modes(tty: impl AsFd, settings: &Tty) -> Result<()> {
-    let request = (tty.as_fd().as_raw_fd(), TCSETS2);
-    let bytes = settings.as_bytes();
-    debug_assert!(bytes.len() >= TERMIOS);
+    const { assert!(size_of::<Tty>() >= TERMIOS) };
+    let (fd, bytes) = (tty.as_fd().as_raw_fd(), settings.as_bytes());
     // SAFETY: TCSETS2 reads the 44 bytes of a struct termios2, with which a Tty begins.
-    let done = unsafe { libc::ioctl(request.0, request.1, bytes.as_ptr()) };
-    sys::check(done.into()).named("ioctl(TCSETS2)").map(|_| ())
+    let done = unquestioned(|| sys::check(unsafe { libc::ioctl(fd, TCSETS2, bytes.as_ptr()) }.into()));
+    done.named("ioctl(TCSETS2)").map(|_| ())
+}
+
+/// Makes a process group of our session the foreground one, also from the background.
+pub fn set_foreground(tty: impl AsFd, group: Pid) -> Result<()> {
+    unquestioned(|| rustix::termios::tcsetpgrp(&tty, group)).named("ioctl(TIOCSPGRP)")
+}
+
+/// Does something with our terminal that stops a process in its background that does not block SIGTTOU.
+fn unquestioned<T>(act: impl FnOnce() -> T) -> T {
+    let old = sys::set_mask(!0);
+    let done = act();
+    sys::set_mask(old);
+    done
 }
 
 /// Sets the size of the window.

@@ -15,7 +15,7 @@ use crate::{
 };
 use ckpt_image::{
     Image, Object, Objref, model,
-    record::{FileDesc, file_kind},
+    record::{FileDesc, Tty, file_kind},
 };
 use ckpt_kernel::{Errno, procfs, tty};
 use rustix::{
@@ -143,6 +143,15 @@ impl Inherited {
     /// What takes the place of descriptor `fd` of a table.
     pub(crate) fn get(&self, table: Objref, fd: i32) -> Option<&OwnedFd> {
         self.places.get(&(table, fd)).and_then(|source| self.sources.get(*source))
+    }
+
+    /// Those that take the place of terminals, each with the settings that one had.
+    pub(crate) fn terminals<'a>(&'a self, image: &'a Image) -> impl Iterator<Item = (&'a OwnedFd, Tty)> {
+        self.places.iter().filter_map(|((table, fd), source)| {
+            let desc = image.files(*table)?.descs.iter().find(|desc| desc.fd == *fd)?;
+            let settings = model::details::<Tty>(&image.file(desc.file)?.details)?;
+            Some((self.sources.get(*source)?, *settings.first()?))
+        })
     }
 }
 

@@ -50,6 +50,7 @@ const MOST: u64 = 3900;
 const ROOM: usize = 4096;
 const TCSETS2: u64 = 0x402c_542b;
 const TIOCGPTPEER: u64 = 0x5441;
+const TIOCSPTLCK: u64 = 0x4004_5431;
 const EXTPROC: u32 = 0o200_000;
 
 /// What is to be taken from a pty and put back.
@@ -62,8 +63,11 @@ struct Flight {
     flags: u32,
     settings: Tty,
     packet: bool,
+    locked: bool,
     input: bool,
     output: bool,
+    /// Something does wait.
+    certain: bool,
 }
 
 /// Adds what waits in the ptys of a tree that stands still.
@@ -146,26 +150,28 @@ fn look(known: &Known<'_>, objects: &Objects) -> Result<Option<Flight>> {
     if let Some(who) = held_outside(known.identity, &objects.members)? {
         return if certain { refused(format!("bytes wait in it, and {who} has it, too")) } else { Ok(None) };
     }
-    let packet = pty.flags & pty_flags::PACKET != 0;
+    let [packet, locked] = [pty_flags::PACKET, pty_flags::LOCKED].map(|flag| pty.flags & flag != 0);
     let (input, output) = (input > 0 || canonical && slave.is_some(), output > 0);
     let (inode, pid, settings) = (known.inode, process.pid, pty.tty);
-    Ok(Some(Flight { inode, pid, fd, flags, settings, packet, input, output }))
+    Ok(Some(Flight { inode, pid, fd, flags, settings, packet, locked, input, output, certain }))
 }
 
 /// Calls of the program that take bytes, and those that put them back.
-const INPUT: [(usize, usize); 2] = [(2, 5), (3, 6)];
-const OUTPUT: [(usize, usize); 2] = [(12, 14), (13, 15)];
+const INPUT: [(usize, usize); 2] = [(3, 6), (4, 7)];
+const OUTPUT: [(usize, usize); 2] = [(13, 15), (14, 16)];
+/// The call that opens a slave.
+const OPEN: usize = 1;
 
 impl Flight {
-    /// The program. Until something is taken a failure ends it; from then on nothing does. Both halves are there
+    /// The program. No failure ends it: without a slave all else fails, and takes nothing. Both halves are there
     /// always, so that the places of their calls are known. A read that finds nothing makes the kernel deliver
     /// what is on its way, and so does poll(2).
     fn program(&self, slave: i32) -> Program {
-        let mut program = Program::new();
         let opening = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
-        let peer = [self.fd.into(), TIOCGPTPEER.into(), opening.into()];
-        program.call("ioctl(TIOCGPTPEER)", self.fd as u64, libc::SYS_ioctl, peer);
-        let mut half = Half { program, wanted: self.input };
+        let mut half = Half { program: Program::new(), wanted: true };
+        half.switch(self.fd, TIOCSPTLCK, self.locked, false);
+        half.call("ioctl(TIOCGPTPEER)", self.fd, libc::SYS_ioctl, [TIOCGPTPEER.into(), opening.into()]);
+        half.wanted = self.input;
         half.set(slave, &self.with_flow(literal(&Tty { lflag: 0, ..self.settings })));
         INPUT.iter().for_each(|_| half.read(slave));
         half.set(slave, &self.with_flow(literal(&self.settings)));
@@ -173,7 +179,7 @@ impl Flight {
         half.deliver(slave);
         half.set(slave, &self.settings);
         half.wanted = self.output;
-        half.packet(self.fd, self.packet, false);
+        half.switch(self.fd, libc::TIOCPKT, self.packet, false);
         half.flags(self.fd, self.flags | libc::O_NONBLOCK as u32);
         half.set(slave, &Tty { oflag: 0, ..self.settings });
         OUTPUT.iter().for_each(|_| half.read(self.fd));
@@ -181,9 +187,10 @@ impl Flight {
         half.deliver(self.fd);
         half.set(slave, &self.settings);
         half.flags(self.fd, self.flags);
-        half.packet(self.fd, self.packet, true);
+        half.switch(self.fd, libc::TIOCPKT, self.packet, true);
         half.wanted = true;
         half.call("close", slave, libc::SYS_close, []);
+        half.switch(self.fd, TIOCSPTLCK, self.locked, true);
         half.program
     }
 
@@ -202,6 +209,10 @@ impl Flight {
 
     /// What the program found becomes part of the image.
     fn keep(&self, outcomes: &[Outcome], objects: &mut Objects) -> Result<()> {
+        if self.certain && !outcomes.get(OPEN).is_some_and(Outcome::ok) {
+            let what = "bytes wait in a terminal that it cannot open itself (TIOCEXCL)";
+            return Err(Error::unsupported(what).advice("try again in a moment").passing());
+        }
         let [input, output] = [INPUT, OUTPUT].map(|calls| {
             let mut bytes = Vec::new();
             for (read, write) in calls {
@@ -262,11 +273,12 @@ impl Half {
         self.program.try_call("poll", libc::SYS_poll, [polled, 1u64.into(), 0u64.into()]);
     }
 
-    fn packet(&mut self, fd: i32, is_on: bool, on: bool) {
+    /// Switches off what is on, or on again.
+    fn switch(&mut self, fd: i32, request: u64, is_on: bool, on: bool) {
         let wanted = self.wanted;
         self.wanted = wanted && is_on;
         let on = Arg::In(i32::from(on).to_le_bytes().to_vec());
-        self.call("ioctl(TIOCPKT)", fd, libc::SYS_ioctl, [libc::TIOCPKT.into(), on]);
+        self.call("ioctl of a master", fd, libc::SYS_ioctl, [request.into(), on]);
         self.wanted = wanted;
     }
 

@@ -1,0 +1,25 @@
+//! A program and the terminal of the shell it was started from.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use ckpt_tests::context::Context;
+use ckpt_tests::fixture::find_program;
+use ckpt_tests::target::reap_strays;
+use ckpt_tests::tool::Run;
+
+use crate::common::{Test, ensure};
+
+pub(crate) const TESTS: &[Test] = &[("shell_job", shell_job)];
+
+/// Its settings, window, foreground group, Ctrl-C, Ctrl-Z, fg and bg; see the helper.
+fn shell_job(ctx: &Context) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut script = Command::new(find_program("python3").context("no python3")?);
+    script.arg(ctx.helpers.join("shell_job.py")).arg(ctx.ckpt.as_ref().context("binary")?);
+    script.current_dir(dir.path());
+    let outcome = Run::new(script).finish()?;
+    reap_strays();
+    let said = String::from_utf8_lossy(&outcome.stdout);
+    ensure(said.trim() == "ok", format!("the helper says: {said} {}", outcome.stderr))
+}
