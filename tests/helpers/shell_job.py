@@ -28,16 +28,18 @@ class Shell:
             os.environ['PS1'] = '$ '
             os.execvp('bash', ['bash', '--norc', '--noprofile', '--noediting', '-i'])
         termios.tcsetwinsize(self.master, size)
+        self.seen = ''
         self.expect(r'\$ $')
 
     def type(self, text): os.write(self.master, text.encode())
 
     def expect(self, pattern):
-        seen, end = '', time.time() + 20
-        while not (found := re.search(pattern, seen)):
+        end = time.time() + 10
+        while not (found := re.search(pattern, self.seen)):
             ready, _, _ = select.select([self.master], [], [], max(0, end - time.time()))
-            if not ready: raise SystemExit('FAIL: waited for %r, saw %r' % (pattern, seen))
-            seen += os.read(self.master, 4096).decode(errors='replace')
+            if not ready: raise SystemExit('FAIL: waited for %r, saw %r' % (pattern, self.seen))
+            self.seen += os.read(self.master, 4096).decode(errors='replace')
+        self.seen = self.seen[found.end():]
         return found
 
     def end(self):

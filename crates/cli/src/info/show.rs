@@ -269,6 +269,7 @@ fn unnamed(out: &mut String, contents: &Contents) {
         let pages = contents.objects.get(objref).copied().unwrap_or_default();
         let what = match inode.record.kind {
             inode_kind::UNLINKED => format!("unlinked file, once {}", name(&inode.path)),
+            inode_kind::PTY => format!("what waits in the terminal {}", name(&inode.path)),
             _ => "shared memory".to_owned(),
         };
         let _ = writeln!(out, "{objref:8}     {}  {what}", sizes(inode.record.size, pages));

@@ -19,7 +19,7 @@ use ckpt_image::{
 };
 use ckpt_kernel::{Errno, procfs, tty};
 use rustix::{
-    fs::{FileType, Mode, OFlags, major},
+    fs::{FileType, Mode, OFlags, major, minor},
     io::dup,
     net::sockopt,
 };
@@ -45,8 +45,10 @@ impl FileKind for Terminal {
         file_kind::EXTERNAL_TTY
     }
 
-    fn claims(&self, d: &Descriptor<'_>) -> bool {
-        d.file_type() == FileType::CharacterDevice && TTY_MAJORS.contains(&major(d.stat.st_rdev))
+    fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
+        // Masters and /dev/tty have kinds of their own.
+        is_terminal(descriptor)
+            && ![(5, 0), (5, 2)].contains(&(major(descriptor.stat.st_rdev), minor(descriptor.stat.st_rdev)))
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
@@ -66,6 +68,12 @@ impl FileKind for Terminal {
     fn open(&self, _: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
         Ok(None)
     }
+}
+
+/// Whether it is a terminal, or makes one.
+pub(crate) fn is_terminal(descriptor: &Descriptor<'_>) -> bool {
+    descriptor.file_type() == FileType::CharacterDevice
+        && TTY_MAJORS.contains(&major(descriptor.stat.st_rdev))
 }
 
 /// A copy of a descriptor that is being looked at.
