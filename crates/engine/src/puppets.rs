@@ -415,7 +415,12 @@ fn pid_max() -> i32 {
 }
 
 /// Runs one call in a puppet.
-pub(crate) fn call<const N: usize>(puppet: &mut Puppet, what: &'static str, nr: i64, args: [Arg; N]) -> Result<()> {
+pub(crate) fn call<const N: usize>(
+    puppet: &mut Puppet,
+    what: &'static str,
+    nr: i64,
+    args: [Arg; N],
+) -> Result<()> {
     let mut program = Program::new();
     program.call(what, 0, nr, args);
     puppet.run(0, &program)?;

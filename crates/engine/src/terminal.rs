@@ -51,7 +51,10 @@ fn foreground(image: &Image) -> Option<usize> {
 
 /// Whether the root had a terminal outside that it cannot have again.
 pub(crate) fn is_lost(image: &Image) -> bool {
-    image.processes.first().is_some_and(|root| root.task.sid == root.task.pid && root.task.tpgid != 0 && root.task.tty == 0)
+    image
+        .processes
+        .first()
+        .is_some_and(|root| root.task.sid == root.task.pid && root.task.tpgid != 0 && root.task.tty == 0)
 }
 
 impl Loan {
@@ -75,7 +78,8 @@ impl Loan {
             tty::set_modes(&loan.tty, &settings)?;
         }
         let member = foreground(image).and_then(pid).and_then(Pid::from_raw);
-        let group = member.and_then(|pid| getpgid(Some(pid)).ok().filter(|_| getsid(Some(pid)) == getsid(None)));
+        let group =
+            member.and_then(|pid| getpgid(Some(pid)).ok().filter(|_| getsid(Some(pid)) == getsid(None)));
         if let Some(group) = group.filter(|group| *group != getpgrp()) {
             tty::set_foreground(&loan.tty, group)?;
             loan.group = Some(group);

@@ -462,7 +462,8 @@ fn fill_file(made: &Made, chunk: &Chunk, inode: &model::Inode) -> Result<()> {
             pty::fill(made, &pty, at, std::mem::take(&mut left))?;
         }
         while !left.is_empty() {
-            let n = rustix::io::pwrite(&made.fd, left, at).map_err(|e| Error::os("fill an unlinked file", e))?;
+            let n =
+                rustix::io::pwrite(&made.fd, left, at).map_err(|e| Error::os("fill an unlinked file", e))?;
             at += n as u64;
             left = left.get(n..).unwrap_or_default();
         }

@@ -8,7 +8,8 @@ use ckpt_image::model::{
 };
 use ckpt_image::record::{
     self, ARCH_X86_64, FileDesc, HEADER_MAGIC, Header, HeaderArch, PAGE_SIZE, Pty, REV, Record, RestartBlock,
-    Run, Task, Tree, file_kind, inode_kind, owner_kind, pty_flags, restart_kind, task_state, vma_flags, vma_kind,
+    Run, Task, Tree, file_kind, inode_kind, owner_kind, pty_flags, restart_kind, task_state, vma_flags,
+    vma_kind,
 };
 use ckpt_image::{Block, BlockSink, Chunk, Objref, PagesWritten, ReadError, Reader, Writer, ZeroPages};
 use zerocopy::{FromBytes, IntoBytes};

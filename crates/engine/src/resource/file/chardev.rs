@@ -48,7 +48,8 @@ impl FileKind for CharDevice {
         let device = (major(descriptor.stat.st_rdev), minor(descriptor.stat.st_rdev));
         let access = OFlags::from_bits_retain(descriptor.flags()) & OFlags::RWMODE;
         if !(STATELESS.contains(&device) || device == KMSG && access == OFlags::WRONLY) {
-            let named = NAMED.iter().find(|(known, _)| *known == device).map(|(_, name)| format!(", {name},"));
+            let named =
+                NAMED.iter().find(|(known, _)| *known == device).map(|(_, name)| format!(", {name},"));
             let what = match named {
                 Some(name) => format!("{path}{name} cannot be carried"),
                 None => format!("{path}, the device {}:{}, cannot be carried", device.0, device.1),

@@ -231,11 +231,7 @@ pub(crate) fn inherit(
 }
 
 /// What takes the place of a terminal that is not at 0, 1 or 2: a description of ours.
-fn terminal(
-    inherited: &Inherited,
-    external: &[External<'_>],
-    file: &model::File,
-) -> Result<Option<OwnedFd>> {
+fn terminal(inherited: &Inherited, external: &[External<'_>], file: &model::File) -> Result<Option<OwnedFd>> {
     let kept = OFlags::RWMODE | OFlags::NONBLOCK | OFlags::LARGEFILE | OFlags::DSYNC | OFlags::SYNC;
     let flags = OFlags::from_bits_retain(file.record.flags) & kept | OFlags::NOCTTY;
     if file.record.kind == file_kind::TTY_CURRENT

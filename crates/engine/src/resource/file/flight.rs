@@ -35,12 +35,12 @@ use ckpt_kernel::{
     visit::{Traces, Visit},
 };
 use ckpt_proc::maps::parse_maps;
-use rustix::{
-    event::PollFlags,
-    fs::MemfdFlags,
-    io::ioctl_fionread,
+use rustix::{event::PollFlags, fs::MemfdFlags, io::ioctl_fionread};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{Seek, Write},
 };
-use std::{collections::BTreeSet, fs::File, io::{Seek, Write}};
 use zerocopy::IntoBytes;
 
 /// More than this is not taken: behind it there may be bytes that the kernel has not delivered yet, as its
@@ -96,7 +96,8 @@ impl Flights {
             let Some((process, threads)) = holder else { continue };
             // All stands still: the next descriptor has the lowest number that is free.
             let numbers = process.proc.numbers("fd")?;
-            let free = (0..).zip(&numbers).find(|(free, fd)| free != *fd).map_or(numbers.len() as i32, |(fd, _)| fd);
+            let free =
+                (0..).zip(&numbers).find(|(free, fd)| free != *fd).map_or(numbers.len() as i32, |(fd, _)| fd);
             let (back, outcomes) = run(process, std::mem::take(threads), &flight.program(free))?;
             *threads = back;
             flight.keep(&outcomes, objects).task(|| process.label())?;
@@ -145,7 +146,10 @@ fn look(known: &Known<'_>, objects: &Objects) -> Result<Option<Flight>> {
         return Ok(None);
     }
     if pty.tty.lflag & EXTPROC != 0 {
-        return refused(format!("{} bytes wait in it, which is in external processing mode", output.max(input)));
+        return refused(format!(
+            "{} bytes wait in it, which is in external processing mode",
+            output.max(input)
+        ));
     }
     if let Some(who) = held_outside(known.identity, &objects.members)? {
         return if certain { refused(format!("bytes wait in it, and {who} has it, too")) } else { Ok(None) };
@@ -204,7 +208,12 @@ impl Flight {
                 *to = *from;
             }
         }
-        Tty { iflag: settings.iflag | self.settings.iflag & libc::IXON, oflag: self.settings.oflag, line_cc, ..settings }
+        Tty {
+            iflag: settings.iflag | self.settings.iflag & libc::IXON,
+            oflag: self.settings.oflag,
+            line_cc,
+            ..settings
+        }
     }
 
     /// What the program found becomes part of the image.
@@ -229,7 +238,8 @@ impl Flight {
         if input.is_empty() && output.is_empty() {
             return Ok(());
         }
-        let memory = rustix::fs::memfd_create("pty", MemfdFlags::CLOEXEC).doing(|| "memfd_create".to_owned())?;
+        let memory =
+            rustix::fs::memfd_create("pty", MemfdFlags::CLOEXEC).doing(|| "memfd_create".to_owned())?;
         let mut memory = File::from(memory);
         let written = memory.write_all(&output).and_then(|()| memory.write_all(&input));
         written.and_then(|()| memory.rewind()).doing(|| "copy what waits in a terminal".to_owned())?;

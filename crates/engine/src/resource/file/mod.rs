@@ -7,8 +7,8 @@
 //! claims is refused before the process is touched.
 
 pub(crate) mod chardev;
-pub(crate) mod directory;
 pub(crate) mod current;
+pub(crate) mod directory;
 pub(crate) mod external;
 pub(crate) mod flight;
 pub(crate) mod owner;

@@ -201,7 +201,9 @@ pub(crate) fn adopt<'a>(
             file_kind::EXTERNAL_TTY if major(record.rdev) == SLAVE_MAJOR => {
                 objects.known_inode((record.dev, record.ino))
             }
-            file_kind::TTY_CURRENT => current(process, desc.fd, objects).object(|| format!("fd {}", desc.fd))?,
+            file_kind::TTY_CURRENT => {
+                current(process, desc.fd, objects).object(|| format!("fd {}", desc.fd))?
+            }
             _ => None,
         };
         let Some(inode) = inode else { continue };
@@ -352,7 +354,8 @@ fn obtain(path: &[u8], wanted: u32, spare: &mut Vec<(OwnedFd, u32)>) -> Result<(
             Err(error) if spare.is_empty() => return Err(error),
             _ => {
                 // The lowest: others that are still wanted are higher.
-                let lowest = spare.iter().enumerate().min_by_key(|(_, (_, index))| *index).map_or(0, |(at, _)| at);
+                let lowest =
+                    spare.iter().enumerate().min_by_key(|(_, (_, index))| *index).map_or(0, |(at, _)| at);
                 return Ok(spare.swap_remove(lowest));
             }
         }
@@ -442,7 +445,9 @@ fn settle_one(pty: &Pty, master: &OwnedFd, made: &Made) -> Result<()> {
 /// Puts what waited into a new pty: first what is to wait at the master, then at the slave. `at` is where in
 /// both `data` begins.
 pub(crate) fn fill(made: &Made, pty: &Pty, at: u64, data: &[u8]) -> Result<()> {
-    let Some(master) = &made.read else { return Err(Error::bad_image("a pty without a master holds something")) };
+    let Some(master) = &made.read else {
+        return Err(Error::bad_image("a pty without a master holds something"));
+    };
     let output = u64::from(pty.output).saturating_sub(at).min(data.len() as u64) as usize;
     let (output, input) = data.split_at_checked(output).unwrap_or_default();
     for (fd, mut data) in [(&made.fd, output), (master, input)] {
