@@ -142,7 +142,7 @@ fn look(known: &Known<'_>, objects: &Objects) -> Result<Option<Flight>> {
         return refused("its output is held up (Ctrl-S), and some that nobody has read waits".to_owned());
     }
     let certain = output > 0 || input > 0;
-    if !certain && !(canonical && slave.is_some()) {
+    if !(certain || canonical && slave.is_some()) {
         return Ok(None);
     }
     if pty.tty.lflag & EXTPROC != 0 {
