@@ -13,6 +13,7 @@ mod leaks;
 mod outside;
 mod pidns;
 mod sweep;
+mod terminal;
 mod tree;
 mod waiting;
 
@@ -63,6 +64,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("outside", outside::TESTS),
     ("pidns", pidns::TESTS),
     ("sweep", sweep::TESTS),
+    ("terminal", terminal::TESTS),
     ("tree", tree::TESTS),
     ("waiting", waiting::TESTS),
 ];

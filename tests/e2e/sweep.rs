@@ -65,7 +65,7 @@ fn vdso(pid: i32) -> Result<Vec<u8>> {
 }
 
 /// Lets it run for a random part of `span`, then SIGKILLs it. True when it was still running.
-fn kill_within(mut run: Running, span: Duration) -> Result<bool> {
+pub(crate) fn kill_within(mut run: Running, span: Duration) -> Result<bool> {
     let until = Instant::now() + Duration::from_nanos(random_below(u64::try_from(span.as_nanos())?));
     while Instant::now() < until {
         std::hint::spin_loop();

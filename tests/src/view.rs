@@ -73,6 +73,7 @@ const STAT: &[(usize, &str)] = &[
     (5, "pgrp"),
     (6, "session"),
     (7, "tty"),
+    (8, "tpgid"),
     (26, "startcode"),
     (27, "endcode"),
     (28, "startstack"),
@@ -231,6 +232,7 @@ impl View {
         view.put("owner", format!("{} {}", owner.uid(), owner.gid()));
         view.pick_status("status", &format!("{proc}/status"), STATUS)?;
         view.pick_stat("stat", &format!("{proc}/stat"), STAT)?;
+        view.terminal(inodes);
         view.put("maps", maps_within(&fs::read(format!("{proc}/smaps"))?, inodes));
         view.descriptors(&proc, inodes)?;
         for tid in &living {
@@ -277,6 +279,16 @@ impl View {
         Ok(())
     }
 
+    /// Its controlling terminal, when that is a pty: those with one number have one.
+    fn terminal(&mut self, inodes: &mut Inodes) {
+        const PTY: u32 = 136;
+        let device = self.0.get("stat.tty").and_then(|tty| tty.parse::<u32>().ok()).unwrap_or(0);
+        if device >> 8 & 0xfff == PTY {
+            let index = device & 0xff | device >> 12 & 0xf_ff00;
+            self.put("stat.tty", format!("/dev/pts/#{}", inodes.number(&format!("/dev/pts/{index}"))));
+        }
+    }
+
     fn thread(&mut self, proc: &str, tid: &str) -> Result<()> {
         let (group, dir, number) = (format!("thread.{tid}"), format!("{proc}/task/{tid}"), tid.parse()?);
         self.put(&format!("{group}.state"), state_of(&dir).to_owned());
@@ -309,6 +321,10 @@ impl View {
             let mut name = link.as_os_str().as_bytes().escape_ascii().to_string();
             if let Some(kind) = ["pipe:[", "socket:["].iter().find(|kind| name.starts_with(**kind)) {
                 name = format!("{kind}{}]", inodes.number(&name));
+            } else if name.starts_with("/dev/pts/") {
+                // Somebody else may have its number meanwhile.
+                let dead = if name.ends_with(" (deleted)") { " (deleted)" } else { "" };
+                name = format!("/dev/pts/#{}{dead}", inodes.number(&name));
             }
             let info: Vec<&str> =
                 info.lines().filter(|l| l.starts_with("pos:") || l.starts_with("flags:")).collect();

@@ -6,7 +6,7 @@ use std::{
     process::ExitStatus,
 };
 
-use ckpt_engine::{Input, Pids, Place, RestartOptions, RestartReport};
+use ckpt_engine::{Input, Loan, Pids, Place, RestartOptions, RestartReport};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
@@ -48,9 +48,10 @@ pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
         map_files: args.map_file,
         force_cpu: args.force_cpu,
         freezer: args.freezer,
+        stands_in: !args.no_wait,
         inherit,
     };
-    let report = {
+    let mut report = {
         let cancel = Cancel::new()?;
         let mut progress = Progress::new(console, cancel.flag());
         let done = ckpt_engine::restart(options, input, &mut progress);
@@ -66,7 +67,10 @@ pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
         }
         return Ok(0);
     };
-    let end = End::of(wait(&report, passing, args.signal)?);
+    let end = End::of(wait(&mut report, passing, args.signal)?);
+    if let Some(terminal) = report.terminal.take() {
+        terminal.end(end.exited.is_some());
+    }
     let pid = report.root.pid();
     tracing::info!("pid {pid} {}", end.words());
     if args.show_status {
@@ -127,11 +131,20 @@ fn input(args: &RestartArgs) -> Outcome<Input> {
 /// Waits for the end of the program and passes signals on to it.
 ///
 /// It is watched through its descriptor and not by SIGCHLD, which it may not send (exit_signal 0).
-fn wait(report: &RestartReport, passing: &mut Passing, instead: Option<i32>) -> Outcome<ExitStatus> {
+fn wait(report: &mut RestartReport, passing: &mut Passing, instead: Option<i32>) -> Outcome<ExitStatus> {
+    if report.terminal.as_ref().is_some_and(Loan::is_apart) {
+        passing.watch_children()?;
+    }
     loop {
+        // Ctrl-Z in its own group of our terminal: nobody else sees that it has stopped.
+        if let Some(terminal) = report.terminal.as_mut().filter(|terminal| terminal.is_apart())
+            && report.root.has_stopped()
+        {
+            terminal.stop()?;
+        }
         // Signals that came while the program was being made are passed on now, too.
         for origin in passing.take() {
-            pass(report, &origin, instead)?;
+            pass(&*report, &origin, instead)?;
         }
         let ended = {
             let mut ready = [

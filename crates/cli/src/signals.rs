@@ -19,7 +19,7 @@ use std::{
 use ckpt_engine::Error;
 use signal_hook::{
     SigId,
-    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ},
+    consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ},
     flag,
     iterator::{backend::SignalDelivery, exfiltrator::WithOrigin},
     low_level::{siginfo::Origin, unregister},
@@ -116,14 +116,19 @@ impl Passing {
         Ok(Passing { delivery })
     }
 
+    /// From here on [`Passing::fd`] is readable, too, when a child has stopped or ended.
+    pub(crate) fn watch_children(&self) -> Outcome<()> {
+        self.delivery.handle().add_signal(SIGCHLD).map_err(|cause| Failure::os("signal handler", cause))
+    }
+
     /// Readable when signals are there.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.delivery.get_read().as_fd()
     }
 
-    /// Those that came since the last call.
+    /// Those that came since the last call and are to be passed on.
     pub(crate) fn take(&mut self) -> Vec<Origin> {
-        self.delivery.pending().collect()
+        self.delivery.pending().filter(|origin| origin.signal != SIGCHLD).collect()
     }
 }
 

@@ -97,15 +97,24 @@ pub(crate) fn capture(
             .task(|| label)?;
     }
     let tables = all.processes.iter().map(|p| p.task.files);
-    let tables = all.held.iter().map(|(process, _)| process).zip(tables);
-    file::pipe::adopt(tables, true, &mut all.objects)?;
+    let tables: Vec<_> = all.held.iter().map(|(process, _)| process).zip(tables).collect();
+    file::pipe::adopt(tables.iter().copied(), true, &mut all.objects)?;
     file::external::check_used(&all.objects)?;
+    let ptys = file::pty::adopt(tables, &mut all.objects)?;
+    for ((process, _), one) in all.held.iter().zip(&mut all.processes) {
+        one.task.tty = file::pty::controlling(process, &all.objects)?;
+    }
+    for pty in &ptys {
+        let controls = all.processes.iter().any(|process| process.task.tty == pty.inode);
+        file::pty::look_at_slave(pty, controls, &mut all.objects)?;
+    }
     approve(&all.objects, observer)?;
     match &options.embed {
         Embed::None => {}
         Embed::Open => file::embedded::adopt(None, &mut all.objects)?,
         Embed::Matching(pattern) => file::embedded::adopt(Some(pattern), &mut all.objects)?,
     }
+    file::flight::carry(&ptys, &all.objects)?.take(&mut all.held, &mut all.objects)?;
     let mut image = Image { header, uts: header::uts(), processes: all.processes, ..Image::default() };
     image.tree = record::Tree {
         nr_tasks: image.processes.len() as u32,

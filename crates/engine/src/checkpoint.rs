@@ -31,6 +31,9 @@ use ckpt_image::{BLOCK_SIZE, Block, Image, Writer, model, record, record::inode_
 use ckpt_kernel::tracee::Stopped;
 use std::time::{Duration, Instant};
 
+/// How long a tree goes on each time before it is stopped again.
+const PAUSES_MS: [u64; 6] = [1, 3, 10, 30, 100, 300];
+
 /// Writes an image of the tree below the process `options.pid` to `output`.
 ///
 /// # Errors
@@ -70,8 +73,6 @@ pub fn checkpoint(
     let frozen_at = Instant::now();
     // Outlives all holds: its threads are let go by it, after it has frozen them again.
     let thawed = frost.thaw(root.pid).task(label)?;
-    let frozen = tree::freeze_tree(root.pid, &admission, thawed.seized(), observer).task(label)?;
-    guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
     let approve = |objects: &Objects, observer: &mut dyn Observer| {
         if !container {
             return Ok(());
@@ -80,7 +81,19 @@ pub fn checkpoint(
         found.unknown().iter().for_each(|unknown| observer.warn(unknown));
         found.refuse()
     };
-    let mut capture = capture(frozen, options, observer, approve).task(label)?;
+    // What is only a matter of moments is over when the tree has gone on for some.
+    let mut pauses = PAUSES_MS.iter().filter(|_| thawed.seized().is_empty());
+    let mut capture = loop {
+        let frozen = tree::freeze_tree(root.pid, &admission, thawed.seized(), observer).task(label)?;
+        guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
+        match (capture(frozen, options, observer, approve), pauses.next()) {
+            (Err(error), Some(ms)) if error.passing => {
+                tracing::info!("once more in {ms} ms: {error}");
+                std::thread::sleep(Duration::from_millis(*ms));
+            }
+            (other, _) => break other.task(label)?,
+        }
+    };
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
     let mut report = CheckpointReport {

@@ -55,12 +55,14 @@ pub struct Error {
     pub why: Option<String>,
     /// What the user can do about it.
     pub advice: Option<String>,
+    /// It may well be over in a moment.
+    pub passing: bool,
 }
 
 impl Error {
     /// An error of `kind` with nothing but `what`.
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
-        Error { kind, task: None, object: None, what: what.into(), why: None, advice: None }
+        Error { kind, task: None, object: None, what: what.into(), why: None, advice: None, passing: false }
     }
 
     /// A [`ErrorKind::Failed`] error.
@@ -92,6 +94,13 @@ impl Error {
             _ => ErrorKind::Failed,
         };
         Error { why: Some(cause_text(&cause)), ..Error::new(kind, what) }
+    }
+
+    /// Says that it may well be over in a moment.
+    #[must_use]
+    pub fn passing(mut self) -> Self {
+        self.passing = true;
+        self
     }
 
     /// Names the task, unless one is named already.

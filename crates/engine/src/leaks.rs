@@ -14,6 +14,7 @@
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
     objects::Objects,
+    resource::file::pty,
     task::{Process, show},
     tree::has_ended,
 };
@@ -193,8 +194,10 @@ impl Contents {
 
     fn add_file(&mut self, file: &model::File, pid: i32, place: impl FnOnce() -> String) {
         let kind = file.record.kind;
+        // All masters are one inode.
+        let slave = kind == file_kind::PTY && !pty::is_master(file);
         let mappable = [file_kind::UNLINKED, file_kind::MEMFD].contains(&kind);
-        if mappable || [file_kind::PIPE, file_kind::EXTERNAL_PIPE].contains(&kind) {
+        if slave || mappable || [file_kind::PIPE, file_kind::EXTERNAL_PIPE].contains(&kind) {
             let dev_ino = (file.record.dev, file.record.ino);
             self.add(dev_ino, mappable, || (name(file), pid, place()));
         }
@@ -216,7 +219,7 @@ fn name(file: &model::File) -> String {
         file_kind::PIPE | file_kind::EXTERNAL_PIPE => "pipe".to_owned(),
         file_kind::UNLINKED => format!("unlinked file {path}"),
         file_kind::MEMFD => format!("memfd {}", path.trim_start_matches("/memfd:")),
-        file_kind::EXTERNAL_TTY => format!("terminal {path}"),
+        file_kind::EXTERNAL_TTY | file_kind::PTY | file_kind::TTY_CURRENT => format!("terminal {path}"),
         file_kind::EXTERNAL_SOCKET => "socket".to_owned(),
         _ => format!("open file description of {path}"),
     }

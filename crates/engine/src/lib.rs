@@ -33,6 +33,8 @@ mod source;
 mod surroundings;
 mod survey;
 mod task;
+mod terminal;
+mod terminals;
 mod tree;
 
 pub use checkpoint::checkpoint;
@@ -44,3 +46,4 @@ pub use options::{
 };
 pub use restart::restart;
 pub use root::Root;
+pub use terminal::Loan;

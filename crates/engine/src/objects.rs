@@ -162,6 +162,11 @@ impl Objects {
         (objref, true)
     }
 
+    /// The contents of an inode without a name, if they are known.
+    pub(crate) fn known_inode(&self, dev_ino: (u64, u64)) -> Option<Objref> {
+        self.inodes.get(&dev_ino).copied()
+    }
+
     /// The address spaces, descriptor tables, ... (`kind`) of the tree in the order they were found, each
     /// with the first process that has it.
     pub(crate) fn holders(&self, kind: Kcmp) -> Ordered<i32> {

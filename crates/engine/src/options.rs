@@ -4,6 +4,7 @@ use crate::{
     error::{Error, Result},
     leaks::Leak,
     root::Root,
+    terminal::Loan,
 };
 use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
 
@@ -164,6 +165,8 @@ pub struct RestartOptions {
     pub force_cpu: bool,
     /// A freezer cgroup, absolute or below the mount of one: the tasks are left frozen in it.
     pub freezer: Option<PathBuf>,
+    /// The caller waits for the program: if the caller is in the foreground of its terminal, the program is to be.
+    pub stands_in: bool,
     /// For external descriptors: which, and the descriptor of ours that takes their place.
     pub inherit: Vec<(Place, OwnedFd)>,
 }
@@ -235,6 +238,8 @@ pub struct RestartReport {
     pub id: [u8; 16],
     /// The root of the new tree.
     pub root: Root,
+    /// The caller's terminal, if the program has it now.
+    pub terminal: Option<Loan>,
     /// Its name.
     pub comm: Vec<u8>,
     /// Processes made.

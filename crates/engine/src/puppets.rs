@@ -21,6 +21,7 @@ use crate::{
     root::Root,
     source::ImageReader,
     task::{show, stat_of},
+    terminals,
 };
 use ckpt_image::{
     Objref,
@@ -37,6 +38,7 @@ use ckpt_kernel::{
 use rustix::process::{Pid, Signal, WaitOptions, getpid, pidfd_send_signal, set_child_subreaper, waitpid};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::fd::RawFd,
     time::{Duration, Instant},
 };
 
@@ -58,6 +60,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) slot: Span,
     /// Other mappings of the coordinator that puppets keep.
     pub(crate) areas: Vec<Span>,
+    /// Descriptors of ours, which puppets have at first: terminals.
+    pub(crate) terminals: BTreeMap<Objref, RawFd>,
     /// A signal that is pending nowhere.
     pub(crate) park: i32,
 }
@@ -110,6 +114,7 @@ impl Puppets {
         for (index, process) in stage.processes.iter().enumerate() {
             maker.children_in(index, process, &mut puppets).task(|| label(process))?;
         }
+        terminals::settle(stage, &mut puppets)?;
         Ok(puppets)
     }
 
@@ -264,7 +269,11 @@ impl Maker<'_, '_> {
         interrupted(self.observer)?;
         match *step {
             Step::Fork { maker, task, sibling } => self.fork(maker, task, sibling, puppets),
-            Step::Setsid(task) => call(puppets.get(task)?, "setsid", libc::SYS_setsid, []),
+            Step::Setsid(task) => {
+                call(puppets.get(task)?, "setsid", libc::SYS_setsid, [])?;
+                // Those it makes from here on have it, too.
+                terminals::take(self.stage, task, puppets.get(task)?)
+            }
             Step::Setpgid(task, group) => self.setpgid(task, group, puppets),
             Step::Subreaper(task, on) => {
                 let args = [libc::PR_SET_CHILD_SUBREAPER.into(), u64::from(on).into()];
@@ -518,7 +527,12 @@ fn pid_max() -> i32 {
 }
 
 /// Runs one call in a puppet.
-fn call<const N: usize>(puppet: &mut Puppet, what: &'static str, nr: i64, args: [Arg; N]) -> Result<()> {
+pub(crate) fn call<const N: usize>(
+    puppet: &mut Puppet,
+    what: &'static str,
+    nr: i64,
+    args: [Arg; N],
+) -> Result<()> {
     let mut program = Program::new();
     program.call(what, 0, nr, args);
     puppet.run(0, program)?;

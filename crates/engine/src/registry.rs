@@ -1,13 +1,15 @@
 //! The only list of file kinds. No more than one of them claims a descriptor.
 
 use crate::resource::file::{
-    FileKind, chardev, directory, external, memfd, mqueue, path, pipe, proc, regular, unlinked,
+    FileKind, chardev, current, directory, external, memfd, mqueue, path, pipe, proc, pty, regular, unlinked,
 };
 
 /// All kinds.
 pub(crate) const FILE_KINDS: &[&dyn FileKind] = &[
     &proc::KernelFile,
     &path::Path,
+    &pty::End,
+    &current::Current,
     &external::Terminal,
     &external::Pipe,
     &external::Socket,

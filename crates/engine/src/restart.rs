@@ -37,6 +37,7 @@ use crate::{
     source,
     surroundings::Surroundings,
     task::ProcDir,
+    terminal::{self, Loan},
 };
 use ckpt_image::{
     Chunk, Image, Object, Objref, model,
@@ -48,7 +49,7 @@ use rustix::fs::OFlags;
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsRawFd, OwnedFd},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// What the coordinator opened for the puppets, which are born with it.
@@ -78,15 +79,21 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     machine::warn_of_reboot(&image, observer);
     let freezer = options.freezer.as_deref().map(Freezer::named).transpose()?;
     let surroundings = Surroundings::enter(&options)?;
-    let opened = open(&image, &options)?;
+    let opened = open(&image, &options, &mut reader, observer)?;
     let grown = file::identity::check(&image, &opened.files, &opened.inodes, &options, observer)?;
     let areas = areas(&image)?;
-    let mut puppets = make(&image, &options, &areas, &mut reader, observer)?;
+    let mut puppets = make(&image, &options, &opened, &areas, &mut reader, observer)?;
     let new_pids = options.pids == Pids::New;
     let born = puppets.credentials()?;
     let materials = Materials { image: &image, new_pids, parts, opened, areas, born };
     let page_bytes = build(&mut puppets, &materials, reader, observer)?;
     interrupted(observer)?;
+    let inherited = &materials.opened.inherited;
+    let pid = |index| puppets.get(index).ok().map(|puppet| puppet.pid());
+    let terminal = if options.stands_in { Loan::make(&image, inherited, pid)? } else { None };
+    if terminal::is_lost(&image) {
+        observer.warn("its session had a terminal outside, which it cannot have again: it has none now");
+    }
     // The freezer's cgroup is one of our own surroundings.
     drop(surroundings);
     let opened = &materials.opened;
@@ -96,9 +103,11 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     opened.scribe.keep(puppets.get(0)?.pid())?;
     let released = puppets.release(freezer.as_ref());
     let root = released.inspect_err(|_| drop(opened.scribe.discard()))?;
+    terminal::tell_window(&image, inherited, root.pid());
     Ok(RestartReport {
         id: image.header.id,
         root,
+        terminal,
         comm: image
             .processes
             .first()
@@ -151,7 +160,12 @@ fn spaces(image: &Image) -> impl Iterator<Item = (Objref, &model::Mm)> {
 const OWN_FILES: u64 = 64;
 
 /// Opens everything the puppets will need.
-fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
+fn open(
+    image: &Image,
+    options: &RestartOptions,
+    reader: &mut source::ImageReader,
+    observer: &mut dyn Observer,
+) -> Result<Opened> {
     let tables = image.objects.values().filter_map(|object| match object {
         Object::Files(table) => table.descs.last().map(|desc| desc.fd as u64 + 1),
         _ => None,
@@ -187,11 +201,38 @@ fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
         let read = made.read.map(&park).transpose()?;
         inodes.insert(*objref, Made { fd: park(made.fd)?, read, ..made });
     }
+    if options.pids == Pids::Original {
+        await_ptys(image, reader, observer)?;
+    }
+    for (objref, made) in file::pty::make_all(image, observer)? {
+        let read = made.read.map(&park).transpose()?;
+        inodes.insert(objref, Made { fd: park(made.fd)?, read, ..made });
+    }
     let context = OpenContext { image, options, scribe: &scribe, removed: &removed, inodes: &inodes };
     let files = file::open_all(&context, &park)?;
+    file::pty::hang_up(image, &mut inodes);
     let inherited = external::inherit(image, &options.inherit, &park)?;
     let late = file::proc::Late::of(image)?;
     Ok(Opened { files, inherited, inodes, directories, late, scribe })
+}
+
+/// In `checkpoint --kill PID | restart` the original has its terminals, and ends only when it has seen all of the
+/// image off: then the image is taken in first, and waited for its end.
+fn await_ptys(image: &Image, reader: &mut source::ImageReader, observer: &mut dyn Observer) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let taken = || file::pty::wanted(image).any(|path| rustix::fs::stat(path).is_ok());
+    if !reader.source_mut().is_stream() || !taken() {
+        return Ok(());
+    }
+    reader.source_mut().spool(observer)?;
+    let begun = Instant::now();
+    // Without its pid it does not come into being anyhow.
+    let lives = || procfs::stat(&image.tree.root.to_string()).is_ok();
+    while taken() && lives() && begun.elapsed() < PATIENCE {
+        interrupted(observer)?;
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// Addresses that are taken here or in any address space of the image.
@@ -223,6 +264,7 @@ fn areas(image: &Image) -> Result<BTreeMap<Objref, SharedArea>> {
 fn make(
     image: &Image,
     options: &RestartOptions,
+    opened: &Opened,
     areas: &BTreeMap<Objref, SharedArea>,
     reader: &mut source::ImageReader,
     observer: &mut dyn Observer,
@@ -244,6 +286,7 @@ fn make(
         own_proc: options.mntns && options.pids == Pids::Namespace,
         slot: Span { start, len },
         areas: areas.values().map(SharedArea::span).collect(),
+        terminals: opened.inodes.iter().map(|(objref, made)| (*objref, made.fd.as_raw_fd())).collect(),
         park: park_signal(image)?,
     };
     Puppets::make(&stage, &plan, reader, observer)
@@ -341,6 +384,7 @@ fn build(
     observer: &mut dyn Observer,
 ) -> Result<u64> {
     let page_bytes = memory(puppets, materials, &mut reader, observer)?;
+    file::pty::settle(materials.image, &materials.opened.inodes)?;
     threads(puppets, materials, observer)?;
     late_files(puppets, materials, observer)?;
     zombies(puppets, materials)?;

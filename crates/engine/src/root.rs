@@ -2,7 +2,7 @@
 
 use crate::error::{Doing, Error, Result};
 use ckpt_kernel::puppet;
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, waitid};
 use std::{
     fs::File,
     io::Read,
@@ -49,6 +49,13 @@ impl Root {
             Err(rustix::io::Errno::SRCH) => Ok(()),
             other => other.doing(|| format!("signal to pid {}", self.pid)),
         }
+    }
+
+    /// Whether it has been stopped since this was asked last; not known of one in a pid namespace of its own.
+    pub fn has_stopped(&self) -> bool {
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+        let asked = self.status.is_none().then(|| waitid(WaitId::PidFd(self.pidfd.as_fd()), options));
+        matches!(asked, Some(Ok(Some(status))) if status.stopped())
     }
 
     /// Waits for its end. Its descriptor ([`AsFd`]) is readable then.

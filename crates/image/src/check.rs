@@ -8,9 +8,9 @@ use std::fmt;
 
 use crate::model::{Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Thread, Vma, details};
 use crate::record::{
-    self, ARCH_X86_64, ExternalName, FileLock, HEADER_MAGIC, Objref, PAGE_SIZE, PipePart, ProcFile, REV,
-    Record, file_kind, inode_kind, lock_kind, owner_kind, pipe_part, proc_owner, restart_kind, task_state,
-    vma_flags, vma_kind,
+    self, ARCH_X86_64, ExternalName, FileLock, HEADER_MAGIC, Objref, PAGE_SIZE, PipePart, ProcFile, Pty, REV,
+    Record, file_kind, inode_kind, lock_kind, owner_kind, pipe_part, proc_owner, pty_flags, restart_kind,
+    task_state, vma_flags, vma_kind,
 };
 
 /// Longest path (PATH_MAX).
@@ -31,6 +31,11 @@ const MAX_UTS: usize = 64;
 const MAX_CRED_GROUPS: usize = 65536;
 /// Signals, and thus handlers.
 const NR_SIGNALS: usize = 64;
+
+/// Numbers a pty can have (NR_UNIX98_PTY_MAX).
+const MAX_PTYS: u32 = 1 << 20;
+/// More than a pty can hold one way: what is read, and the kernel's buffers before it.
+const MAX_WAITING: u32 = 256 << 10;
 
 /// What a fault was found in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +90,14 @@ impl Refs<'_> {
         rule(object.objtype() == R::TYPE, "refers to an object of the wrong kind")?;
         self.used.insert(objref);
         Ok(())
+    }
+
+    /// The object, if it is a pty.
+    fn pty(&self, objref: Objref) -> Option<Pty> {
+        match self.objects.get(&objref) {
+            Some(Object::Inode(inode)) => inode.pty(),
+            _ => None,
+        }
     }
 
     /// As `required`, or none.
@@ -149,6 +162,9 @@ fn check_process(process: &Process, refs: &mut Refs<'_>) -> Check {
     let task = &process.task;
     rule(task.pid > 0, "its pid is not positive")?;
     rule(task_state::ALL.contains(&task.state), "unknown state")?;
+    rule(task.tpgid >= 0, "its terminal's foreground group is negative")?;
+    refs.optional::<record::Inode>(task.tty)?;
+    rule(task.tty == 0 || refs.pty(task.tty).is_some(), "its terminal is none")?;
     rule(task.nr_threads as usize == process.threads.len(), "TASK counts another number of threads")?;
     if task.state == task_state::ZOMBIE {
         rule(process.threads.len() <= 1, "a zombie has threads")?;
@@ -280,10 +296,14 @@ fn check_file(file: &File, refs: &mut Refs<'_>) -> Check {
     rule(file.build_id.len() <= MAX_SMALL, "build-id too long")?;
     check_file_details(file)?;
     file.locks.iter().try_for_each(check_lock)?;
-    if [file_kind::UNLINKED, file_kind::PIPE, file_kind::MEMFD].contains(&file.record.kind) {
-        return refs.required::<record::Inode>(file.record.inode);
+    let inside = [file_kind::UNLINKED, file_kind::PIPE, file_kind::MEMFD, file_kind::PTY];
+    if inside.contains(&file.record.kind) {
+        refs.required::<record::Inode>(file.record.inode)?;
     }
-    refs.optional::<record::Inode>(file.record.inode)
+    refs.optional::<record::Inode>(file.record.inode)?;
+    let of_pty = file.record.kind == file_kind::PTY
+        || file.record.kind == file_kind::TTY_CURRENT && file.record.inode != 0;
+    rule(!of_pty || refs.pty(file.record.inode).is_some(), "the end of a pty that is none")
 }
 
 /// The details, as the file's kind has them.
@@ -301,6 +321,11 @@ fn check_file_details(file: &File) -> Check {
             rule(queue.pad == 0, "padding is not zero")?;
             rule(queue.notify_pid >= 0 && queue.notify <= 1, "an unknown notification")?;
             rule(queue.signal as usize <= NR_SIGNALS, "an unknown signal")
+        }
+        file_kind::EXTERNAL_TTY | file_kind::TTY_CURRENT
+            if file.details.len() == size_of::<record::Tty>() =>
+        {
+            Ok(())
         }
         file_kind::EXTERNAL_TTY
         | file_kind::EXTERNAL_PIPE
@@ -344,6 +369,7 @@ fn check_inode(inode: &Inode) -> Check {
     rule(i64::try_from(inode.record.size).is_ok(), "its size is too large")?;
     match inode.record.kind {
         inode_kind::PIPE => check_pipe(inode)?,
+        inode_kind::PTY => check_pty(inode)?,
         inode_kind::MEMFD => {
             let [memfd] = of_kind::<record::Memfd>(&inode.details)?[..] else {
                 return Err("a memfd without its seals");
@@ -368,6 +394,16 @@ fn check_pipe(pipe: &Inode) -> Check {
         }
     }
     Ok(())
+}
+
+fn check_pty(inode: &Inode) -> Check {
+    let pty = inode.pty().ok_or("a pty's details are not one structure")?;
+    rule(pty.index < MAX_PTYS, "a pty's number is too large")?;
+    rule(pty.flags & !pty_flags::ALL == 0, "a pty has unknown flags")?;
+    rule(pty.output <= MAX_WAITING && pty.input <= MAX_WAITING, "a pty holds too much")?;
+    rule(inode.record.size == u64::from(pty.output) + u64::from(pty.input), "a pty of another size")?;
+    let dead = pty.flags & (pty_flags::HUNG_UP | pty_flags::UNOPENED) != 0;
+    rule(!dead || inode.record.size == 0, "a pty without an end holds something")
 }
 
 fn check_fs(fs: &Fs) -> Check {

@@ -40,7 +40,7 @@ struct Encoder<'a, S: BlockSink> {
 impl<S: BlockSink> Encoder<'_, S> {
     fn process(&mut self, process: &Process) -> Result<(), WriteError> {
         let task = &process.task;
-        for objref in [task.sighand, task.signal, task.fs, task.files, task.mm] {
+        for objref in [task.sighand, task.signal, task.fs, task.files, task.mm, task.tty] {
             self.object(objref)?;
         }
         for thread in &process.threads {

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use zerocopy::FromBytes;
 
 use crate::record::{
-    self, FileDesc, FileLock, Header, HeaderArch, Objref, PidLevel, PosixTimer, Record, SigAction, Task,
-    Tree, task_state,
+    self, FileDesc, FileLock, Header, HeaderArch, Objref, PidLevel, PosixTimer, Pty, Record, SigAction, Task,
+    Tree, inode_kind, task_state,
 };
 
 /// A queued signal: `siginfo_t` as PTRACE_PEEKSIGINFO gives it.
@@ -205,6 +205,14 @@ pub struct Inode {
     pub path: Vec<u8>,
     /// What only its kind has; see [`details`].
     pub details: Vec<u8>,
+}
+
+impl Inode {
+    /// What it is as a pty, if it is one.
+    pub fn pty(&self) -> Option<Pty> {
+        let one = details::<Pty>(&self.details).filter(|ptys| ptys.len() == 1);
+        one.filter(|_| self.record.kind == inode_kind::PTY)?.into_iter().next()
+    }
 }
 
 /// Filesystem context.

@@ -17,6 +17,8 @@ const PARTS: &[(&str, &[Member])] = &[
     ("PipePart", record::PipePart::MEMBERS),
     ("Memfd", record::Memfd::MEMBERS),
     ("ProcFile", record::ProcFile::MEMBERS),
+    ("Tty", record::Tty::MEMBERS),
+    ("Pty", record::Pty::MEMBERS),
     ("Run", record::Run::MEMBERS),
     ("SigAction", record::SigAction::MEMBERS),
     ("PidLevel", record::PidLevel::MEMBERS),

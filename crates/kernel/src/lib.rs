@@ -28,6 +28,7 @@ pub mod servant;
 pub mod shared;
 mod sys;
 pub mod tracee;
+pub mod tty;
 pub mod userfault;
 pub mod visit;
 

@@ -18,6 +18,8 @@ pub enum Arg {
     InOut(Vec<u8>),
     /// The result of an earlier call of the same program.
     Result(usize),
+    /// The address of the first output of an earlier call, in a program that fits a bay.
+    Output(usize),
 }
 
 impl From<u64> for Arg {
@@ -146,7 +148,7 @@ fn data_len(arg: &Arg) -> usize {
     match arg {
         Arg::In(b) | Arg::InOut(b) | Arg::Linked(b, _) => b.len().next_multiple_of(16),
         Arg::Out(n) => n.next_multiple_of(16),
-        Arg::Value(_) | Arg::Result(_) => 0,
+        Arg::Value(_) | Arg::Result(_) | Arg::Output(_) => 0,
     }
 }
 
@@ -205,6 +207,10 @@ impl Batch {
                     flags |= 1 << i;
                     ((index - first) * DESC_SIZE) as u64
                 }
+                Arg::Output(index) => {
+                    let call = index.checked_sub(first).and_then(|call| self.outputs.get(call));
+                    call.and_then(|outputs| outputs.first()).map_or(0, |(at, _)| address + *at as u64)
+                }
                 Arg::In(_) | Arg::Linked(..) | Arg::Out(_) | Arg::InOut(_) => address + at as u64,
             };
             match arg {
@@ -227,7 +233,7 @@ impl Batch {
                     outputs.push((at, *n));
                     data.resize(data.len() + n, 0);
                 }
-                Arg::Value(_) | Arg::Result(_) => {}
+                Arg::Value(_) | Arg::Result(_) | Arg::Output(_) => {}
             }
             data.resize(data.len().next_multiple_of(16), 0);
         }

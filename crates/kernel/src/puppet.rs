@@ -53,16 +53,6 @@ impl Drop for Slot {
     }
 }
 
-/// Sets the calling thread's signal mask; returns the old one.
-fn set_mask(mask: u64) -> u64 {
-    let mut old = 0u64;
-    // SAFETY: both words are live and of the 8 bytes passed as sigsetsize.
-    unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, &raw mut old, 8usize)
-    };
-    old
-}
-
 /// A child that waits to be seized, and ends if the pipe is closed before.
 struct Waiting {
     pid: i32,
@@ -240,10 +230,10 @@ impl Puppet {
     /// Makes a process as a child of ours.
     pub fn spawn(spawn: &Spawn<'_>) -> Result<Puppet> {
         let slot = Slot::map(spawn.slot)?;
-        let mask = set_mask(!0);
+        let mask = sys::set_mask(!0);
         let clone = || clone_waiting(spawn.set_tid, spawn.namespaces).named("clone3");
         let cloned = spawn.inside.map_or_else(clone, |namespace| namespace.inside(clone));
-        set_mask(mask);
+        sys::set_mask(mask);
         let Waiting { pid, pidfd, pipe } = cloned?;
         let span = slot.0;
         drop(slot);

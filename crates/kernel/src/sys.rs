@@ -50,3 +50,13 @@ pub(crate) fn numbers(nr: libc::c_long, args: [u64; 5]) -> Result<u64, Errno> {
     // SAFETY: only called with system calls that take no pointers (kcmp, tgkill, setns, unshare, ioctls that take a number).
     check(unsafe { libc::syscall(nr, args[0], args[1], args[2], args[3], args[4]) })
 }
+
+/// Sets the calling thread's signal mask; returns the old one.
+pub(crate) fn set_mask(mask: u64) -> u64 {
+    let mut old = 0u64;
+    // SAFETY: both words are live and of the 8 bytes passed as sigsetsize.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, &raw mut old, 8usize)
+    };
+    old
+}

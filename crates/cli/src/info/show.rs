@@ -274,6 +274,8 @@ pub(super) fn kind(kind: u32) -> &'static str {
         file_kind::MQUEUE => "mqueue",
         file_kind::EXTERNAL_FILE => "ext. file",
         file_kind::PROC => "kernel file",
+        file_kind::PTY => "pty",
+        file_kind::TTY_CURRENT => "/dev/tty",
         file_kind::EXTERNAL_TTY => "ext. tty",
         file_kind::EXTERNAL_PIPE => "ext. pipe",
         file_kind::EXTERNAL_SOCKET => "ext. socket",
@@ -299,6 +301,7 @@ fn unnamed(out: &mut String, contents: &Contents) {
             inode_kind::EMBEDDED => format!("embedded file {}", name(&inode.path)),
             inode_kind::PIPE => format!("pipe, {}", name(&inode.path)),
             inode_kind::MEMFD => format!("memfd, {}", name(&inode.path)),
+            inode_kind::PTY => format!("what waits in the terminal {}", name(&inode.path)),
             _ => "shared memory".to_owned(),
         };
         let _ = writeln!(out, "{objref:8}     {}  {what}", sizes(inode.record.size, pages));

@@ -7,7 +7,7 @@
 //! pages of large anonymous areas by a [`Filler`], others by process_vm_writev; what is there
 //! already, or is neither readable nor writable, through /proc/PID/mem.
 
-use super::file::Made;
+use super::file::{Made, pty};
 use crate::{
     error::{Context, Error, Result},
     options::{Observer, interrupted},
@@ -152,7 +152,8 @@ impl Plan {
 impl Contents {
     /// Finds what to store of `contents`, which are open for reading.
     pub(crate) fn plan(contents: Vec<(Objref, File)>, image: &Image) -> Result<Contents> {
-        let is_pipe = |o: Objref| image.inode(o).is_some_and(|i| i.record.kind == inode_kind::PIPE);
+        const QUEUES: [u32; 2] = [inode_kind::PIPE, inode_kind::PTY];
+        let is_pipe = |o: Objref| image.inode(o).is_some_and(|i| QUEUES.contains(&i.record.kind));
         let plan = |(objref, file): (Objref, File)| {
             // Zeros in a pipe are data; elsewhere they are holes.
             let zero = if is_pipe(objref) { ZeroPages::Keep } else { ZeroPages::Drop };
@@ -478,6 +479,8 @@ fn fill_file(made: &Made, inode: &model::Inode, chunk: &Chunk) -> Result<()> {
         let mut left = data.get(..len.min(whole)).unwrap_or_default();
         if inode.record.kind == inode_kind::PIPE {
             crate::resource::file::pipe::fill(made, chunk.objref, inode, std::mem::take(&mut left))?;
+        } else if let Some(pty) = inode.pty() {
+            pty::fill(made, &pty, at, std::mem::take(&mut left))?;
         }
         while !left.is_empty() {
             let n =

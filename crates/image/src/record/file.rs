@@ -167,7 +167,12 @@ pub mod file_kind {
     pub const PIPE: u32 = 6;
     /// A file of a file system that shows the kernel's state (proc, sysfs, cgroup): [`ProcFile`].
     pub const PROC: u32 = 22;
-    /// A terminal whose other side is outside.
+    /// An end of a pty, by its device: 5:2 is the master, the others are slaves. Its [`Inode`] is the pty.
+    pub const PTY: u32 = 14;
+    /// /dev/tty (5:0), the terminal of who opened it: a pty, its [`Inode`], or, without one, outside. Its
+    /// details are those of `EXTERNAL_TTY`.
+    pub const TTY_CURRENT: u32 = 15;
+    /// A terminal whose other side is outside. Its details: one [`Tty`](super::Tty), or the name the checkpoint gave it, or none.
     pub const EXTERNAL_TTY: u32 = 16;
     /// A pipe or FIFO whose other end is outside.
     pub const EXTERNAL_PIPE: u32 = 17;
@@ -187,6 +192,8 @@ pub mod file_kind {
         CHARDEV,
         UNLINKED,
         PIPE,
+        PTY,
+        TTY_CURRENT,
         PROC,
         EXTERNAL_TTY,
         EXTERNAL_PIPE,
@@ -228,7 +235,64 @@ pub mod proc_owner {
 }
 
 wire! {
-    /// Contents: an unlinked regular file, memory shared anonymously, a pipe, a memfd, or an embedded file. Its pages
+    /// Settings of a terminal: `struct termios2` and `struct winsize`.
+    struct Tty {
+        /// Input modes.
+        pub iflag: u32,
+        /// Output modes.
+        pub oflag: u32,
+        /// Control modes.
+        pub cflag: u32,
+        /// Local modes.
+        pub lflag: u32,
+        /// Line discipline, then 19 control characters.
+        pub line_cc: [u8; 20],
+        /// Input speed, bits per second.
+        pub ispeed: u32,
+        /// Output speed, bits per second.
+        pub ospeed: u32,
+        /// Window: rows, columns, width and height in pixels.
+        pub window: [u16; 4],
+    }
+}
+
+wire! {
+    /// A pseudoterminal: the one structure in the details of an [`Inode`] of that kind. Its contents are first what
+    /// waits at the master, then what waits at the slave.
+    struct Pty {
+        /// Settings of the slave.
+        pub tty: Tty,
+        /// Its number: the slave is /dev/pts/N.
+        pub index: u32,
+        /// [`pty_flags`].
+        pub flags: u32,
+        /// Bytes that wait at the master.
+        pub output: u32,
+        /// Bytes that wait at the slave.
+        pub input: u32,
+    }
+}
+
+/// Bits of [`Pty::flags`].
+pub mod pty_flags {
+    /// The slave cannot be opened (TIOCSPTLCK).
+    pub const LOCKED: u32 = 1;
+    /// Packet mode (TIOCPKT).
+    pub const PACKET: u32 = 1 << 1;
+    /// The slave cannot be opened again (TIOCEXCL).
+    pub const EXCLUSIVE: u32 = 1 << 2;
+    /// The same flag of the master, without effect.
+    pub const MASTER_EXCLUSIVE: u32 = 1 << 3;
+    /// The master is closed: the slaves are dead.
+    pub const HUNG_UP: u32 = 1 << 4;
+    /// No slave has ever been opened.
+    pub const UNOPENED: u32 = 1 << 5;
+    /// Every bit above; a reader refuses any other.
+    pub const ALL: u32 = LOCKED | PACKET | EXCLUSIVE | MASTER_EXCLUSIVE | HUNG_UP | UNOPENED;
+}
+
+wire! {
+    /// Contents: an unlinked regular file, memory shared anonymously, a pipe, a memfd, a pty, or an embedded file. Its pages
     /// are stored in [`Pgarr`] chunks addressed by file offset. Fields: path it once had, details: an array
     /// of the structure its kind has, if any.
     310 "INODE" [path, details] struct Inode {
@@ -240,7 +304,7 @@ wire! {
         pub uid: u32,
         /// Group.
         pub gid: u32,
-        /// st_size, bytes; of a pipe: bytes waiting in it.
+        /// st_size, bytes; of a pipe or pty: bytes waiting in it.
         pub size: u64,
         /// Of a pipe: its capacity in bytes (F_GETPIPE_SZ), else 0.
         pub capacity: u64,
@@ -255,12 +319,14 @@ pub mod inode_kind {
     pub const SHMEM: u32 = 2;
     /// A pipe with all its ends inside.
     pub const PIPE: u32 = 3;
+    /// A pty; its path is the slave's, its details are one [`Pty`](super::Pty).
+    pub const PTY: u32 = 4;
     /// memfd_create(2).
     pub const MEMFD: u32 = 5;
     /// A regular file with a name, embedded in the image.
     pub const EMBEDDED: u32 = 6;
     /// Every value above; a reader refuses any other.
-    pub const ALL: &[u32] = &[UNLINKED, SHMEM, PIPE, MEMFD, EMBEDDED];
+    pub const ALL: &[u32] = &[UNLINKED, SHMEM, PIPE, PTY, MEMFD, EMBEDDED];
 }
 
 wire! {

@@ -51,6 +51,10 @@ wire! {
         pub parent_tid: i32,
         /// Pid namespace its children are made in: [`children_pidns`], or its number in a [`PidLevel`].
         pub children_pidns: u32,
+        /// Its controlling terminal, an [`Inode`] that is a pty; 0 for one outside, or none.
+        pub tty: i32,
+        /// Zero.
+        pub pad: u32,
     }
 }
 

@@ -8,8 +8,8 @@ use ckpt_image::model::{
 };
 use ckpt_image::record::{
     self, ARCH_X86_64, ExternalName, FileDesc, FileLock, HEADER_MAGIC, Header, HeaderArch, PAGE_SIZE,
-    PidLevel, PipePart, REV, Record, RestartBlock, Run, Task, Tree, children_pidns, file_kind, inode_kind,
-    lock_kind, owner_kind, pipe_part, restart_kind, task_state, vma_flags, vma_kind,
+    PidLevel, PipePart, Pty, REV, Record, RestartBlock, Run, Task, Tree, children_pidns, file_kind,
+    inode_kind, lock_kind, owner_kind, pipe_part, pty_flags, restart_kind, task_state, vma_flags, vma_kind,
 };
 use ckpt_image::{Block, BlockSink, Chunk, Objref, PagesWritten, ReadError, Reader, Writer, ZeroPages};
 use zerocopy::{FromBytes, IntoBytes};
@@ -185,7 +185,18 @@ impl Builder<'_, '_> {
         let zombie = state == task_state::ZOMBIE;
         let nr_threads = if zombie { self.source.below(2) } else { 1 + self.source.below(3) };
         let nr = nr_threads as u32;
-        let mut task = Task { pid, state, nr_threads: nr, children_pidns: 0, ..self.source.wire() };
+        let tty = if self.source.below(2) == 0 { 0 } else { self.share_pty() };
+        let wild: Task = self.source.wire();
+        let mut task = Task {
+            pid,
+            state,
+            nr_threads: nr,
+            tty,
+            pad: 0,
+            children_pidns: 0,
+            tpgid: wild.tpgid & i32::MAX,
+            ..wild
+        };
         if zombie {
             task.exit_code = if self.source.below(2) == 0 { i32::from(self.source.byte()) << 8 } else { 15 };
             (task.mm, task.files, task.fs, task.sighand, task.signal) = (0, 0, 0, 0, 0);
@@ -298,12 +309,23 @@ impl Builder<'_, '_> {
 
     fn file(&mut self) -> Objref {
         let kind = self.source.pick(file_kind::ALL);
-        let inside = [file_kind::UNLINKED, file_kind::PIPE, file_kind::MEMFD].contains(&kind);
-        let inode = if inside { self.share(record::Inode::TYPE, Self::inode) } else { 0 };
+        let terminal = [file_kind::TTY_CURRENT, file_kind::EXTERNAL_TTY].contains(&kind);
+        let settings = terminal && self.source.below(2) == 0;
+        let inode = match kind {
+            file_kind::UNLINKED | file_kind::PIPE | file_kind::MEMFD => {
+                self.share(record::Inode::TYPE, Self::inode)
+            }
+            file_kind::PTY => self.share_pty(),
+            file_kind::TTY_CURRENT if !settings => self.share_pty(),
+            _ => 0,
+        };
         let record = record::File { kind, inode, pad: 0, pad2: 0, ..self.source.wire() };
         let record = owned(record, self.source.pick(owner_kind::ALL));
         let (path, build_id) = (self.source.text(255), self.source.bytes(20));
-        let details = self.file_details(kind, &path);
+        let details = match settings {
+            true => self.source.wire::<record::Tty>().as_bytes().to_vec(),
+            false => self.file_details(kind, &path),
+        };
         let locks = self.source.many(3, lock);
         self.add(Object::File(File { record, path, build_id, details, locks }))
     }
@@ -336,6 +358,13 @@ impl Builder<'_, '_> {
         }
     }
 
+    /// A pty of the image, or a new one.
+    fn share_pty(&mut self) -> Objref {
+        let is_pty = |object: &Object| matches!(object, Object::Inode(inode) if inode.pty().is_some());
+        let known = self.image.objects.iter().find(|(_, object)| is_pty(object)).map(|(objref, _)| *objref);
+        known.unwrap_or_else(|| self.inode_of(inode_kind::PTY))
+    }
+
     fn inode_details(&mut self, kind: u32, size: u64) -> Vec<u8> {
         match kind {
             inode_kind::PIPE => {
@@ -352,10 +381,23 @@ impl Builder<'_, '_> {
 
     fn inode(&mut self) -> Objref {
         let kind = self.source.pick(inode_kind::ALL);
+        self.inode_of(kind)
+    }
+
+    fn inode_of(&mut self, kind: u32) -> Objref {
         let wild: record::Inode = self.source.wire();
-        let record = record::Inode { kind, size: wild.size >> 1, ..wild };
+        let mut size = wild.size >> 1;
+        let mut details = self.inode_details(kind, size);
+        if kind == inode_kind::PTY {
+            let pty: Pty = self.source.wire();
+            let flags = pty.flags & pty_flags::ALL;
+            let dead = flags & (pty_flags::HUNG_UP | pty_flags::UNOPENED) != 0;
+            let [output, input] = [pty.output, pty.input].map(|n| if dead { 0 } else { n & 0xffff });
+            size = u64::from(output + input);
+            details = Pty { index: pty.index & 0xffff, flags, output, input, ..pty }.as_bytes().to_vec();
+        }
+        let record = record::Inode { kind, size, ..wild };
         let path = self.source.text(255);
-        let details = self.inode_details(kind, record.size);
         self.add(Object::Inode(Inode { record, path, details }))
     }
 

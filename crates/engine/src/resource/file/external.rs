@@ -1,13 +1,15 @@
 //! Terminals, pipes and sockets whose other end is outside, and whatever the caller says is outside (`--external`).
 //!
-//! *Saved*: kind and path, and the name the caller gave it. *Restored*: what has a name is what `--inherit-fd` gives
-//! by that name; else descriptors 0, 1 and 2 are the restarter's own 0, 1 and 2, and others come from `--inherit-fd`
-//! by number, or share the description of one that does. *Lost*: what was in flight, which belongs to the outside;
-//! flags and offset, which are those of what takes its place. *Refused*: sockets without another end (listening, not
-//! connected) and socket pairs made by the process itself, unless they are named. A pipe with both ends inside is not
-//! outside at all, unless it is named: see `pipe.rs`.
+//! *Saved*: kind and path, and the name the caller gave it; of a terminal its settings and window. *Restored*: what has
+//! a name is what `--inherit-fd` gives by that name; else descriptors 0, 1 and 2 are the restarter's own 0, 1 and 2, and
+//! others come from `--inherit-fd` by number, or share the description of one that does. Of a terminal any other number
+//! becomes the restarter's terminal, too: the one that took the place of the same terminal at 0, 1 or 2, else any of those
+//! that is one; of /dev/tty the restarter's own. Its settings: see `terminal.rs`. *Lost*: what was in flight, which
+//! belongs to the outside; flags and offset, which are those of what takes its place. *Refused*: sockets without another
+//! end (listening, not connected) and socket pairs made by the process itself, unless they are named. A pipe with both
+//! ends inside is not outside at all, unless it is named: see `pipe.rs`; a terminal whose master is inside: `pty.rs`.
 
-use super::{Descriptor, FileKind, OpenContext};
+use super::{Descriptor, FileKind, OpenContext, pty};
 use crate::{
     error::{Error, Result},
     objects::Objects,
@@ -17,10 +19,11 @@ use crate::{
 use ckpt_image::{
     Image, Object, Objref,
     model::{self, details},
-    record::{ExternalName, FileDesc, file_kind},
+    record::{ExternalName, FileDesc, Tty, file_kind},
 };
+use ckpt_kernel::{Errno, procfs, tty};
 use rustix::{
-    fs::{FileType, major},
+    fs::{FileType, Mode, OFlags, major, minor},
     io::dup,
     net::sockopt,
 };
@@ -42,6 +45,43 @@ pub(crate) struct Named;
 /// Majors of terminals: virtual consoles and serial ports, /dev/tty and console, ptys.
 const TTY_MAJORS: [u32; 19] =
     [4, 5, 3, 136, 137, 138, 139, 140, 141, 142, 143, 204, 188, 166, 229, 207, 208, 205, 206];
+
+impl FileKind for Terminal {
+    fn kind(&self) -> u32 {
+        file_kind::EXTERNAL_TTY
+    }
+
+    fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
+        // Masters and /dev/tty have kinds of their own.
+        is_terminal(descriptor)
+            && !descriptor.is_place()
+            && ![(5, 0), (5, 2)].contains(&(major(descriptor.stat.st_rdev), minor(descriptor.stat.st_rdev)))
+    }
+
+    fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
+        match tty::settings(descriptor.copy()?) {
+            Ok(settings) => {
+                pty::refuse_discipline(&settings)?;
+                let details = settings.as_bytes().to_vec();
+                Ok(model::File { details, ..descriptor.record(file_kind::EXTERNAL_TTY) })
+            }
+            Err(e) if e.errno() == Some(Errno::IO) && major(descriptor.stat.st_rdev) == pty::SLAVE_MAJOR => {
+                Ok(pty::hung_up(descriptor, objects))
+            }
+            Err(_) => Ok(descriptor.record(file_kind::EXTERNAL_TTY)),
+        }
+    }
+
+    fn open(&self, _: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
+        Ok(None)
+    }
+}
+
+/// Whether it is a terminal, or makes one.
+pub(crate) fn is_terminal(descriptor: &Descriptor<'_>) -> bool {
+    descriptor.file_type() == FileType::CharacterDevice
+        && TTY_MAJORS.contains(&major(descriptor.stat.st_rdev))
+}
 
 /// Defines the kind's two directions: the record, and nothing to open.
 macro_rules! external {
@@ -69,17 +109,6 @@ macro_rules! external {
     };
 }
 
-external!(
-    Terminal,
-    file_kind::EXTERNAL_TTY,
-    |d| {
-        // /dev/ptmx (5:2) is the master side: its terminal would be inside.
-        d.file_type() == FileType::CharacterDevice
-            && TTY_MAJORS.contains(&major(d.stat.st_rdev))
-            && d.stat.st_rdev != rustix::fs::makedev(5, 2)
-    },
-    |_, _| Ok(())
-);
 external!(Pipe, file_kind::EXTERNAL_PIPE, |d| d.file_type() == FileType::Fifo, |_, _| Ok(()));
 external!(Named, file_kind::EXTERNAL_FILE, |_| false, |_, _| Ok(()));
 external!(Socket, file_kind::EXTERNAL_SOCKET, |d| d.file_type() == FileType::Socket, connected_to_outside);
@@ -104,8 +133,14 @@ fn connected_to_outside(descriptor: &Descriptor<'_>, objects: &Objects) -> Resul
 
 /// Whether a file comes from outside.
 pub(crate) fn is_external(file: &model::File) -> bool {
-    [file_kind::EXTERNAL_TTY, file_kind::EXTERNAL_PIPE, file_kind::EXTERNAL_SOCKET, file_kind::EXTERNAL_FILE]
-        .contains(&file.record.kind)
+    match file.record.kind {
+        file_kind::EXTERNAL_TTY
+        | file_kind::EXTERNAL_PIPE
+        | file_kind::EXTERNAL_SOCKET
+        | file_kind::EXTERNAL_FILE => true,
+        file_kind::TTY_CURRENT => file.record.inode == 0,
+        _ => false,
+    }
 }
 
 /// The record of a descriptor that the caller said is outside, whatever it is.
@@ -169,6 +204,15 @@ impl Inherited {
     pub(crate) fn get(&self, table: Objref, fd: i32) -> Option<&OwnedFd> {
         self.places.get(&(table, fd)).and_then(|source| self.sources.get(*source))
     }
+
+    /// Those that take the place of terminals, each with the settings that one had.
+    pub(crate) fn terminals<'a>(&'a self, image: &'a Image) -> impl Iterator<Item = (&'a OwnedFd, Tty)> {
+        self.places.iter().filter_map(|((table, fd), source)| {
+            let desc = image.files(*table)?.descs.iter().find(|desc| desc.fd == *fd)?;
+            let settings = model::details::<Tty>(&image.file(desc.file)?.details)?;
+            Some((self.sources.get(*source)?, *settings.first()?))
+        })
+    }
 }
 
 /// An external descriptor: its table, itself, its file.
@@ -228,6 +272,12 @@ pub(crate) fn inherit(
         if inherited.places.contains_key(&place) {
             continue;
         }
+        if !by_object.contains_key(&desc.file)
+            && let Some(terminal) = terminal(&inherited, &external, file)?
+        {
+            inherited.sources.push(park(terminal)?);
+            by_object.insert(desc.file, inherited.sources.len() - 1);
+        }
         let Some(twin) = by_object.get(&desc.file) else {
             return Err(missing(desc, file));
         };
@@ -257,4 +307,25 @@ fn externals(image: &Image) -> Vec<Held<'_>> {
         .filter_map(|(objref, desc)| Some((objref, desc, image.file(desc.file)?)))
         .filter(|(.., file)| is_external(file))
         .collect()
+}
+
+/// What takes the place of a terminal that is not at 0, 1 or 2: a description of ours.
+fn terminal(inherited: &Inherited, external: &[Held<'_>], file: &model::File) -> Result<Option<OwnedFd>> {
+    let kept = OFlags::RWMODE | OFlags::NONBLOCK | OFlags::LARGEFILE | OFlags::DSYNC | OFlags::SYNC;
+    let flags = OFlags::from_bits_retain(file.record.flags) & kept | OFlags::NOCTTY;
+    if file.record.kind == file_kind::TTY_CURRENT
+        && let Ok(own) = rustix::fs::open("/dev/tty", flags | OFlags::CLOEXEC, Mode::empty())
+    {
+        return Ok(Some(own));
+    }
+    if ![file_kind::TTY_CURRENT, file_kind::EXTERNAL_TTY].contains(&file.record.kind) {
+        return Ok(None);
+    }
+    let same = external.iter().filter(|(_, _, other)| other.record.rdev == file.record.rdev);
+    let placed = same.filter_map(|(table, desc, _)| inherited.get(*table, desc.fd));
+    let own = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let candidates = placed.map(AsFd::as_fd).chain(own);
+    let Some(source) = candidates.into_iter().find(|fd| rustix::termios::isatty(fd)) else { return Ok(None) };
+    let opened = procfs::reopen(source, flags).map_err(|e| Error::os("open our terminal", e))?;
+    Ok(Some(opened))
 }

@@ -7,9 +7,11 @@
 //! claims is refused before the process is touched.
 
 pub(crate) mod chardev;
+pub(crate) mod current;
 pub(crate) mod directory;
 pub(crate) mod embedded;
 pub(crate) mod external;
+pub(crate) mod flight;
 pub(crate) mod identity;
 pub(crate) mod lock;
 pub(crate) mod memfd;
@@ -19,6 +21,7 @@ pub(crate) mod path;
 pub(crate) mod pipe;
 pub(crate) mod placement;
 pub(crate) mod proc;
+pub(crate) mod pty;
 mod refuse;
 pub(crate) mod regular;
 pub(crate) mod unlinked;
@@ -158,9 +161,9 @@ impl Descriptor<'_> {
 /// Contents without a name, made again.
 #[derive(Debug)]
 pub(crate) struct Made {
-    /// An unlinked file, open for reading and writing; of a pipe the write end.
+    /// An unlinked file, open for reading and writing; of a pipe the write end, of a pty the slave.
     pub(crate) fd: OwnedFd,
-    /// Of a pipe: the read end.
+    /// Of a pipe: the read end; of a pty the master, if it has one.
     pub(crate) read: Option<OwnedFd>,
     /// `fd` itself is somebody's description already.
     pub(crate) taken: AtomicBool,
