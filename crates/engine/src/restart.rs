@@ -148,7 +148,15 @@ fn spaces(image: &Image) -> impl Iterator<Item = (Objref, &model::Mm)> {
 
 /// Opens everything the puppets will need.
 fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
-    file::raise_nofile();
+    let limit = file::raise_nofile();
+    let numbers = image.objects.values().filter_map(|object| match object {
+        Object::Files(table) => table.descs.last().map(|desc| desc.fd),
+        _ => None,
+    });
+    if let Some(fd) = numbers.max().filter(|fd| u64::try_from(*fd).is_ok_and(|fd| fd >= limit)) {
+        let what = format!("fd {fd} is a descriptor above the limit of open files ({limit})");
+        return Err(Error::failed(what).advice("raise it (ulimit -n)"));
+    }
     // Our own standard descriptors may be what the task inherits.
     let park = |fd: OwnedFd| match fd.as_raw_fd() {
         0..=2 => rustix::io::fcntl_dupfd_cloexec(&fd, 3).doing(|| "a descriptor above 2".to_owned()),
@@ -156,16 +164,8 @@ fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
     };
     let (scribe, removed) = (Scribe::default(), Removed::default());
     let mut inodes = BTreeMap::new();
-    let mut directories = BTreeMap::new();
     for (objref, object) in &image.objects {
-        let inode = match object {
-            Object::Inode(inode) => inode,
-            Object::Fs(fs) => {
-                directories.insert(*objref, fs::prepare(fs, &removed, &scribe, &park)?);
-                continue;
-            }
-            _ => continue,
-        };
+        let Object::Inode(inode) = object else { continue };
         let made = match inode.record.kind {
             inode_kind::UNLINKED => file::unlinked::make(inode, &scribe)?,
             inode_kind::PIPE => file::pipe::make(inode, &scribe)?,
@@ -180,6 +180,12 @@ fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
     }
     let context = OpenContext { image, scribe: &scribe, removed: &removed, inodes: &inodes };
     let files = file::open_all(&context, &park)?;
+    let mut directories = BTreeMap::new();
+    for (objref, object) in &image.objects {
+        if let Object::Fs(fs) = object {
+            directories.insert(*objref, fs::prepare(fs, &removed, &scribe, &park)?);
+        }
+    }
     let inherited = external::inherit(image, &options.inherit, &park)?;
     let late = file::proc::Late::of(image)?;
     Ok(Opened { files, inherited, inodes, directories, late, scribe })
