@@ -166,11 +166,16 @@ fn open(
     reader: &mut source::ImageReader,
     observer: &mut dyn Observer,
 ) -> Result<Opened> {
-    let tables = image.objects.values().filter_map(|object| match object {
-        Object::Files(table) => table.descs.last().map(|desc| desc.fd as u64 + 1),
+    let numbers = image.objects.values().filter_map(|object| match object {
+        Object::Files(table) => table.descs.last().map(|desc| desc.fd),
         _ => None,
     });
-    file::raise_nofile(tables.max().unwrap_or(0) + OWN_FILES);
+    let most = numbers.max().and_then(|fd| u64::try_from(fd).ok()).unwrap_or(0);
+    let limit = file::raise_nofile(most + OWN_FILES);
+    if most >= limit {
+        let what = format!("fd {most} is a descriptor above the limit of open files ({limit})");
+        return Err(Error::failed(what).advice("raise it (ulimit -n)"));
+    }
     // Our own standard descriptors may be what the task inherits.
     let park = |fd: OwnedFd| match fd.as_raw_fd() {
         0..=2 => rustix::io::fcntl_dupfd_cloexec(&fd, 3).doing(|| "a descriptor above 2".to_owned()),
@@ -178,16 +183,8 @@ fn open(
     };
     let (scribe, removed) = (Scribe::default(), Removed::default());
     let mut inodes = BTreeMap::new();
-    let mut directories = BTreeMap::new();
     for (objref, object) in &image.objects {
-        let inode = match object {
-            Object::Inode(inode) => inode,
-            Object::Fs(fs) => {
-                directories.insert(*objref, fs::prepare(fs, &removed, &scribe, &park)?);
-                continue;
-            }
-            _ => continue,
-        };
+        let Object::Inode(inode) = object else { continue };
         let made = match inode.record.kind {
             inode_kind::UNLINKED => file::unlinked::make(inode, &scribe)?,
             inode_kind::PIPE => file::pipe::make(inode, &scribe)?,
@@ -211,6 +208,12 @@ fn open(
     let context = OpenContext { image, options, scribe: &scribe, removed: &removed, inodes: &inodes };
     let files = file::open_all(&context, &park)?;
     file::pty::hang_up(image, &mut inodes);
+    let mut directories = BTreeMap::new();
+    for (objref, object) in &image.objects {
+        if let Object::Fs(fs) = object {
+            directories.insert(*objref, fs::prepare(fs, &removed, &scribe, &park)?);
+        }
+    }
     let inherited = external::inherit(image, &options.inherit, &park)?;
     let late = file::proc::Late::of(image)?;
     Ok(Opened { files, inherited, inodes, directories, late, scribe })

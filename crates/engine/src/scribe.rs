@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Result},
     task::show,
 };
+use ckpt_image::model;
 use ckpt_kernel::{
     Errno,
     servant::{Line, Request, Servant},
@@ -54,25 +55,27 @@ const TASKS: [Task; 7] =
 pub(crate) struct Scribe(OnceCell<Servant>);
 
 impl Scribe {
-    /// A new file, once `path`, open for reading and writing.
+    /// A new file, once `path`, open for reading and writing; its directory is made if it was removed, too
+    /// ([`model::removed`]).
     pub(crate) fn file(&self, path: &[u8]) -> Result<OwnedFd> {
-        self.ask(Task::File, &[path]).map_err(|e| trouble("make the unlinked file", path, e))
+        self.ask(Task::File, &[path]).map_err(|e| self.trouble("make the unlinked file", path, e))
     }
 
     /// A new FIFO, once `path`, open at both ends.
     pub(crate) fn fifo(&self, path: &[u8]) -> Result<OwnedFd> {
-        self.ask(Task::Fifo, &[path]).map_err(|e| trouble("make the unlinked FIFO", path, e))
+        self.ask(Task::Fifo, &[path]).map_err(|e| self.trouble("make the unlinked FIFO", path, e))
     }
 
     /// A new directory, once `path`, open as a place (O_PATH).
     pub(crate) fn directory(&self, path: &[u8]) -> Result<OwnedFd> {
-        self.ask(Task::Directory, &[path]).map_err(|e| trouble("make the removed directory", path, e))
+        self.ask(Task::Directory, &[path]).map_err(|e| self.trouble("make the removed directory", path, e))
     }
 
     /// The file `other` as it looks when it was opened as `path` and that name is gone (O_PATH).
     pub(crate) fn link(&self, other: &[u8], path: &[u8]) -> Result<OwnedFd> {
         let advice = |e: Error| e.advice(format!("it has the name {} now", show(other)));
-        self.ask(Task::Link, &[path, other]).map_err(|e| advice(trouble("make the former name", path, e)))
+        self.ask(Task::Link, &[path, other])
+            .map_err(|e| advice(self.trouble("make the former name", path, e)))
     }
 
     /// A new file at `path`, open for reading and writing, none if there is one already. It is taken away
@@ -80,7 +83,7 @@ impl Scribe {
     pub(crate) fn lasting(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
         match self.ask(Task::Lasting, &[path]) {
             Err(Errno::EXIST) => Ok(None),
-            other => other.map(Some).map_err(|e| trouble("make the file", path, e)),
+            other => other.map(Some).map_err(|e| self.trouble("make the file", path, e)),
         }
     }
 
@@ -94,10 +97,26 @@ impl Scribe {
         self.tell(Task::Discard, 0)
     }
 
+    fn trouble(&self, what: &str, path: &[u8], cause: Errno) -> Error {
+        let path = model::removed(path).unwrap_or(path);
+        let error = Error::os(format!("{what} {} again", show(path)), cause);
+        error.advice(match cause {
+            Errno::PIPE | Errno::CONNRESET => return self.silent(cause),
+            Errno::LOOP => "its directory is reached through a symbolic link, and nothing is made beyond one: --map-file can name the real one",
+            Errno::NOENT | Errno::NOTDIR => "its directory must exist: make it, or name another with --map-file",
+            _ => "its directory must be writable, or another be named with --map-file",
+        })
+    }
+
+    fn silent(&self, cause: Errno) -> Error {
+        let pid = self.0.get().map_or(0, Servant::pid);
+        Error::os(format!("pid {pid}, which makes names for restart, does not answer"), cause)
+    }
+
     fn tell(&self, task: Task, pid: i32) -> Result<()> {
         let Some(servant) = self.0.get() else { return Ok(()) };
         let told = servant.ask(&[&[task as u8][..], &pid.to_le_bytes()].concat()).map(drop);
-        told.map_err(|e| Error::os("the process that makes names does not answer", e))
+        told.map_err(|e| self.silent(e))
     }
 
     fn ask(&self, task: Task, paths: &[&[u8]]) -> Result<OwnedFd, Errno> {
@@ -117,15 +136,6 @@ impl Scribe {
             }
         }
     }
-}
-
-fn trouble(what: &str, path: &[u8], cause: Errno) -> Error {
-    let error = Error::os(format!("{what} {} again", show(path)), cause);
-    error.advice(match cause {
-        Errno::LOOP => "its directory is reached through a symbolic link, and nothing is made beyond one: --map-file can name the real one",
-        Errno::NOENT | Errno::NOTDIR => "its directory must exist: make it, or name another with --map-file",
-        _ => "its directory must be writable, or another be named with --map-file",
-    })
 }
 
 /// A file that is to stay: its directory, name, device and inode.
@@ -148,10 +158,13 @@ fn work(line: Line) {
         let mut paths = paths.split(|byte| *byte == 0);
         let (path, other) = (paths.next().unwrap_or_default(), paths.next().unwrap_or_default());
         let made = match TASKS.iter().find(|task| **task as u8 == *code) {
-            Some(Task::File) => briefly(path, |dir, name| create(dir, name, OFlags::empty())),
-            Some(Task::Fifo) => briefly(path, fifo),
+            Some(Task::File) => {
+                let (path, making) = model::removed(path).map_or((path, false), |path| (path, true));
+                briefly(path, making, create)
+            }
+            Some(Task::Fifo) => briefly(path, true, fifo),
             Some(Task::Directory) => directory(path),
-            Some(Task::Link) => briefly(path, |dir, name| link(other, dir, name)),
+            Some(Task::Link) => briefly(path, false, |dir, name| link(other, dir, name)),
             Some(Task::Lasting) => last(path, &mut lasting),
             told => {
                 let root = Pid::from_raw(pid).filter(|_| told == Some(&Task::Keep));
@@ -230,9 +243,10 @@ fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
 /// away.
 fn briefly(
     path: &[u8],
+    making: bool,
     make: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<OwnedFd, Errno>,
 ) -> Result<OwnedFd, Errno> {
-    let (dir, name, mut above) = parent(path, true)?;
+    let (dir, name, mut above) = parent(path, making)?;
     let made = fresh_name(&name, |name| {
         let made = make(dir.as_fd(), name)?;
         rustix::fs::unlinkat(&dir, name, AtFlags::empty())?;
@@ -251,9 +265,9 @@ fn fresh_name(name: &[u8], make: impl Fn(&[u8]) -> Result<OwnedFd, Errno>) -> Re
     names.map(|name| make(&name)).find(|made| !matches!(made, Err(Errno::EXIST))).unwrap_or(Err(Errno::EXIST))
 }
 
-fn create(dir: BorrowedFd<'_>, name: &[u8], more: OFlags) -> Result<OwnedFd, Errno> {
+fn create(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    rustix::fs::openat(dir, name, flags | more, Mode::RUSR | Mode::WUSR)
+    rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
 }
 
 fn fifo(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
@@ -288,7 +302,7 @@ fn directory(path: &[u8]) -> Result<OwnedFd, Errno> {
 
 fn last(path: &[u8], lasting: &mut Vec<Lasting>) -> Result<OwnedFd, Errno> {
     let (dir, name, _) = parent(path, false)?;
-    let fd = create(dir.as_fd(), &name, OFlags::empty())?;
+    let fd = create(dir.as_fd(), &name)?;
     let stat = rustix::fs::fstat(&fd)?;
     lasting.push((dir, name, (stat.st_dev, stat.st_ino)));
     Ok(fd)

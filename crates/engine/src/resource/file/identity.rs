@@ -6,7 +6,7 @@
 //! | the file is | smaller | larger | of the same size, another time |
 //! |---|---|---|---|
 //! | program, library, mapped MAP_PRIVATE | error | error | error, unless the build-id is the same |
-//! | open for writing, mapped MAP_SHARED | error | fine: a log that grew, `-v` says so | warning |
+//! | open for writing, mapped MAP_SHARED | error | fine: a log that grew, `-v` says so | fine: `-v` says so |
 //! | open for reading | error | fine if it is the same inode, else error | warning if it is the same inode, else error |
 //!
 //! Inode numbers are given again: one whose file was born after the checkpoint (statx(2) stx_btime) is another.
@@ -97,7 +97,8 @@ pub(crate) fn check(
                     grown.push(*objref);
                 }
             }
-            Verdict::Touched => drop(touched.insert(path)),
+            Verdict::Touched if usage == Use::Read => drop(touched.insert(path)),
+            Verdict::Touched => tracing::info!("{path} was written to since the checkpoint"),
         }
     }
     warn_of(&touched, observer);
@@ -145,7 +146,7 @@ fn verdict(file: &model::File, stat: &Stat, usage: Use, same_inode: impl Fn() ->
     let same_time = (stat.st_mtime, stat.st_mtime_nsec as u32) == (record.mtime_sec, record.mtime_nsec);
     let same_build =
         || !file.build_id.is_empty() && mm::build_id(&file.path).as_ref() == Some(&file.build_id);
-    let sizes = || Verdict::Changed(format!("it has {size} bytes and had {}", record.size));
+    let sizes = || Verdict::Changed(format!("its size differs, it has {size} bytes and had {}", record.size));
     match (usage, size.cmp(&record.size)) {
         (_, Ordering::Equal) if same_time => Verdict::Same,
         (Use::Private, Ordering::Equal) if same_build() => Verdict::Same,

@@ -64,7 +64,11 @@ impl FileKind for Unlinked {
                     size: stat.st_size.max(0) as u64,
                     capacity: 0,
                 },
-                path: descriptor.path().to_vec(),
+                path: if has_directory(descriptor.path()) {
+                    descriptor.path().to_vec()
+                } else {
+                    model::as_removed(descriptor.path())
+                },
                 ..model::Inode::default()
             })
         };
@@ -101,6 +105,12 @@ impl FileKind for Unlinked {
     }
 }
 
+/// Whether the directory of a path is there.
+fn has_directory(path: &[u8]) -> bool {
+    let directory = path.iter().rposition(|byte| *byte == b'/').and_then(|at| path.get(..=at));
+    directory.is_some_and(|directory| rustix::fs::stat(directory).is_ok())
+}
+
 /// Whether a description of these flags is what [`make`] has made anyway: that of mkstemp(3), or of
 /// O_TMPFILE. With O_APPEND it would not take the contents.
 fn is_as_made(flags: OFlags, made: &OwnedFd) -> bool {
@@ -130,6 +140,7 @@ pub(crate) fn prepare(fd: &OwnedFd, record: &record::Inode) -> rustix::io::Resul
 /// A file that never has a name, if `path` says that it had none: the kernel calls such a file by its
 /// inode number.
 fn tmpfile(path: &[u8]) -> Option<OwnedFd> {
+    let path = model::removed(path).unwrap_or(path);
     let at = path.iter().rposition(|byte| *byte == b'/')?;
     let number = path.get(at + 1..)?.strip_prefix(b"#")?;
     if number.is_empty() || !number.iter().all(u8::is_ascii_digit) {
