@@ -87,6 +87,18 @@ pub mod file_kind {
     pub const UNLINKED: u32 = 5;
     /// An end of a pipe with all its ends inside: what waits in it is in the image.
     pub const PIPE: u32 = 6;
+    /// eventfd(2): [`super::Eventfd`].
+    pub const EVENTFD: u32 = 7;
+    /// epoll(7): [`super::EpollEntry`].
+    pub const EPOLL: u32 = 8;
+    /// signalfd(2): [`super::Signalfd`].
+    pub const SIGNALFD: u32 = 9;
+    /// timerfd_create(2): [`super::Timerfd`].
+    pub const TIMERFD: u32 = 10;
+    /// pidfd_open(2): [`super::Pidfd`].
+    pub const PIDFD: u32 = 11;
+    /// inotify(7): [`super::InotifyWatch`].
+    pub const INOTIFY: u32 = 12;
     /// A terminal whose other side is outside.
     pub const EXTERNAL_TTY: u32 = 16;
     /// A pipe or FIFO whose other end is outside.
@@ -94,8 +106,23 @@ pub mod file_kind {
     /// A socket whose peer is outside.
     pub const EXTERNAL_SOCKET: u32 = 18;
     /// Every value above; a reader refuses any other.
-    pub const ALL: &[u32] =
-        &[REGULAR, DIRECTORY, PATH, CHARDEV, UNLINKED, PIPE, EXTERNAL_TTY, EXTERNAL_PIPE, EXTERNAL_SOCKET];
+    pub const ALL: &[u32] = &[
+        REGULAR,
+        DIRECTORY,
+        PATH,
+        CHARDEV,
+        UNLINKED,
+        PIPE,
+        EVENTFD,
+        EPOLL,
+        SIGNALFD,
+        TIMERFD,
+        PIDFD,
+        INOTIFY,
+        EXTERNAL_TTY,
+        EXTERNAL_PIPE,
+        EXTERNAL_SOCKET,
+    ];
 }
 
 wire! {
