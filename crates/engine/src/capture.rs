@@ -95,7 +95,8 @@ pub(crate) fn capture(
             .task(|| label)?;
     }
     let tables = all.processes.iter().map(|p| p.task.files);
-    file::pipe::adopt(all.held.iter().map(|(process, _)| process).zip(tables), &mut all.objects)?;
+    let tables: Vec<_> = all.held.iter().map(|(process, _)| process).zip(tables).collect();
+    file::adopt(&tables, &mut all.objects)?;
     approve(&all.objects, observer)?;
     let mut image = Image { header, uts: header::uts(), processes: all.processes, ..Image::default() };
     image.tree = record::Tree {

@@ -148,7 +148,7 @@ fn survey_once(admission: &Admission, members: &[Process], objects: &mut Objects
     for process in members.iter().filter(|process| !tree::has_ended(process)) {
         tables.push((process, survey_process(admission, process, objects).task(|| process.label())?));
     }
-    file::pipe::adopt(tables, objects)
+    file::adopt(&tables, objects)
 }
 
 fn survey_process(admission: &Admission, process: &Process, objects: &mut Objects) -> Result<Objref> {

@@ -6,6 +6,7 @@
 
 use crate::{
     error::Result,
+    resource::file::pidfd,
     task::{ProcDir, Process},
     tree::FrozenProcess,
 };
@@ -59,7 +60,10 @@ impl Names {
         for object in image.objects.values_mut() {
             match object {
                 Object::Signal(signal) => signal.timers.iter_mut().for_each(|t| rename(&mut [&mut t.tid])),
-                Object::File(file) => rename(&mut [&mut file.record.owner]),
+                Object::File(file) => {
+                    rename(&mut [&mut file.record.owner]);
+                    pidfd::rename(file, |id| self.own(id));
+                }
                 _ => {}
             }
         }

@@ -8,13 +8,14 @@
 //! | open | files and directories, by the coordinator, whose view of paths is the caller's |
 //! | make | all processes, with their pids, parents, sessions and groups; from here on an error kills them |
 //! | memory | areas, exe link, working directory: one program for each process |
-//! | descriptors | when nobody who shares the table needs ours any more |
 //! | fill | page contents, read and verified beside; rseq needs its area in place |
 //! | threads | all threads exist before any of them restores itself |
+//! | descriptors | when nobody who shares the table needs ours any more, and every task there is can have a pidfd |
 //! | zombies | end; what their parents are sent is taken away again |
 //! | restore | each thread by a program of its own, the leader also what they share; one that had ended ends |
 //! | stop | those that were stopped, their parents not noticing |
 //! | registers | calls in progress, then the slot, then registers and masks |
+//! | settle | timers and watches of descriptors: time passes for them from now on |
 //! | release | go; or, with a freezer, into it, and frozen before they are let go |
 
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
     plan::{Node, plan},
     puppets::{Puppets, Stage, label},
     resource::{
-        file::{self, Made, OpenContext, external},
+        file::{self, Made, OpenContext, external, late::Late},
         fs, layout, limits, mm,
         pages::{self, Target, Targets},
         signal,
@@ -52,8 +53,10 @@ use std::{
 pub(crate) struct Opened {
     pub(crate) files: BTreeMap<Objref, OwnedFd>,
     pub(crate) inherited: external::Inherited,
-    inodes: BTreeMap<Objref, Made>,
+    pub(crate) inodes: BTreeMap<Objref, Made>,
     pub(crate) directories: BTreeMap<Objref, fs::Directories>,
+    /// How what is made after the puppets gets to them.
+    pub(crate) late: Option<Late>,
 }
 
 /// Recreates the tasks of the image in `input` as children of the caller.
@@ -77,8 +80,8 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let mut puppets = make(&image, &options, &areas, &mut reader, observer)?;
     let new_pids = options.pids == Pids::New;
     let born = puppets.credentials()?;
-    let materials = Materials { image: &image, new_pids, parts, opened, areas, born };
-    let page_bytes = build(&mut puppets, &materials, reader, observer)?;
+    let mut materials = Materials { image: &image, new_pids, parts, opened, areas, born };
+    let page_bytes = build(&mut puppets, &mut materials, reader, observer)?;
     interrupted(observer)?;
     // The freezer's cgroup is one of our own surroundings.
     drop(surroundings);
@@ -170,6 +173,7 @@ fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
     let limit = file::raise_nofile();
     let last = |object: &Object| match object {
         Object::Files(table) => table.descs.last().map(|d| d.fd),
+        Object::File(file) => file::epoll::highest(file),
         _ => None,
     };
     let top = image.objects.values().filter_map(last).max().map_or(3, |fd| fd.saturating_add(1)).max(3);
@@ -201,7 +205,8 @@ fn open(image: &Image, options: &RestartOptions) -> Result<Opened> {
     let context = OpenContext { image, options, inodes: &inodes };
     let files = file::open_all(&context, &park)?;
     let inherited = external::inherit(image, &options.inherit, &park)?;
-    Ok(Opened { files, inherited, inodes, directories })
+    let late = file::pidfd::all(image).next().map(|_| Late::new(top, &park)).transpose()?;
+    Ok(Opened { files, inherited, inodes, directories, late })
 }
 
 /// Addresses that are taken here or in any address space of the image.
@@ -312,14 +317,18 @@ impl<'a> Materials<'a> {
 /// Turns fresh puppets into the processes of the image. Returns the bytes of pages.
 fn build(
     puppets: &mut Puppets,
-    materials: &Materials<'_>,
+    materials: &mut Materials<'_>,
     mut reader: source::ImageReader,
     observer: &mut dyn Observer,
 ) -> Result<u64> {
     let page_bytes = memory(puppets, materials, &mut reader, observer)?;
     threads(puppets, materials, observer)?;
+    let tids = pids(puppets, materials.image, Puppet::tid);
+    file::pidfd::open_late(materials.image, &tids, &mut materials.opened.files)?;
+    let materials = &*materials;
+    descriptors(puppets, materials, observer)?;
     zombies(puppets, materials)?;
-    let pids = pids(puppets, materials.image);
+    let pids = pids(puppets, materials.image, Puppet::own_tid);
     materials.each(puppets, observer, |p, puppet, observer| {
         restore::tasks(puppet, materials.image, p, &pids, &materials.born)?;
         limits::restore_oom(puppet.pid(), p.signal, observer);
@@ -335,10 +344,24 @@ fn build(
         stop(puppets, &materials.parts, p).task(|| label(p.process))?;
     }
     registers(puppets, &running)?;
+    file::settle(materials.image, &materials.opened.files)?;
     Ok(page_bytes)
 }
 
-/// Address spaces, directories, descriptors and page contents.
+/// Every descriptor in its place.
+fn descriptors(puppets: &mut Puppets, materials: &Materials<'_>, observer: &mut dyn Observer) -> Result<()> {
+    let additions = file::epoll::additions(materials.image, &materials.parts)?;
+    materials.each(puppets, observer, |p, puppet, _| {
+        let entries = additions.get(&p.process.task.files).map_or(&[][..], Vec::as_slice);
+        if p.makes_files {
+            restore::descriptors(puppet, materials.image, p, entries, &materials.opened)
+        } else {
+            Ok(())
+        }
+    })
+}
+
+/// Address spaces, directories and page contents.
 fn memory(
     puppets: &mut Puppets,
     materials: &Materials<'_>,
@@ -354,9 +377,6 @@ fn memory(
             spaces.insert(p.process.task.mm, target(puppet, p)?);
         }
         Ok(())
-    })?;
-    materials.each(puppets, observer, |p, puppet, _| {
-        if p.makes_files { restore::descriptors(puppet, p, opened) } else { Ok(()) }
     })?;
     // What a filler leaves in the areas goes with the targets.
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
@@ -471,13 +491,13 @@ fn zombies(puppets: &mut Puppets, materials: &Materials<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The id each task of the image has now.
-fn pids(puppets: &mut Puppets, image: &Image) -> BTreeMap<i32, i32> {
+/// The id each task of the image has now: to itself (`own_tid`), or to us (`tid`).
+fn pids(puppets: &mut Puppets, image: &Image, id: impl Fn(&Puppet, usize) -> i32) -> BTreeMap<i32, i32> {
     let mut pids = BTreeMap::new();
     for (index, process) in image.processes.iter().enumerate() {
         let Ok(puppet) = puppets.get(index) else { continue };
         let tids = process.threads.iter().map(|t| t.record.tid).enumerate();
-        pids.extend(tids.map(|(thread, tid)| (tid, puppet.own_tid(thread))));
+        pids.extend(tids.map(|(thread, tid)| (tid, id(puppet, thread))));
     }
     pids
 }

@@ -10,7 +10,7 @@ use crate::{
 };
 use ckpt_image::{
     Image, Objref, model,
-    record::{Regs, vma_kind},
+    record::{EpollEntry, Regs, file_kind, vma_kind},
 };
 use ckpt_kernel::{
     memory, procfs,
@@ -93,8 +93,20 @@ fn address_space(
 }
 
 /// Puts every descriptor in its place and closes all others. Nobody who shares the table needs ours
-/// any more.
-pub(crate) fn descriptors(puppet: &mut Puppet, parts: &Parts<'_>, opened: &Opened) -> Result<()> {
+/// any more. `entries` of epolls are added while ours are there, too.
+pub(crate) fn descriptors(
+    puppet: &mut Puppet,
+    image: &Image,
+    parts: &Parts<'_>,
+    entries: &[(Objref, EpollEntry)],
+    opened: &Opened,
+) -> Result<()> {
+    if let Some(late) = &opened.late {
+        let used = parts.table.descs.iter().map(|d| d.file).chain(entries.iter().map(|(_, e)| e.file));
+        let used = used.filter(|file| image.file(*file).is_some_and(|f| f.record.kind == file_kind::PIDFD));
+        late.hand_over(puppet, &used.collect(), opened)?;
+    }
+    file::epoll::restore(puppet, image, entries, opened)?;
     let mut program = Program::new();
     let mut next = 0;
     let close = |program: &mut Program, from: i32, to: u32| {

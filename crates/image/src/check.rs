@@ -8,8 +8,9 @@ use zerocopy::FromBytes;
 
 use crate::model::{Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Thread, Vma, details};
 use crate::record::{
-    self, ARCH_X86_64, EpollEntry, Eventfd, HEADER_MAGIC, InotifyWatch, Objref, PAGE_SIZE, Pidfd, REV, Record,
-    Signalfd, Timerfd, file_kind, inode_kind, owner_kind, restart_kind, task_state, vma_flags, vma_kind,
+    self, ARCH_X86_64, EpollEntry, Eventfd, HEADER_MAGIC, InotifyWatch, Objref, PAGE_SIZE, Pidfd, REV,
+    Record, Signalfd, Timerfd, file_kind, inode_kind, owner_kind, restart_kind, task_state, vma_flags,
+    vma_kind,
 };
 
 /// Longest path (PATH_MAX).

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::record::{
-    self, EpollEntry, FileDesc, Header, HeaderArch, InotifyWatch, Objref, PosixTimer, Record, SigAction, Task,
-    Tree, file_kind, task_state,
+    self, EpollEntry, FileDesc, Header, HeaderArch, InotifyWatch, Objref, PosixTimer, Record, SigAction,
+    Task, Tree, file_kind, task_state,
 };
 
 /// A queued signal: `siginfo_t` as PTRACE_PEEKSIGINFO gives it.

@@ -151,7 +151,8 @@ mod tests {
     use crate::fdinfo::parse_fdinfo;
 
     fn info(lines: &str) -> FdInfo {
-        parse_fdinfo(format!("pos:\t0\nflags:\t02\nmnt_id:\t17\nino:\t20\n{lines}").as_bytes()).unwrap_or_default()
+        parse_fdinfo(format!("pos:\t0\nflags:\t02\nmnt_id:\t17\nino:\t20\n{lines}").as_bytes())
+            .unwrap_or_default()
     }
 
     #[test]

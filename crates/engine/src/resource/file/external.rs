@@ -102,18 +102,25 @@ pub(crate) fn is_external(file: &model::File) -> bool {
 }
 
 /// What takes the place of external descriptors.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Inherited {
     /// Descriptors of ours.
     sources: Vec<OwnedFd>,
     /// Which of them, by descriptor table and number in it.
     places: BTreeMap<(Objref, i32), usize>,
+    /// Which of them, by file.
+    by_object: BTreeMap<Objref, usize>,
 }
 
 impl Inherited {
     /// What takes the place of descriptor `fd` of a table.
     pub(crate) fn get(&self, table: Objref, fd: i32) -> Option<&OwnedFd> {
         self.places.get(&(table, fd)).and_then(|source| self.sources.get(*source))
+    }
+
+    /// What takes the place of a file, wherever it is.
+    pub(crate) fn of(&self, file: Objref) -> Option<&OwnedFd> {
+        self.by_object.get(&file).and_then(|source| self.sources.get(*source))
     }
 }
 
@@ -139,9 +146,8 @@ pub(crate) fn inherit(
         let what = format!("--inherit-fd {fd}: the image has no external descriptor {fd}");
         return Err(Error::failed(what).advice("`ckptinfo IMAGE` lists them"));
     }
-    let mut inherited = Inherited { sources: Vec::new(), places: BTreeMap::new() };
+    let mut inherited = Inherited::default();
     let mut by_number: BTreeMap<i32, usize> = BTreeMap::new();
-    let mut by_object: BTreeMap<Objref, usize> = BTreeMap::new();
     for (table, desc, _) in &external {
         let own = match (given.iter().find(|(fd, _)| *fd == desc.fd), desc.fd) {
             (Some((_, fd)), _) => fd.as_fd(),
@@ -160,7 +166,7 @@ pub(crate) fn inherit(
             }
         };
         by_number.insert(desc.fd, source);
-        by_object.entry(desc.file).or_insert(source);
+        inherited.by_object.entry(desc.file).or_insert(source);
         inherited.places.insert((*table, desc.fd), source);
     }
     for (table, desc, file) in &external {
@@ -168,12 +174,12 @@ pub(crate) fn inherit(
         if inherited.places.contains_key(&place) {
             continue;
         }
-        let Some(twin) = by_object.get(&desc.file) else {
+        let Some(twin) = inherited.by_object.get(&desc.file).copied() else {
             let what = format!("{} was connected to the outside", crate::task::show(&file.path));
             let advice = format!("give what takes its place with --inherit-fd {}=FD", desc.fd);
             return Err(Error::failed(what).object(format!("fd {}", desc.fd)).advice(advice));
         };
-        inherited.places.insert(place, *twin);
+        inherited.places.insert(place, twin);
     }
     Ok(inherited)
 }

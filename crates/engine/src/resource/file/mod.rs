@@ -8,15 +8,22 @@
 
 pub(crate) mod chardev;
 pub(crate) mod directory;
+pub(crate) mod epoll;
+pub(crate) mod eventfd;
 pub(crate) mod external;
+pub(crate) mod inotify;
+pub(crate) mod late;
 pub(crate) mod owner;
 pub(crate) mod path;
+pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod regular;
+pub(crate) mod signalfd;
+pub(crate) mod timerfd;
 pub(crate) mod unlinked;
 
 use crate::{
-    error::{Context, Error, Result},
+    error::{Context, Doing, Error, Result},
     objects::Objects,
     options::RestartOptions,
     registry::FILE_KINDS,
@@ -39,6 +46,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::atomic::AtomicBool,
 };
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What is known of a descriptor before anybody looks inside.
 #[derive(Debug)]
@@ -104,6 +112,35 @@ impl Descriptor<'_> {
         };
         model::File { record, path: self.path().to_vec(), ..model::File::default() }
     }
+
+    /// The same with what only its kind has.
+    pub(crate) fn detailed<T: IntoBytes + Immutable>(&self, kind: u32, details: &[T]) -> model::File {
+        model::File { details: model::to_details(details), ..self.record(kind) }
+    }
+
+    /// A descriptor of ours for the same open description.
+    pub(crate) fn copy(&self) -> Result<OwnedFd> {
+        let number = self.name.strip_prefix("fd/").and_then(|number| number.parse().ok());
+        self.process.descriptor(number.ok_or_else(|| Error::failed("it is no descriptor"))?)
+    }
+}
+
+/// What only the kind of a file has.
+pub(crate) fn details_of<T: FromBytes>(file: &model::File) -> Result<Vec<T>> {
+    model::details(&file.details).ok_or_else(|| Error::bad_image("a file's details are of the wrong size"))
+}
+
+/// The same of a kind that has one of it.
+pub(crate) fn detail<T: FromBytes>(file: &model::File) -> Result<T> {
+    let only = details_of(file)?.into_iter().next();
+    only.ok_or_else(|| Error::bad_image("a file lacks its details"))
+}
+
+/// Gives a new description the flags that can be changed; O_ASYNC is not for here, see `owner.rs`.
+pub(crate) fn settle_flags(fd: &OwnedFd, file: &model::File) -> Result<()> {
+    let flags =
+        OFlags::from_bits_retain(file.record.flags) & (OFlags::APPEND | OFlags::NONBLOCK | OFlags::NOATIME);
+    rustix::fs::fcntl_setfl(fd, flags).doing(|| "set the flags of a file".to_owned())
 }
 
 /// Contents without a name, made again.
@@ -151,6 +188,19 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
     Ok(model::FileTable { descs })
 }
 
+/// What can be told of files only when all descriptors of the tree are known. `tables` are its processes, with the
+/// objrefs of their descriptor tables.
+pub(crate) fn adopt(tables: &[(&Process, Objref)], objects: &mut Objects) -> Result<()> {
+    pipe::adopt(tables.iter().copied(), objects)?;
+    epoll::adopt(tables.iter().copied(), objects)
+}
+
+/// What is done to files last of all: from then on time passes for them, and they notice what happens.
+pub(crate) fn settle(image: &Image, files: &BTreeMap<Objref, OwnedFd>) -> Result<()> {
+    inotify::settle(image, files)?;
+    timerfd::settle(image, files)
+}
+
 /// Looks at descriptor `fd`.
 fn look(process: &Process, fd: i32) -> Result<Descriptor<'_>> {
     const ATTEMPTS: u32 = 100;
@@ -185,7 +235,6 @@ fn object(descriptor: &Descriptor<'_>, fd: i32, objects: &mut Objects) -> Result
 /// The error for a descriptor that no kind claims.
 fn refusal(descriptor: &Descriptor<'_>) -> Error {
     let what = match descriptor.target() {
-        FdLink::AnonInode(b"eventpoll") => "epoll descriptors cannot be carried yet".to_owned(),
         FdLink::AnonInode(name) => format!("{} descriptors cannot be carried yet", show(name)),
         FdLink::Memfd(name) => format!("the memfd {} cannot be carried yet", show(name)),
         FdLink::Namespace(kind, _) => {
