@@ -11,7 +11,9 @@ use crate::{
     names::Names,
     objects::Objects,
     options::{Observer, interrupted},
-    resource::{call, cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
+    resource::{
+        call, cred, file, file::epoll::Certainty, fs, layout, limits, mm, pages, signal, thread, timers,
+    },
     task::Process,
     tree::{FrozenProcess, Held},
 };
@@ -96,7 +98,7 @@ pub(crate) fn capture(
     }
     let tables = all.processes.iter().map(|p| p.task.files);
     let tables: Vec<_> = all.held.iter().map(|(process, _)| process).zip(tables).collect();
-    file::adopt(&tables, &mut all.objects)?;
+    file::adopt(&tables, Certainty::Exact, &mut all.objects)?;
     approve(&all.objects, observer)?;
     let mut image = Image { header, uts: header::uts(), processes: all.processes, ..Image::default() };
     image.tree = record::Tree {

@@ -22,7 +22,7 @@ use crate::{
     objects::Objects,
     options::{After, CheckpointOptions, CheckpointReport, Observer, Output, Scope},
     output::{Destination, failure, same_file},
-    resource::{file, fs, mm},
+    resource::{file, file::epoll::Certainty, fs, mm},
     task::Process,
     tree::{self, Held},
 };
@@ -148,7 +148,7 @@ fn survey_once(admission: &Admission, members: &[Process], objects: &mut Objects
     for process in members.iter().filter(|process| !tree::has_ended(process)) {
         tables.push((process, survey_process(admission, process, objects).task(|| process.label())?));
     }
-    file::adopt(&tables, objects)
+    file::adopt(&tables, Certainty::Likely, objects)
 }
 
 fn survey_process(admission: &Admission, process: &Process, objects: &mut Objects) -> Result<Objref> {

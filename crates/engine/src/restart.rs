@@ -324,7 +324,7 @@ fn build(
     let page_bytes = memory(puppets, materials, &mut reader, observer)?;
     threads(puppets, materials, observer)?;
     let tids = pids(puppets, materials.image, Puppet::tid);
-    file::pidfd::open_late(materials.image, &tids, &mut materials.opened.files)?;
+    file::pidfd::open_late(materials.image, &tids, puppets, &mut materials.opened.files)?;
     let materials = &*materials;
     descriptors(puppets, materials, observer)?;
     zombies(puppets, materials)?;

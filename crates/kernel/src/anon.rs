@@ -1,13 +1,10 @@
-//! What rustix does not offer of signalfd, timerfd, inotify, pidfd and file handles.
+//! What rustix does not offer of signalfd, timerfd, inotify and file handles.
 
 use crate::{
     error::{Named, Result},
     sys,
 };
-use rustix::{
-    io::Errno,
-    process::{Pid, PidfdFlags, pidfd_open},
-};
+use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// Longest file handle (MAX_HANDLE_SZ).
@@ -59,21 +56,4 @@ pub fn open_by_handle(mount: impl AsFd, kind: i32, handle: &[u8]) -> Result<Owne
     let fd = sys::check(fd)?;
     // SAFETY: the kernel just made it; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
-/// Pidfds of one process that has ended and been waited for, one for each of `flags`.
-pub fn pidfds_of_the_dead(flags: &[PidfdFlags]) -> Result<Vec<OwnedFd>> {
-    // SAFETY: the child, a copy of this process, makes one system call that ends it.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        // SAFETY: ends the child without running anything of the parent's.
-        unsafe { libc::_exit(0) };
-    }
-    sys::check(libc::c_long::from(pid)).named("fork")?;
-    let id = Pid::from_raw(pid).ok_or(Errno::INVAL).named("fork")?;
-    let pidfds = flags.iter().map(|flags| pidfd_open(id, *flags).named("pidfd_open")).collect();
-    let mut status = 0;
-    // SAFETY: `status` is a live i32; `pid` is our child, not yet reaped.
-    unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
-    pidfds
 }

@@ -71,10 +71,20 @@ impl FileKind for Epoll {
     }
 }
 
+/// How certain it has to be that what has an entry's number is what it watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Certainty {
+    /// Of the same inode: kcmp(2) goes through all entries before one, so that 10,000 eventfds take a second.
+    Likely,
+    /// The same description.
+    Exact,
+}
+
 /// Finds what the epolls of the tree watch. `tables` are its processes, with the objrefs of their descriptor
 /// tables.
 pub(crate) fn adopt<'a>(
     tables: impl IntoIterator<Item = (&'a Process, Objref)>,
+    certainty: Certainty,
     objects: &mut Objects,
 ) -> Result<()> {
     let (mut seen, mut done) = (BTreeSet::new(), BTreeSet::new());
@@ -84,7 +94,7 @@ pub(crate) fn adopt<'a>(
         for (fd, objref) in &numbers {
             let epoll = matches!(objects.table.get(objref), Some(Object::File(f)) if f.record.kind == file_kind::EPOLL);
             if epoll && done.insert(*objref) {
-                let entries = entries(process, *fd, &numbers, objects);
+                let entries = entries(process, *fd, &numbers, certainty, objects);
                 let entries = entries.object(|| format!("fd {fd}")).task(|| process.label())?;
                 if let Some(Object::File(file)) = objects.table.get_mut(objref) {
                     file.details = model::to_details(&entries);
@@ -100,6 +110,7 @@ fn entries(
     process: &Process,
     epoll: i32,
     numbers: &BTreeMap<i32, Objref>,
+    certainty: Certainty,
     objects: &Objects,
 ) -> Result<Vec<EpollEntry>> {
     let tid = process.witness;
@@ -111,8 +122,16 @@ fn entries(
         let before = before.entry(fd).or_default();
         let slot = EpollSlot { epoll, fd, before: *before };
         *before += 1;
-        let there = numbers.get(&fd).copied();
-        let file = match there.filter(|_| matches!(kcmp_epoll((tid, fd), tid, slot), Ok(Ordering::Equal))) {
+        let there = numbers.get(&fd).copied().filter(|there| {
+            let same = || matches!(kcmp_epoll((tid, fd), tid, slot), Ok(Ordering::Equal));
+            match likely(objects, *there, ino) {
+                Some(true) => true,
+                Some(false) if certainty == Certainty::Likely && ino.is_some() => true,
+                Some(false) => same(),
+                None => false,
+            }
+        });
+        let file = match there {
             Some(file) => file,
             None => objects
                 .description_by(ino, |(other, fd)| kcmp_epoll((other, fd), tid, slot))?
@@ -121,6 +140,19 @@ fn entries(
         entries.push(EpollEntry { data, events, fd, file, pad: 0 });
     }
     Ok(entries)
+}
+
+/// Whether what has an entry's number is of the inode it watches (else `None`), and that makes it certain: a socket has an
+/// inode, and only one description, of its own.
+fn likely(objects: &Objects, there: Objref, ino: Option<u64>) -> Option<bool> {
+    let Some(Object::File(file)) = objects.table.get(&there) else { return None };
+    let socket = file.record.mode & libc::S_IFMT == libc::S_IFSOCK;
+    match ino {
+        Some(ino) if ino == file.record.ino => Some(socket),
+        // On some file systems the kernel itself has other numbers.
+        Some(_) if socket || file.record.dev == 0 => None,
+        _ => Some(false),
+    }
 }
 
 /// The error for an entry whose file nobody has.

@@ -190,9 +190,13 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
 
 /// What can be told of files only when all descriptors of the tree are known. `tables` are its processes, with the
 /// objrefs of their descriptor tables.
-pub(crate) fn adopt(tables: &[(&Process, Objref)], objects: &mut Objects) -> Result<()> {
+pub(crate) fn adopt(
+    tables: &[(&Process, Objref)],
+    certainty: epoll::Certainty,
+    objects: &mut Objects,
+) -> Result<()> {
     pipe::adopt(tables.iter().copied(), objects)?;
-    epoll::adopt(tables.iter().copied(), objects)
+    epoll::adopt(tables.iter().copied(), certainty, objects)
 }
 
 /// What is done to files last of all: from then on time passes for them, and they notice what happens.

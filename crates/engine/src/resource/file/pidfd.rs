@@ -2,21 +2,22 @@
 //!
 //! *Saved*: the task (fdinfo), whether it is a thread's (PIDFD_THREAD, which is O_EXCL among the flags). *Restored*: opened by
 //! the coordinator when all tasks are there, and handed to the processes that have it: see `late.rs`. One of a
-//! process that has ended and been waited for is of a process made for it, which ends and is waited for; those that
-//! were of one process still are. *Refused*: of a task outside the tree. *Lost*: inode numbers; what
+//! process that has ended and been waited for is of a process made for it in the tree, which ends and is waited for; those
+//! that were of one process still are. *Refused*: of a task outside the tree. *Lost*: inode numbers; what
 //! PIDFD_GET_INFO tells of one that has been waited for.
 
 use super::{Descriptor, FileKind, OpenContext, detail, settle_flags};
 use crate::{
-    error::{Context, Doing, Error, Result},
+    error::{Doing, Error, Result},
     objects::Objects,
-    task::{Process, show},
+    puppets::Puppets,
+    task::Process,
 };
 use ckpt_image::{
     Image, Object, Objref, model,
     record::{self, file_kind},
 };
-use ckpt_kernel::{anon, procfs};
+use ckpt_kernel::procfs;
 use ckpt_proc::{link::FdLink, status::parse_status};
 use rustix::{
     event::EventfdFlags,
@@ -88,6 +89,7 @@ pub(crate) fn rename(file: &mut model::File, own: impl Fn(i32) -> i32) {
 pub(crate) fn open_late(
     image: &Image,
     tids: &BTreeMap<i32, i32>,
+    puppets: &mut Puppets,
     files: &mut BTreeMap<Objref, OwnedFd>,
 ) -> Result<()> {
     // Of processes that are no more: by their inode, which says which are of the same.
@@ -98,26 +100,25 @@ pub(crate) fn open_late(
             pid => {
                 let unknown =
                     || Error::bad_image(format!("pidfd {objref} is of {pid}, which is not in the image"));
-                let tid = tids.get(&pid).copied().and_then(Pid::from_raw).ok_or_else(unknown)?;
-                let fd = pidfd_open(tid, flags(file))
-                    .doing(|| format!("pidfd_open of {}", show(pid.to_string().as_bytes())));
-                put(fd?, objref, file, files)?;
+                let tid = tids.get(&pid).copied().ok_or_else(unknown)?;
+                put(open(tid, file)?, objref, file, files)?;
             }
         }
     }
     for same in dead.into_values() {
-        let flags: Vec<PidfdFlags> = same.iter().map(|(_, file)| flags(file)).collect();
-        let fds = anon::pidfds_of_the_dead(&flags).object(|| "pidfd".to_owned())?;
-        for ((objref, file), fd) in same.into_iter().zip(fds) {
-            put(fd, objref, file, files)?;
-        }
+        let open =
+            |pid: i32| same.iter().map(|(objref, file)| Ok((*objref, *file, open(pid, file)?))).collect();
+        let fds: Vec<_> = puppets.pass(open)?;
+        fds.into_iter().try_for_each(|(objref, file, fd)| put(fd, objref, file, files))?;
     }
     Ok(())
 }
 
-/// PIDFD_THREAD or nothing.
-fn flags(file: &model::File) -> PidfdFlags {
-    PidfdFlags::from_bits_retain(file.record.flags & OFlags::EXCL.bits())
+/// A pidfd of a task, as we know it: with PIDFD_THREAD or not.
+fn open(tid: i32, file: &model::File) -> Result<OwnedFd> {
+    let flags = PidfdFlags::from_bits_retain(file.record.flags & OFlags::EXCL.bits());
+    let id = Pid::from_raw(tid).ok_or_else(|| Error::bad_image("a pidfd of no task"))?;
+    pidfd_open(id, flags).doing(|| format!("pidfd_open({tid})"))
 }
 
 fn put(fd: OwnedFd, objref: Objref, file: &model::File, files: &mut BTreeMap<Objref, OwnedFd>) -> Result<()> {
