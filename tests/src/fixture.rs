@@ -30,7 +30,7 @@ impl Fixture {
         let mut fixtures = Vec::new();
         for path in paths {
             let kind = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-            if !["c", "py", "sh", "run", "java"].contains(&kind) {
+            if !["c", "py", "sh", "js", "run", "java"].contains(&kind) {
                 continue;
             }
             let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
@@ -77,6 +77,10 @@ impl Fixture {
             }
             Some("sh") => {
                 argv.extend([program("bash")?, file]);
+                argv.extend(args);
+            }
+            Some("js") => {
+                argv.extend([program("node")?, file]);
                 argv.extend(args);
             }
             Some("run") => {

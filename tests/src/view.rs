@@ -326,9 +326,7 @@ impl View {
                 let dead = if name.ends_with(" (deleted)") { " (deleted)" } else { "" };
                 name = format!("/dev/pts/#{}{dead}", inodes.number(&name));
             }
-            let info: Vec<&str> =
-                info.lines().filter(|l| l.starts_with("pos:") || l.starts_with("flags:")).collect();
-            self.put(&format!("fd.{fd}"), format!("{name} {}", info.join(" ").replace('\t', " ")));
+            self.put(&format!("fd.{fd}"), format!("{name} {}", lasting(&info)));
         }
         Ok(())
     }
@@ -355,6 +353,36 @@ impl View {
         let keep = |name: &str| (only.is_empty() || named(name, only)) && !named(name, ignore);
         View(self.0.iter().filter(|(name, _)| keep(name)).map(|(n, v)| (n.clone(), v.clone())).collect())
     }
+}
+
+/// What fdinfo says of a file that a restart does not change: no times, no numbers of inodes that are made anew.
+fn lasting(info: &str) -> String {
+    const KEYS: &[&str] = &[
+        "pos:",
+        "flags:",
+        "eventfd-count:",
+        "eventfd-semaphore:",
+        "sigmask:",
+        "clockid:",
+        "settime flags:",
+        "it_interval:",
+        "tfd:",
+        "inotify ",
+        "fanotify ",
+        "NSpid:",
+    ];
+    let mut lines: Vec<String> = Vec::new();
+    for line in info.lines().filter(|line| KEYS.iter().any(|key| line.starts_with(key))) {
+        // Of an epoll's entry its place in memory decides the order, of a pidfd's ids the innermost stays the same.
+        let line = match line.split_whitespace().next() {
+            Some("tfd:") => line.split("pos:").next().unwrap_or_default(),
+            Some("NSpid:") => line.split_whitespace().next_back().unwrap_or_default(),
+            _ => line,
+        };
+        lines.push(line.split_whitespace().collect::<Vec<_>>().join(" "));
+    }
+    lines.sort_by_key(|line| line.strip_prefix("tfd:").map(str::to_owned));
+    lines.join(" ")
 }
 
 /// smaps as one line per mapping: range, protection, offset, device, inode, name, VmFlags; neighbours that differ in

@@ -98,7 +98,7 @@ pub(crate) fn capture(
     }
     let tables = all.processes.iter().map(|p| p.task.files);
     let tables: Vec<_> = all.held.iter().map(|(process, _)| process).zip(tables).collect();
-    file::pipe::adopt(tables.iter().copied(), true, &mut all.objects)?;
+    file::adopt(&tables, true, &mut all.objects)?;
     file::external::check_used(&all.objects)?;
     let ptys = file::pty::adopt(tables, &mut all.objects)?;
     for ((process, _), one) in all.held.iter().zip(&mut all.processes) {

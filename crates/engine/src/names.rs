@@ -9,7 +9,7 @@ use crate::{
     error::{Context, Error, Result},
     puppets::label,
     resource::{
-        file::{mqueue, proc},
+        file::{mqueue, pidfd, proc},
         pidns,
     },
     task::{ProcDir, Process},
@@ -137,6 +137,7 @@ impl Names {
                     file.locks.iter_mut().for_each(|lock| rename(&mut [&mut lock.pid]));
                     mqueue::rename(file, |pid| self.own(pid));
                     proc::rename(file, |id| self.own(id));
+                    pidfd::rename(file, |id| self.own(id));
                 }
                 _ => {}
             }

@@ -199,6 +199,23 @@ impl Objects {
         Ok(None)
     }
 
+    /// The description for which `compare`, given task and descriptor that have one, says that it is it; looked for
+    /// first among those of inode `ino`, where file systems agree on its number.
+    pub(crate) fn description_by(
+        &self,
+        ino: Option<u64>,
+        compare: impl Fn((i32, i32)) -> ckpt_kernel::Result<Ordering>,
+    ) -> Result<Option<Objref>> {
+        let here = |key: &FileKey| ino.is_none_or(|ino| key.1 == ino);
+        let likely = self.descriptions.iter().filter(|(key, _)| here(key));
+        for (_, known) in likely.chain(self.descriptions.iter().filter(|(key, _)| !here(key))) {
+            if let Some((_, objref)) = search(known, |place| compare(*place))? {
+                return Ok(Some(objref));
+            }
+        }
+        Ok(None)
+    }
+
     /// Contents without a name, with device and inode.
     pub(crate) fn inodes(&self) -> impl Iterator<Item = (Objref, (u64, u64))> + '_ {
         self.inodes.iter().map(|(dev_ino, objref)| (*objref, *dev_ino))

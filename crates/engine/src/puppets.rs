@@ -162,6 +162,21 @@ impl Puppets {
         }
     }
 
+    /// Has a process among them that ends and is waited for at once, when `look` has seen it.
+    pub(crate) fn pass<T>(&mut self, look: impl FnOnce(i32) -> Result<T>) -> Result<T> {
+        let parent = self.get(0)?;
+        let thread = parent.first();
+        let fork = Fork::default();
+        let child = parent.fork(thread, &fork)?;
+        let (pid, own_pid) = (child.pid(), child.own_pid());
+        self.made.push(pid);
+        let seen = look(pid)?;
+        child.end(0)?;
+        let args = [own_pid.into(), 0u64.into(), WALL.into(), 0u64.into()];
+        call(self.get(0)?, "wait4", libc::SYS_wait4, args)?;
+        Ok(seen)
+    }
+
     /// Lets a parent take note that a child of it has stopped.
     pub(crate) fn see_stop(&mut self, parent: TaskIndex, child: TaskIndex) -> Result<()> {
         let mut program = Program::new();

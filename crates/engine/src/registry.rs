@@ -1,7 +1,8 @@
 //! The only list of file kinds. No more than one of them claims a descriptor.
 
 use crate::resource::file::{
-    FileKind, chardev, current, directory, external, memfd, mqueue, path, pipe, proc, pty, regular, unlinked,
+    FileKind, chardev, current, directory, epoll, eventfd, external, inotify, memfd, mqueue, path, pidfd,
+    pipe, proc, pty, regular, signalfd, timerfd, unlinked,
 };
 
 /// All kinds.
@@ -21,4 +22,10 @@ pub(crate) const FILE_KINDS: &[&dyn FileKind] = &[
     &chardev::CharDevice,
     &memfd::Memfd,
     &mqueue::Mqueue,
+    &eventfd::Eventfd,
+    &epoll::Epoll,
+    &signalfd::Signalfd,
+    &timerfd::Timerfd,
+    &pidfd::Pidfd,
+    &inotify::Inotify,
 ];

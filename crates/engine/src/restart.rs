@@ -8,14 +8,15 @@
 //! | open | files and directories, by the coordinator, whose view of paths is the caller's; files that changed are refused |
 //! | make | all processes, with their pids, parents, sessions and groups; from here on an error kills them |
 //! | memory | areas, exe link, working directory: one program for each process |
-//! | descriptors | when nobody who shares the table needs ours any more; then locks, which do not outlive a close |
 //! | fill | page contents, read and verified beside; rseq needs its area in place |
 //! | threads | all threads exist before any of them restores itself |
-//! | late files | those of /proc show the tasks, by the ids they have now |
+//! | descriptors | when nobody who shares the table needs ours any more, and every task there is can have a pidfd |
+//! | late files | those of /proc show the tasks, by the ids they have now; then locks, which do not outlive a close |
 //! | zombies | end; what their parents are sent is taken away again |
 //! | restore | each thread by a program of its own, the leader also what they share; one that had ended ends |
 //! | stop | those that were stopped, their parents not noticing |
 //! | registers | calls in progress, then the slot, then registers and masks |
+//! | settle | timers and watches of descriptors: time passes for them from now on |
 //! | release | go; or, with a freezer, into it, and frozen before they are let go |
 
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     plan::{Node, Terms, plan},
     puppets::{Puppets, Stage, label},
     resource::{
-        file::{self, Made, OpenContext, directory::Removed, external, lock},
+        file::{self, Made, OpenContext, directory::Removed, external, late::Late, lock},
         fs, layout, limits, mm,
         pages::{self, Target, Targets},
         pidns::Namespaces,
@@ -56,10 +57,12 @@ use std::{
 pub(crate) struct Opened {
     pub(crate) files: BTreeMap<Objref, OwnedFd>,
     pub(crate) inherited: external::Inherited,
-    inodes: BTreeMap<Objref, Made>,
+    pub(crate) inodes: BTreeMap<Objref, Made>,
     pub(crate) directories: BTreeMap<Objref, fs::Directories>,
     /// How what is opened late gets to them.
     pub(crate) late: Option<file::proc::Late>,
+    /// How pidfds get to them, which entries of epolls may watch.
+    pub(crate) pidfds: Option<Late>,
     /// Makes names.
     scribe: Scribe,
 }
@@ -85,8 +88,8 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let mut puppets = make(&image, &options, &opened, &areas, &mut reader, observer)?;
     let new_pids = options.pids == Pids::New;
     let born = puppets.credentials()?;
-    let materials = Materials { image: &image, new_pids, parts, opened, areas, born };
-    let page_bytes = build(&mut puppets, &materials, reader, observer)?;
+    let mut materials = Materials { image: &image, new_pids, parts, opened, areas, born };
+    let page_bytes = build(&mut puppets, &mut materials, reader, observer)?;
     interrupted(observer)?;
     let inherited = &materials.opened.inherited;
     let pid = |index| puppets.get(index).ok().map(|puppet| puppet.pid());
@@ -176,10 +179,16 @@ fn open(
         let what = format!("fd {most} is a descriptor above the limit of open files ({limit})");
         return Err(Error::failed(what).advice("raise it (ulimit -n)"));
     }
-    // Our own standard descriptors may be what the task inherits.
-    let park = |fd: OwnedFd| match fd.as_raw_fd() {
-        0..=2 => rustix::io::fcntl_dupfd_cloexec(&fd, 3).doing(|| "a descriptor above 2".to_owned()),
-        _ => Ok(fd),
+    // Our own standard descriptors may be what the task inherits. What epolls watch is put at its number
+    // while all of ours are there.
+    let apart = file::epoll::highest(image).max(file::pidfd::all(image).next().map(|_| 0));
+    let lowest = apart.map_or(3, |fd| fd.max(most as i32).saturating_add(1)).max(3);
+    let park = |fd: OwnedFd| match fd.as_raw_fd() >= lowest {
+        true => Ok(fd),
+        false => rustix::io::fcntl_dupfd_cloexec(&fd, lowest).map_err(|e| {
+            Error::os(format!("a descriptor above {}", lowest - 1), e)
+                .advice(format!("raise the limit of open files ({limit})"))
+        }),
     };
     let (scribe, removed) = (Scribe::default(), Removed::default());
     let mut inodes = BTreeMap::new();
@@ -216,7 +225,8 @@ fn open(
     }
     let inherited = external::inherit(image, &options.inherit, &park)?;
     let late = file::proc::Late::of(image)?;
-    Ok(Opened { files, inherited, inodes, directories, late, scribe })
+    let pidfds = file::pidfd::all(image).next().map(|_| Late::new(lowest, &park)).transpose()?;
+    Ok(Opened { files, inherited, inodes, directories, late, pidfds, scribe })
 }
 
 /// In `checkpoint --kill PID | restart` the original has its terminals, and ends only when it has seen all of the
@@ -382,16 +392,27 @@ impl<'a> Materials<'a> {
 /// Turns fresh puppets into the processes of the image. Returns the bytes of pages.
 fn build(
     puppets: &mut Puppets,
-    materials: &Materials<'_>,
+    materials: &mut Materials<'_>,
     mut reader: source::ImageReader,
     observer: &mut dyn Observer,
 ) -> Result<u64> {
     let page_bytes = memory(puppets, materials, &mut reader, observer)?;
     file::pty::settle(materials.image, &materials.opened.inodes)?;
     threads(puppets, materials, observer)?;
+    let tids = pids(puppets, materials.image, Puppet::tid);
+    file::pidfd::open_late(materials.image, &tids, puppets, &mut materials.opened.files)?;
+    let materials = &*materials;
+    descriptors(puppets, materials, observer)?;
     late_files(puppets, materials, observer)?;
+    // A descriptor of the file that is closed later would take a process's locks with it.
+    let takers = lock::takers(materials.image, &materials.parts)?;
+    materials.each(puppets, observer, |p, puppet, _| match takers.get(&p.index) {
+        Some(locks) => lock::restore(puppet, locks),
+        None => Ok(()),
+    })?;
     zombies(puppets, materials)?;
-    let ids = restore::Ids { tasks: pids(puppets, materials.image), groups: groups(puppets, materials)? };
+    let tasks = pids(puppets, materials.image, Puppet::own_tid);
+    let ids = restore::Ids { tasks, groups: groups(puppets, materials)? };
     materials.each(puppets, observer, |p, puppet, observer| {
         // Before it may no longer be looked at by the likes of us.
         limits::restore_oom(puppet.pid(), p.signal, observer);
@@ -409,10 +430,25 @@ fn build(
         stop(puppets, &materials.parts, p).task(|| label(p.process))?;
     }
     registers(puppets, &running)?;
+    file::settle(materials.image, &materials.opened.files)?;
     Ok(page_bytes)
 }
 
-/// Address spaces, directories, descriptors and page contents.
+/// Every descriptor in its place.
+fn descriptors(puppets: &mut Puppets, materials: &Materials<'_>, observer: &mut dyn Observer) -> Result<()> {
+    let additions = file::epoll::additions(materials.image, &materials.parts)?;
+    materials.each(puppets, observer, |p, puppet, _| {
+        let entries = additions.get(&p.process.task.files).map_or(&[][..], Vec::as_slice);
+        if p.makes_files {
+            restore::descriptors(puppet, materials.image, p, entries, &materials.opened)
+        } else {
+            Ok(())
+        }
+    })?;
+    materials.finish(puppets, observer)
+}
+
+/// Address spaces, directories and page contents.
 fn memory(
     puppets: &mut Puppets,
     materials: &Materials<'_>,
@@ -430,16 +466,6 @@ fn memory(
             spaces.insert(p.process.task.mm, target(puppet, p)?);
         }
         Ok(())
-    })?;
-    materials.each(puppets, observer, |p, puppet, _| {
-        if p.makes_files { restore::descriptors(puppet, image, p, opened) } else { Ok(()) }
-    })?;
-    materials.finish(puppets, observer)?;
-    // A descriptor of the file that is closed later would take a process's locks with it.
-    let takers = lock::takers(image, &materials.parts)?;
-    materials.each(puppets, observer, |p, puppet, _| match takers.get(&p.index) {
-        Some(locks) => lock::restore(puppet, locks),
-        None => Ok(()),
     })?;
     // What a filler leaves in the areas goes with the targets.
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
@@ -591,13 +617,13 @@ fn groups(puppets: &mut Puppets, materials: &Materials<'_>) -> Result<BTreeMap<i
     Ok(groups)
 }
 
-/// The id each task of the image has now.
-fn pids(puppets: &mut Puppets, image: &Image) -> BTreeMap<i32, i32> {
+/// The id each task of the image has now: to itself (`own_tid`), or to us (`tid`).
+fn pids(puppets: &mut Puppets, image: &Image, id: impl Fn(&Puppet, usize) -> i32) -> BTreeMap<i32, i32> {
     let mut pids = BTreeMap::new();
     for (index, process) in image.processes.iter().enumerate() {
         let Ok(puppet) = puppets.get(index) else { continue };
         let tids = process.threads.iter().map(|t| t.record.tid).enumerate();
-        pids.extend(tids.map(|(thread, tid)| (tid, puppet.own_tid(thread))));
+        pids.extend(tids.map(|(thread, tid)| (tid, id(puppet, thread))));
     }
     pids
 }

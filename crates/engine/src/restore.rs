@@ -14,7 +14,7 @@ use crate::{
 };
 use ckpt_image::{
     Image, Objref, model,
-    record::{Regs, owner_kind, vma_kind},
+    record::{EpollEntry, Regs, file_kind, owner_kind, vma_kind},
 };
 use ckpt_kernel::{
     memory, procfs,
@@ -97,13 +97,20 @@ fn address_space(
 }
 
 /// Puts every descriptor in its place and closes all others, but for what is opened late. Nobody who
-/// shares the table needs ours any more.
+/// shares the table needs ours any more. `entries` of epolls are added while ours are there, too.
 pub(crate) fn descriptors(
     puppet: &mut Puppet,
     image: &Image,
     parts: &Parts<'_>,
+    entries: &[(Objref, EpollEntry)],
     opened: &Opened,
 ) -> Result<()> {
+    if let Some(late) = &opened.pidfds {
+        let used = parts.table.descs.iter().map(|d| d.file).chain(entries.iter().map(|(_, e)| e.file));
+        let used = used.filter(|file| image.file(*file).is_some_and(|f| f.record.kind == file_kind::PIDFD));
+        late.hand_over(puppet, &used.collect(), opened)?;
+    }
+    file::epoll::restore(puppet, image, entries, opened)?;
     let mut moves = Vec::with_capacity(parts.table.descs.len());
     for desc in parts.table.descs.iter().filter(|desc| !file::proc::is_late(image, desc.file)) {
         let source = opened

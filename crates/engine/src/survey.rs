@@ -84,7 +84,7 @@ fn one_by_one(
 ) -> Result<Vec<Objects>> {
     let mut objects = Objects::running(pids(members), options);
     let tables = look(admission, members, &mut objects)?;
-    file::pipe::adopt(tables, false, &mut objects)?;
+    file::adopt(&tables, false, &mut objects)?;
     file::external::check_used(&objects)?;
     Ok(vec![objects])
 }
@@ -101,7 +101,7 @@ fn side_by_side(
     let survey = |members| {
         let mut objects = Objects::guessing(pids.clone(), options);
         let tables = look(admission, members, &mut objects)?;
-        file::pipe::adopt(tables, false, &mut objects).map(|()| objects)
+        file::adopt(&tables, false, &mut objects).map(|()| objects)
     };
     let mut shares = members.chunks(share);
     let first = shares.next().unwrap_or_default();

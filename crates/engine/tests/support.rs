@@ -20,7 +20,7 @@ const KINDS: [(&str, usize); 6] = [
 ];
 
 /// Extensions of fixtures; `tests/src/fixture.rs` has the same.
-const FIXTURES: [&str; 5] = ["c", "py", "sh", "run", "java"];
+const FIXTURES: [&str; 6] = ["c", "py", "sh", "js", "run", "java"];
 
 /// The columns that hold names, and how many columns there are.
 const CODE: usize = 1;

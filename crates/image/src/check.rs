@@ -1,6 +1,7 @@
 //! The rules metadata keeps besides decoding. Writer and reader both hold an image to them, so
 //! that a checkpoint never writes what a restart would refuse.
 
+mod anon;
 mod pidns;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -294,7 +295,7 @@ fn check_file(file: &File, refs: &mut Refs<'_>) -> Check {
     rule(file.record.owner_signal as usize <= NR_SIGNALS, "an unknown signal")?;
     text(&file.path, MAX_PATH, "its path is too long or holds a NUL")?;
     rule(file.build_id.len() <= MAX_SMALL, "build-id too long")?;
-    check_file_details(file)?;
+    check_file_details(file, refs)?;
     file.locks.iter().try_for_each(check_lock)?;
     let inside = [file_kind::UNLINKED, file_kind::PIPE, file_kind::MEMFD, file_kind::PTY];
     if inside.contains(&file.record.kind) {
@@ -307,7 +308,7 @@ fn check_file(file: &File, refs: &mut Refs<'_>) -> Check {
 }
 
 /// The details, as the file's kind has them.
-fn check_file_details(file: &File) -> Check {
+fn check_file_details(file: &File, refs: &mut Refs<'_>) -> Check {
     match file.record.kind {
         file_kind::REGULAR => text(&file.details, MAX_PATH, "its other path is too long or holds a NUL"),
         file_kind::PROC => match of_kind::<ProcFile>(&file.details)?[..] {
@@ -336,7 +337,7 @@ fn check_file_details(file: &File) -> Check {
             let padded = |name: &ExternalName| ExternalName::new(name.bytes()) == Some(*name);
             rule(names.iter().all(padded), "padding of a name is not zero")
         }
-        _ => rule(file.details.is_empty(), "details of a kind that has none"),
+        _ => anon::check(file, refs),
     }
 }
 

@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::record::{
-    self, FileDesc, FileLock, Header, HeaderArch, Objref, PidLevel, PosixTimer, Pty, Record, SigAction, Task,
-    Tree, inode_kind, task_state,
+    self, EpollEntry, FileDesc, FileLock, Header, HeaderArch, InotifyWatch, Objref, PidLevel, PosixTimer,
+    Pty, Record, SigAction, Task, Tree, file_kind, inode_kind, task_state,
 };
 
 /// A queued signal: `siginfo_t` as PTRACE_PEEKSIGINFO gives it.
@@ -175,7 +175,17 @@ pub struct File {
 impl File {
     /// The objects it refers to.
     pub fn references(&self) -> impl Iterator<Item = Objref> {
-        Some(self.record.inode).filter(|inode| *inode != 0).into_iter()
+        let watched = match self.record.kind {
+            file_kind::EPOLL => {
+                details::<EpollEntry>(&self.details).map(|d| d.iter().map(|e| e.file).collect())
+            }
+            file_kind::INOTIFY => {
+                details::<InotifyWatch>(&self.details).map(|d| d.iter().map(|w| w.file).collect())
+            }
+            _ => None,
+        };
+        let watched: Vec<Objref> = watched.unwrap_or_default();
+        Some(self.record.inode).filter(|inode| *inode != 0).into_iter().chain(watched)
     }
 }
 
@@ -194,6 +204,11 @@ pub fn as_removed(path: &[u8]) -> Vec<u8> {
 pub fn details<T: FromBytes>(bytes: &[u8]) -> Option<Vec<T>> {
     let items = bytes.chunks_exact(size_of::<T>());
     items.remainder().is_empty().then(|| items.filter_map(|item| T::read_from_bytes(item).ok()).collect())
+}
+
+/// The details that these structures are.
+pub fn to_details<T: IntoBytes + Immutable>(items: &[T]) -> Vec<u8> {
+    items.as_bytes().to_vec()
 }
 
 /// Contents without a name.

@@ -71,10 +71,12 @@ macro_rules! wire {
     };
 }
 
+mod anon;
 mod file;
 mod mm;
 mod task;
 
+pub use anon::*;
 pub use file::*;
 pub use mm::*;
 pub use task::*;

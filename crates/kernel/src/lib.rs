@@ -11,6 +11,7 @@
 //! outside Rust's memory model; keeping them whole is the contract of [`visit`].
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
+pub mod anon;
 pub mod code;
 pub mod error;
 pub mod guardian;

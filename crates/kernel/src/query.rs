@@ -35,10 +35,36 @@ pub fn kcmp(a: i32, b: i32, what: Kcmp) -> Result<std::cmp::Ordering> {
         Kcmp::Sighand => (4, 0, 0),
     };
     let args = [a as u64, b as u64, kind, x as u64, y as u64];
-    match sys::numbers(libc::SYS_kcmp, args).named("kcmp")? {
-        0 => Ok(std::cmp::Ordering::Equal),
-        1 => Ok(std::cmp::Ordering::Less),
-        _ => Ok(std::cmp::Ordering::Greater),
+    sys::numbers(libc::SYS_kcmp, args).named("kcmp").map(ordering)
+}
+
+/// An entry of an epoll, as KCMP_EPOLL_TFD names it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct EpollSlot {
+    /// Descriptor of the epoll.
+    pub epoll: i32,
+    /// Number under which the entry was added.
+    pub fd: i32,
+    /// How many entries with that number are before it, in the order of fdinfo.
+    pub before: u32,
+}
+
+/// Orders the description behind descriptor `fd` of task `a` and what an entry of an epoll of task `b`
+/// watches, as [`kcmp`] does with [`Kcmp::File`] (Linux 4.13). Takes the longer the more entries are before.
+pub fn kcmp_epoll((a, fd): (i32, i32), b: i32, slot: EpollSlot) -> Result<std::cmp::Ordering> {
+    const KCMP_EPOLL_TFD: i32 = 7;
+    // SAFETY: `slot` is a live struct kcmp_epoll_slot, which the kernel reads.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_EPOLL_TFD, fd, &raw const slot) };
+    sys::check(order).named("kcmp(KCMP_EPOLL_TFD)").map(ordering)
+}
+
+/// What kcmp(2) means.
+fn ordering(answer: u64) -> std::cmp::Ordering {
+    match answer {
+        0 => std::cmp::Ordering::Equal,
+        1 => std::cmp::Ordering::Less,
+        _ => std::cmp::Ordering::Greater,
     }
 }
 

@@ -165,6 +165,18 @@ pub mod file_kind {
     pub const UNLINKED: u32 = 5;
     /// An end of a pipe with all its ends inside: what waits in it is in the image.
     pub const PIPE: u32 = 6;
+    /// eventfd(2): [`super::Eventfd`].
+    pub const EVENTFD: u32 = 7;
+    /// epoll(7): [`super::EpollEntry`].
+    pub const EPOLL: u32 = 8;
+    /// signalfd(2): [`super::Signalfd`].
+    pub const SIGNALFD: u32 = 9;
+    /// timerfd_create(2): [`super::Timerfd`].
+    pub const TIMERFD: u32 = 10;
+    /// pidfd_open(2): [`super::Pidfd`].
+    pub const PIDFD: u32 = 11;
+    /// inotify(7): [`super::InotifyWatch`].
+    pub const INOTIFY: u32 = 12;
     /// A file of a file system that shows the kernel's state (proc, sysfs, cgroup): [`ProcFile`].
     pub const PROC: u32 = 22;
     /// An end of a pty, by its device: 5:2 is the master, the others are slaves. Its [`Inode`] is the pty.
@@ -192,6 +204,12 @@ pub mod file_kind {
         CHARDEV,
         UNLINKED,
         PIPE,
+        EVENTFD,
+        EPOLL,
+        SIGNALFD,
+        TIMERFD,
+        PIDFD,
+        INOTIFY,
         PTY,
         TTY_CURRENT,
         PROC,

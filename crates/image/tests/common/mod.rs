@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ckpt_image::model::{
-    Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Sighand, Signal, Thread, Vma,
+    Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Sighand, Signal, Thread, Vma, to_details,
 };
 use ckpt_image::record::{
     self, ARCH_X86_64, ExternalName, FileDesc, FileLock, HEADER_MAGIC, Header, HeaderArch, PAGE_SIZE,
@@ -354,7 +354,7 @@ impl Builder<'_, '_> {
                 let name = Some(name).filter(|name| !name.is_empty());
                 name.and_then(|n| ExternalName::new(&n)).map_or(vec![], |n| n.as_bytes().to_vec())
             }
-            _ => Vec::new(),
+            _ => self.anon_details(kind),
         }
     }
 
@@ -375,6 +375,43 @@ impl Builder<'_, '_> {
                 parts.flat_map(|part| part.as_bytes().to_vec()).collect()
             }
             inode_kind::MEMFD => record::Memfd { pad: 0, ..self.source.wire() }.as_bytes().to_vec(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Details of a file of this kind.
+    fn anon_details(&mut self, kind: u32) -> Vec<u8> {
+        let source = &mut self.source;
+        match kind {
+            file_kind::EVENTFD => {
+                let count = source.wire::<record::Eventfd>().count >> 1;
+                to_details(&[record::Eventfd { count, semaphore: source.below(2) as u32, pad: 0 }])
+            }
+            file_kind::SIGNALFD => to_details(&[source.wire::<record::Signalfd>()]),
+            file_kind::TIMERFD => {
+                let wild: record::Timerfd = source.wire();
+                let (clock, flags) = (source.pick(&[0, 1, 7, 8, 9]), source.below(4) as u32);
+                let [remaining, interval, deadline] =
+                    [wild.remaining >> 1, wild.interval >> 1, wild.deadline >> 1];
+                to_details(&[record::Timerfd { clock, flags, remaining, interval, deadline, ..wild }])
+            }
+            file_kind::PIDFD => {
+                to_details(&[record::Pidfd { pid: i32::from(source.byte()), ..Default::default() }])
+            }
+            file_kind::EPOLL => {
+                let entries = (0..self.source.below(3)).map(|fd| {
+                    let file = self.share(record::File::TYPE, Self::file);
+                    record::EpollEntry { fd: fd as i32, file, pad: 0, ..self.source.wire() }
+                });
+                to_details(&entries.collect::<Vec<_>>())
+            }
+            file_kind::INOTIFY => {
+                let watches = (0..self.source.below(3)).map(|wd| {
+                    let file = self.share(record::File::TYPE, Self::file);
+                    record::InotifyWatch { wd: wd as i32 + 1, file, pad: 0, ..self.source.wire() }
+                });
+                to_details(&watches.collect::<Vec<_>>())
+            }
             _ => Vec::new(),
         }
     }

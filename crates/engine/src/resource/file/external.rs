@@ -191,12 +191,14 @@ pub(crate) fn name(file: &model::File) -> Option<Vec<u8>> {
 }
 
 /// What takes the place of external descriptors.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Inherited {
     /// Descriptors of ours.
     sources: Vec<OwnedFd>,
     /// Which of them, by descriptor table and number in it.
     places: BTreeMap<(Objref, i32), usize>,
+    /// Which of them, by file.
+    by_object: BTreeMap<Objref, usize>,
 }
 
 impl Inherited {
@@ -212,6 +214,11 @@ impl Inherited {
             let settings = model::details::<Tty>(&image.file(desc.file)?.details)?;
             Some((self.sources.get(*source)?, *settings.first()?))
         })
+    }
+
+    /// What takes the place of a file, wherever it is.
+    pub(crate) fn of(&self, file: Objref) -> Option<&OwnedFd> {
+        self.by_object.get(&file).and_then(|source| self.sources.get(*source))
     }
 }
 
@@ -240,9 +247,8 @@ pub(crate) fn inherit(
             return Err(Error::failed(what).advice("`ckptinfo IMAGE` lists them"));
         }
     }
-    let mut inherited = Inherited { sources: Vec::new(), places: BTreeMap::new() };
+    let mut inherited = Inherited::default();
     let mut known: BTreeMap<Place, usize> = BTreeMap::new();
-    let mut by_object: BTreeMap<Objref, usize> = BTreeMap::new();
     for (table, desc, file) in &external {
         let by_name = name(file).map(Place::Name);
         let find = |place: &Place| given.iter().find(|(other, _)| other == place).map(|(_, fd)| fd.as_fd());
@@ -264,7 +270,7 @@ pub(crate) fn inherit(
             }
         };
         known.insert(place, source);
-        by_object.entry(desc.file).or_insert(source);
+        inherited.by_object.entry(desc.file).or_insert(source);
         inherited.places.insert((*table, desc.fd), source);
     }
     for (table, desc, file) in &external {
@@ -272,16 +278,17 @@ pub(crate) fn inherit(
         if inherited.places.contains_key(&place) {
             continue;
         }
-        if !by_object.contains_key(&desc.file)
+        if !inherited.by_object.contains_key(&desc.file)
             && let Some(terminal) = terminal(&inherited, &external, file)?
         {
             inherited.sources.push(park(terminal)?);
-            by_object.insert(desc.file, inherited.sources.len() - 1);
+            let last = inherited.sources.len() - 1;
+            inherited.by_object.insert(desc.file, last);
         }
-        let Some(twin) = by_object.get(&desc.file) else {
+        let Some(twin) = inherited.by_object.get(&desc.file).copied() else {
             return Err(missing(desc, file));
         };
-        inherited.places.insert(place, *twin);
+        inherited.places.insert(place, twin);
     }
     Ok(inherited)
 }

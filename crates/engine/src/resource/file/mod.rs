@@ -10,20 +10,27 @@ pub(crate) mod chardev;
 pub(crate) mod current;
 pub(crate) mod directory;
 pub(crate) mod embedded;
+pub(crate) mod epoll;
+pub(crate) mod eventfd;
 pub(crate) mod external;
 pub(crate) mod flight;
 pub(crate) mod identity;
+pub(crate) mod inotify;
+pub(crate) mod late;
 pub(crate) mod lock;
 pub(crate) mod memfd;
 pub(crate) mod mqueue;
 pub(crate) mod owner;
 pub(crate) mod path;
+pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod placement;
 pub(crate) mod proc;
 pub(crate) mod pty;
 mod refuse;
 pub(crate) mod regular;
+pub(crate) mod signalfd;
+pub(crate) mod timerfd;
 pub(crate) mod unlinked;
 
 use crate::{
@@ -49,9 +56,10 @@ use rustix::{
 };
 use std::{
     collections::BTreeMap,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Mutex, atomic::AtomicBool},
 };
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What is known of a descriptor before anybody looks inside.
 #[derive(Debug)]
@@ -125,18 +133,6 @@ impl Descriptor<'_> {
         (other.st_dev, other.st_ino) == (self.stat.st_dev, self.stat.st_ino)
     }
 
-    /// A copy of it; of a file that is only mapped, there is none.
-    pub(crate) fn copy(&self) -> Result<OwnedFd> {
-        let number = self.name.strip_prefix("fd/").and_then(|n| n.parse().ok()).unwrap_or(-1);
-        self.process.descriptor(number)
-    }
-
-    /// statfs(2) f_type of the file system it is in.
-    pub(crate) fn file_system(&self) -> Option<i64> {
-        let place = self.process.proc.open(&self.name, OFlags::PATH).ok()?;
-        rustix::fs::fstatfs(place).ok().map(|fs| fs.f_type)
-    }
-
     /// The record all kinds share.
     pub(crate) fn record(&self, kind: u32) -> model::File {
         let stat = &self.stat;
@@ -156,6 +152,34 @@ impl Descriptor<'_> {
         };
         model::File { record, path: self.path().to_vec(), ..model::File::default() }
     }
+
+    /// The same with what only its kind has.
+    pub(crate) fn detailed<T: IntoBytes + Immutable>(&self, kind: u32, details: &[T]) -> model::File {
+        model::File { details: model::to_details(details), ..self.record(kind) }
+    }
+
+    /// A descriptor of ours for the same open description; of a file that is only mapped, there is none.
+    pub(crate) fn copy(&self) -> Result<BorrowedFd<'_>> {
+        self.copy.as_ref().map(AsFd::as_fd).ok_or_else(|| Error::failed("it is no descriptor"))
+    }
+}
+
+/// What only the kind of a file has.
+pub(crate) fn details_of<T: FromBytes>(file: &model::File) -> Result<Vec<T>> {
+    model::details(&file.details).ok_or_else(|| Error::bad_image("a file's details are of the wrong size"))
+}
+
+/// The same of a kind that has one of it.
+pub(crate) fn detail<T: FromBytes>(file: &model::File) -> Result<T> {
+    let only = details_of(file)?.into_iter().next();
+    only.ok_or_else(|| Error::bad_image("a file lacks its details"))
+}
+
+/// Gives a new description the flags that can be changed; O_ASYNC is not for here, see `owner.rs`.
+pub(crate) fn settle_flags(fd: &OwnedFd, file: &model::File) -> Result<()> {
+    let flags =
+        OFlags::from_bits_retain(file.record.flags) & (OFlags::APPEND | OFlags::NONBLOCK | OFlags::NOATIME);
+    rustix::fs::fcntl_setfl(fd, flags).doing(|| "set the flags of a file".to_owned())
 }
 
 /// Contents without a name, made again.
@@ -214,6 +238,20 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
         descs.push(FileDesc { fd, flags: cloexec, file, pad: 0 });
     }
     Ok(model::FileTable { descs })
+}
+
+/// What can be told of files only when all descriptors of the tree are known. `tables` are its processes, with the
+/// objrefs of their descriptor tables; they stand still, or not.
+pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut Objects) -> Result<()> {
+    let certainty = if frozen { epoll::Certainty::Exact } else { epoll::Certainty::Likely };
+    pipe::adopt(tables.iter().copied(), frozen, objects)?;
+    epoll::adopt(tables.iter().copied(), certainty, objects)
+}
+
+/// What is done to files last of all: from then on time passes for them, and they notice what happens.
+pub(crate) fn settle(image: &Image, files: &BTreeMap<Objref, OwnedFd>) -> Result<()> {
+    inotify::settle(image, files)?;
+    timerfd::settle(image, files)
 }
 
 /// Looks at descriptor `fd`: by a copy where that will do, as every question about /proc/PID/fd is a

@@ -43,7 +43,7 @@ pub(crate) fn is_queue(descriptor: &Descriptor<'_>) -> bool {
         && descriptor.stat.st_size == SIZE
         && descriptor.link.iter().filter(|byte| **byte == b'/').count() == 1
         && matches!(descriptor.target(), FdLink::Path { .. })
-        && descriptor.file_system() == Some(MQUEUE_MAGIC)
+        && descriptor.fs == MQUEUE_MAGIC
 }
 
 impl FileKind for Mqueue {

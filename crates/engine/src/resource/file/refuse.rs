@@ -45,7 +45,7 @@ const SECRET: &[u8] = b"/secretmem";
 /// Whether a descriptor is one of memfd_secret(2).
 pub(super) fn is_secret(descriptor: &Descriptor<'_>) -> bool {
     const SECRETMEM_MAGIC: i64 = 0x5345_434d;
-    descriptor.link.starts_with(SECRET) && descriptor.file_system() == Some(SECRETMEM_MAGIC)
+    descriptor.link.starts_with(SECRET) && descriptor.fs == SECRETMEM_MAGIC
 }
 
 /// The error for a descriptor that no kind claims.
