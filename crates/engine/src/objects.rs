@@ -45,7 +45,7 @@ pub(crate) struct Objects {
     /// Where the contents of inodes are read from.
     pub(crate) contents: Vec<(Objref, File)>,
     /// Which are the same is not asked: what tasks share is taken for several objects, descriptions with
-    /// the same key for one.
+    /// the same key under the same number for one.
     guess: bool,
 }
 
@@ -123,7 +123,8 @@ impl Objects {
         let guess = self.guess;
         let known = self.descriptions.entry(key).or_default();
         let compare = |(other, there): &(i32, i32)| match guess {
-            true => Ok(Ordering::Equal),
+            // Inherited, most likely.
+            true => Ok(there.cmp(&fd)),
             false => kcmp(*other, tid, Kcmp::File(*there, fd)),
         };
         match position(known, compare)? {
@@ -209,7 +210,13 @@ impl Objects {
         let here = |key: &FileKey| ino.is_none_or(|ino| key.1 == ino);
         let likely = self.descriptions.iter().filter(|(key, _)| here(key));
         for (_, known) in likely.chain(self.descriptions.iter().filter(|(key, _)| !here(key))) {
-            if let Some((_, objref)) = search(known, |place| compare(*place))? {
+            // Guessed ones are in the order of their numbers.
+            let is = |(place, _): &&((i32, i32), Objref)| compare(*place).is_ok_and(Ordering::is_eq);
+            let found = match self.guess {
+                true => known.iter().find(is).copied(),
+                false => search(known, |place| compare(*place))?,
+            };
+            if let Some((_, objref)) = found {
                 return Ok(Some(objref));
             }
         }

@@ -98,10 +98,15 @@ fn side_by_side(
     let pids = pids(members);
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let share = members.len().div_ceil(processors).max(FEW);
+    let whole = share >= members.len();
     let survey = |members| {
         let mut objects = Objects::guessing(pids.clone(), options);
         let tables = look(admission, members, &mut objects)?;
-        file::adopt(&tables, false, &mut objects).map(|()| objects)
+        // Only whoever has seen all descriptors can say what nobody has.
+        if whole {
+            file::adopt(&tables, false, &mut objects)?
+        }
+        Ok(objects)
     };
     let mut shares = members.chunks(share);
     let first = shares.next().unwrap_or_default();

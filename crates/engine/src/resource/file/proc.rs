@@ -335,6 +335,9 @@ fn message() -> Arg {
 
 /// Gives the tasks in the details of a file their own names.
 pub(crate) fn rename(file: &mut model::File, own: impl Fn(i32) -> i32) {
+    if file.record.kind != file_kind::PROC {
+        return;
+    }
     let Some(mut proc) = details(file).filter(|proc| proc.owner == proc_owner::TASK) else { return };
     (proc.pid, proc.tid) = (own(proc.pid), own(proc.tid));
     file.details = proc.as_bytes().to_vec();
