@@ -131,15 +131,12 @@ fn private(image: &Image) -> BTreeSet<Objref> {
     spaces.flat_map(of_space).collect()
 }
 
-/// How far file systems' idea of the time may be behind ours: a tick of the slowest kernel, in nanoseconds.
-const TICK: u64 = 10_000_000;
-
-/// Whether a file was made after `time`, or so little before that it cannot be told (in nanoseconds), as far as its file system says.
+/// Whether a file was made after `time` (in nanoseconds), as far as its file system says.
 fn born_since(fd: &OwnedFd, time: u64) -> bool {
     let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
     found.is_ok_and(|stat| {
         let born = stat.stx_btime.tv_sec.max(0) as u64 * 1_000_000_000 + u64::from(stat.stx_btime.tv_nsec);
-        stat.stx_mask & StatxFlags::BTIME.bits() != 0 && born + TICK > time
+        stat.stx_mask & StatxFlags::BTIME.bits() != 0 && born > time
     })
 }
 

@@ -405,9 +405,19 @@ mod tests {
             (of("/dev/null".into(), OFlags::RDWR), file_kind::CHARDEV),
             (memfd_create("a", MemfdFlags::CLOEXEC).unwrap(), file_kind::MEMFD),
         ];
-        let places = ["file", "", "link", "fifo"].map(|name| of(path(name), OFlags::PATH | OFlags::NOFOLLOW));
+        let places = ["file", "link", "fifo"].map(|name| of(path(name), OFlags::PATH | OFlags::NOFOLLOW));
         let places = places.into_iter().chain([of("/dev/null".into(), OFlags::PATH)]);
         let places = places.map(|fd| (fd, file_kind::PATH));
+        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+        let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        let others = [
+            (of(path(""), OFlags::PATH), file_kind::DIRECTORY),
+            (of("/proc/self/status".into(), OFlags::RDONLY), file_kind::PROC),
+            (of("/dev/ptmx".into(), OFlags::RDWR | OFlags::NOCTTY), file_kind::PTY),
+            (epoll, file_kind::EPOLL),
+            (eventfd, file_kind::EVENTFD),
+        ];
+        let places = places.chain(others);
         let files: Vec<_> = named.into_iter().chain(places).collect();
         let own = Process::open(std::process::id() as i32).unwrap();
         let claimed = |fd: i32| {
