@@ -147,7 +147,6 @@ pub(crate) fn threads(puppet: &mut Puppet, process: &model::Process, new_pids: b
     let missing = process.threads.get(puppet.threads()..).unwrap_or_default();
     for some in missing.chunks(AT_ONCE) {
         let mut program = Program::new();
-        puppet.thread(0)?.with_others();
         for thread in some {
             let args = clone_args(CLONE_THREAD_FLAGS, 0, &pidns::set_tid(thread, new_pids));
             program.call("clone3 of a thread", thread.record.tid as u64, libc::SYS_clone3, args);

@@ -56,8 +56,6 @@ pub struct Stopped {
     lent: bool,
     /// SIGSTOPs taken out of the way while the thread was ours.
     held: Vec<i32>,
-    /// See [`Stopped::with_others`].
-    others: bool,
     not_send: PhantomData<*const ()>,
 }
 
@@ -92,8 +90,23 @@ fn wait(tid: i32, block: bool) -> Result<Option<Event>> {
 /// process live, waitpid(2) says nothing of a leader.
 fn has_ended(tid: i32) -> bool {
     let stat = crate::procfs::read(&format!("{tid}/stat")).unwrap_or_default();
-    let state = stat.iter().rposition(|byte| *byte == b')').and_then(|at| stat.get(at + 2));
-    state.is_none_or(|state| b"ZX".contains(state))
+    fields(&stat).next().is_none_or(|state| b"ZX".contains(&state.first().copied().unwrap_or(b'X')))
+}
+
+/// Whether it has ended or is about to (PF_EXITING): process 1 of a pid namespace that has been killed
+/// first waits for all others there, whom we may trace.
+fn is_leaving(tid: i32) -> bool {
+    const FLAGS: usize = 6;
+    const PF_EXITING: u64 = 4;
+    let stat = crate::procfs::read(&format!("{tid}/stat")).unwrap_or_default();
+    let flags = fields(&stat).nth(FLAGS).and_then(|flags| str::from_utf8(flags).ok()?.parse::<u64>().ok());
+    flags.is_none_or(|flags| flags & PF_EXITING != 0)
+}
+
+/// The fields of /proc/PID/stat from the state on.
+fn fields(stat: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let name = stat.iter().rposition(|byte| *byte == b')').map_or(stat.len(), |at| at + 2);
+    stat.get(name..).unwrap_or_default().split(|byte| *byte == b' ').filter(|field| !field.is_empty())
 }
 
 /// Names a ptrace failure; ESRCH means the thread is gone.
@@ -158,7 +171,6 @@ impl Running {
                         attached: true,
                         lent: false,
                         held: Vec::new(),
-                        others: false,
                         not_send: PhantomData,
                     });
                 }
@@ -186,12 +198,6 @@ impl Stopped {
     /// Thread id.
     pub fn tid(&self) -> i32 {
         self.tid
-    }
-
-    /// It leads a process other threads of which we trace too. Should the process be killed, the kernel
-    /// tells of the leader's end only when we have waited for theirs: it must be looked for.
-    pub fn with_others(&mut self) {
-        self.others = true;
     }
 
     /// General registers (NT_PRSTATUS).
@@ -407,12 +413,12 @@ impl Stopped {
     fn await_stop(&mut self) -> Result<i32> {
         let tid = self.tid();
         for turn in 0u64.. {
-            // Most stops come within microseconds, sooner than we would fall asleep and be woken.
-            match wait(tid, !self.others && turn >= SOON)? {
+            match wait(tid, false)? {
                 Some(Event::Stop(status)) => return Ok(status),
                 Some(Event::Ended) => break,
-                None if !self.others || turn < SOON => rustix::thread::sched_yield(),
-                None if turn % 16 == 0 && has_ended(tid) => break,
+                // Most stops come within microseconds, sooner than we would fall asleep and be woken.
+                None if turn < SOON => rustix::thread::sched_yield(),
+                None if turn % 16 == 0 && is_leaving(tid) => break,
                 None => std::thread::sleep(Duration::from_micros(50)),
             }
         }

@@ -401,10 +401,7 @@ impl Visit {
             inside: false,
             pending: None,
         };
-        let mut guests: Vec<Guest> = visitors.into_iter().map(guest).collect();
-        if let [leader, _, ..] = guests.as_mut_slice() {
-            leader.thread.with_others();
-        }
+        let guests: Vec<Guest> = visitors.into_iter().map(guest).collect();
         let mut visit = Visit { pid, guests, foothold, slot: None };
         visit.map_slot(address)?;
         Ok(visit)

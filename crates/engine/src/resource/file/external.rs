@@ -117,15 +117,15 @@ external!(Socket, file_kind::EXTERNAL_SOCKET, |d| d.file_type() == FileType::Soc
 fn connected_to_outside(descriptor: &Descriptor<'_>, objects: &Objects) -> Result<()> {
     let socket = descriptor.copy()?;
     let refused = |what: &str| Err(Error::unsupported(format!("{what} cannot be carried yet")));
-    if sockopt::socket_acceptconn(&socket).unwrap_or(false) {
+    if sockopt::socket_acceptconn(socket).unwrap_or(false) {
         return refused("a listening socket");
     }
-    if rustix::net::getpeername(&socket).is_err() {
+    if rustix::net::getpeername(socket).is_err() {
         return refused("a socket that is not connected");
     }
-    let inside = sockopt::socket_peercred(&socket)
+    let inside = sockopt::socket_peercred(socket)
         .is_ok_and(|c| objects.members.contains(&c.pid.as_raw_nonzero().get()));
-    if inside && sockopt::socket_domain(&socket) == Ok(rustix::net::AddressFamily::UNIX) {
+    if inside && sockopt::socket_domain(socket) == Ok(rustix::net::AddressFamily::UNIX) {
         return refused("a socket pair with both ends inside");
     }
     Ok(())

@@ -70,9 +70,9 @@ impl FileKind for End {
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
         let master = descriptor.copy()?;
-        let index = tty::index(&master)?;
+        let index = tty::index(master)?;
         let (path, stat) = slave(descriptor, index)?;
-        let settings = tty::settings(&master)?;
+        let settings = tty::settings(master)?;
         refuse_discipline(&settings)?;
         let mut flags = 0;
         for (switch, flag) in [
@@ -80,7 +80,7 @@ impl FileKind for End {
             (Switch::Packet, pty_flags::PACKET),
             (Switch::Exclusive, pty_flags::MASTER_EXCLUSIVE),
         ] {
-            flags |= if switch.get(&master)? { flag } else { 0 };
+            flags |= if switch.get(master)? { flag } else { 0 };
         }
         let pty = Pty { tty: settings, index, flags, ..Pty::default() };
         let (inode, _) = objects.inode((stat.st_dev, stat.st_ino), || inode(&path, &stat, pty));

@@ -88,7 +88,7 @@ fn look(descriptor: &Descriptor<'_>) -> Result<Found> {
     let copy = descriptor.copy()?;
     let mut found = None;
     for _ in 0..ATTEMPTS {
-        let time = timerfd_gettime(&copy).doing(|| "timerfd_gettime".to_owned())?;
+        let time = timerfd_gettime(copy).doing(|| "timerfd_gettime".to_owned())?;
         let running = (time.it_value.tv_sec, time.it_value.tv_nsec) != (0, 0);
         let info = descriptor.process.proc.parse(&descriptor.name.replace("fd/", "fdinfo/"), parse_fdinfo)?;
         let timer = info.timerfd().ok_or_else(|| Error::failed("its fdinfo is not a timerfd's"))?;
