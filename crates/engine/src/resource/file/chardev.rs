@@ -1,10 +1,10 @@
 //! Character devices that are no terminals.
 //!
 //! *Saved*: path, flags. *Restored*: by path, if it leads to the same device. *Carried*: those without state of
-//! their own: null, zero, full, random, urandom, hwrng, and kmsg that is only written to. *Refused*, by name:
-//! all others; what a driver keeps for a descriptor is known to it alone.
+//! their own: null, zero, full, random, urandom, hwrng, and kmsg that is only written to. All others are refused
+//! by name (`refuse.rs`): what a driver keeps for a descriptor is known to it alone.
 
-use super::{Descriptor, FileKind, OpenContext, external, reopen};
+use super::{Descriptor, FileKind, OpenContext, reopen};
 use crate::{
     error::{Doing, Error, Result},
     objects::Objects,
@@ -21,44 +21,21 @@ pub(crate) struct CharDevice;
 const STATELESS: [(u32, u32); 6] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (10, 183)];
 /// The kernel's log: who reads it has a place in it.
 const KMSG: (u32, u32) = (1, 11);
-/// Devices that programs are known to hold.
-const NAMED: [((u32, u32), &str); 9] = [
-    ((1, 1), "the machine's memory"),
-    ((1, 4), "the machine's I/O ports"),
-    (KMSG, "a reader of the kernel's log"),
-    ((10, 135), "a clock (rtc)"),
-    ((10, 200), "a network tunnel (tun, tap)"),
-    ((10, 223), "a device that it makes (uinput)"),
-    ((10, 229), "a file system that it serves (fuse)"),
-    ((10, 232), "virtual machines (kvm)"),
-    ((10, 237), "the control of loop devices"),
-];
-
 impl FileKind for CharDevice {
     fn kind(&self) -> u32 {
         file_kind::CHARDEV
     }
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
+        let device = (major(descriptor.stat.st_rdev), minor(descriptor.stat.st_rdev));
+        let access = OFlags::from_bits_retain(descriptor.flags()) & OFlags::RWMODE;
         !descriptor.is_place()
             && descriptor.file_type() == FileType::CharacterDevice
-            && !external::is_terminal(descriptor)
+            && (STATELESS.contains(&device) || device == KMSG && access == OFlags::WRONLY)
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
         let path = show(descriptor.path());
-        let device = (major(descriptor.stat.st_rdev), minor(descriptor.stat.st_rdev));
-        let access = OFlags::from_bits_retain(descriptor.flags()) & OFlags::RWMODE;
-        if !(STATELESS.contains(&device) || device == KMSG && access == OFlags::WRONLY) {
-            let named =
-                NAMED.iter().find(|(known, _)| *known == device).map(|(_, name)| format!(", {name},"));
-            let what = match named {
-                Some(name) => format!("{path}{name} cannot be carried"),
-                None => format!("{path}, the device {}:{}, cannot be carried", device.0, device.1),
-            };
-            let advice = "let the program close it, or checkpoint at another moment";
-            return Err(Error::unsupported(what).advice(advice));
-        }
         if !descriptor.path_leads_here() {
             return Err(Error::unsupported(format!("{path} is not that device any more")));
         }
