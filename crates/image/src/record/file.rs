@@ -177,11 +177,11 @@ pub mod file_kind {
     pub const PIDFD: u32 = 11;
     /// inotify(7): [`super::InotifyWatch`].
     pub const INOTIFY: u32 = 12;
-    /// A file of a file system that shows the kernel's state (proc, sysfs, cgroup): [`ProcFile`].
+    /// A file of a file system that shows the kernel's state (proc, sysfs, cgroup): [`super::ProcFile`].
     pub const PROC: u32 = 22;
-    /// An end of a pty, by its device: 5:2 is the master, the others are slaves. Its [`Inode`] is the pty.
+    /// An end of a pty, by its device: 5:2 is the master, the others are slaves. Its [`Inode`](super::Inode) is the pty.
     pub const PTY: u32 = 14;
-    /// /dev/tty (5:0), the terminal of who opened it: a pty, its [`Inode`], or, without one, outside. Its
+    /// /dev/tty (5:0), the terminal of who opened it: a pty, its [`Inode`](super::Inode), or, without one, outside. Its
     /// details are those of `EXTERNAL_TTY`.
     pub const TTY_CURRENT: u32 = 15;
     /// A terminal whose other side is outside. Its details: one [`Tty`](super::Tty), or the name the checkpoint gave it, or none.
