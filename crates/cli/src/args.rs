@@ -103,9 +103,14 @@ pub(crate) struct CheckpointArgs {
     /// PID is the init of a container: refuse whatever it shares with a process outside
     #[arg(short, long)]
     pub(crate) container: bool,
-    /// What is outside the program, whatever it looks like, and what restart --inherit-fd calls it: pipe[ID]:NAME,
-    /// socket[ID]:NAME, tty[ID]:NAME or file[ID]:NAME; ID is a path, or the number that /proc/PID/fd shows
-    #[arg(long, value_name = "KIND[ID]:NAME", value_parser = external)]
+    /// What is outside, whatever it looks like.
+    #[arg(
+        long,
+        value_name = "KIND[ID]:NAME",
+        value_parser = external,
+        help = "What is outside the program, whatever it looks like, and what restart --inherit-fd calls it: pipe[ID]:NAME, \
+                socket[ID]:NAME, tty[ID]:NAME or file[ID]:NAME; ID is a path, or the number that /proc/PID/fd shows"
+    )]
     pub(crate) external: Vec<External>,
     /// Refuse an unlinked file that holds more than SIZE (bytes, or with K, M, G), holes not counted; default: no limit
     #[arg(long, value_name = "SIZE", value_parser = size)]

@@ -121,6 +121,8 @@ fn live_in(history: &[(Index, Deed)], tame: bool, apart: bool) -> Vec<Node> {
             }
             Deed::Setsid => kernel.setsid(me.pid),
             Deed::OwnGroup => kernel.setpgid(me.pid, me.pid),
+            // If its leader ended, the root's group could not be told from the outside one.
+            Deed::JoinGroup(_) if apart && me.pid == ROOT => Ok(()),
             Deed::JoinGroup(other) => match other.get(&tree).pgid {
                 3 if apart => Ok(()),
                 pgid => kernel.setpgid(me.pid, pgid),
