@@ -597,6 +597,13 @@ fn reap(pid: i32) {
         // know: it may have been killed while it made them.
         let tids = procfs::numbers(&format!("{pid}/task")).unwrap_or_default();
         tids.into_iter().filter(|tid| *tid != pid).for_each(|tid| while waited(tid, 0) == Some(false) {});
+        // Likewise a child, for which process 1 of a pid namespace waits before it ends itself.
+        let children = procfs::read(&format!("{pid}/task/{pid}/children")).unwrap_or_default();
+        let children =
+            children.split(|byte| *byte == b' ').filter_map(|pid| str::from_utf8(pid).ok()?.parse().ok());
+        children.for_each(|child| {
+            let _ = waited(child, libc::WNOHANG);
+        });
         match waited(pid, libc::WNOHANG) {
             None => std::thread::sleep(std::time::Duration::from_micros(20)),
             Some(false) => {}
