@@ -42,7 +42,7 @@ fn counting(target: &mut Target, dir: &Path, threads: usize) -> Result<()> {
 
 fn counting_by(least: u64, target: &mut Target, dir: &Path, threads: usize) -> Result<()> {
     let before = counts(dir, threads)?;
-    sys::poll("every thread to count on", Duration::from_secs(5), || {
+    sys::poll("every thread to count on", Duration::from_secs(30), || {
         target.must_live()?;
         let now = counts(dir, threads)?;
         if let Some(t) = now.iter().position(|line| line[2] != 0) {
