@@ -1,6 +1,7 @@
 //! Freezer cgroups, v1 and v2: a frozen tree is checkpointed without running, and restarted without running.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -120,6 +121,8 @@ struct Frozen {
     program: Program,
     // Dropped before the program is killed: v1 holds back even the killed.
     group: Group,
+    // Two programs with the same timeouts, interrupted at the same moment, leave doubt about what remains of them.
+    _alone: MutexGuard<'static, ()>,
     counts: [u64; 2],
     maps: String,
 }
@@ -133,6 +136,8 @@ impl Drop for Frozen {
 
 impl Frozen {
     fn start(ctx: &Context, kind: Kind) -> Result<Option<Frozen>> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut program = Program::start(ctx, "frost", &[])?;
         let Some(group) = Group::new(kind, &program.pid())? else {
             ctx.skip(kind.1, &format!("no cgroups are mounted on {}", kind.0))?;
@@ -140,7 +145,7 @@ impl Frozen {
         };
         counts_on(&mut program)?;
         family(program.target.pid()).into_iter().try_for_each(|pid| group.take(pid))?;
-        let mut frozen = Frozen { program, group, counts: [0; 2], maps: String::new() };
+        let mut frozen = Frozen { program, group, _alone: alone, counts: [0; 2], maps: String::new() };
         frozen.group.freeze()?;
         frozen.look()?;
         Ok(Some(frozen))
