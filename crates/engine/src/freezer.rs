@@ -291,9 +291,10 @@ pub(crate) struct Custody {
 }
 
 impl Custody {
-    /// Waits for those that nobody traces any more: they leave their stops, and freeze then.
+    /// Waits for those that nobody traces any more: they leave their stops, and freeze then. Whoever has
+    /// thawed the cgroup meanwhile wants them to run.
     pub(crate) fn wait(&self) -> Result<()> {
-        self.freezer.freeze()
+        if self.freezer.is_set() { self.freezer.freeze() } else { Ok(()) }
     }
 
     /// Leaves them there.
