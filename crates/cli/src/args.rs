@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind as ClapKind};
 
-use ckpt_engine::{External, Outside, Place};
+use ckpt_engine::{External, Identity, Outside, Place};
 
 use crate::{failure::usage_json, signals};
 
@@ -292,7 +292,7 @@ fn external(text: &str) -> Result<External, String> {
     if name.len() > LONGEST {
         return Err(format!("a name has {LONGEST} bytes at most"));
     }
-    Ok(External { kind, id: id.as_bytes().to_vec(), name: name.as_bytes().to_vec() })
+    Ok(External { kind, id: Identity::Name(id.as_bytes().to_vec()), name: name.as_bytes().to_vec() })
 }
 
 /// Parses `TASKFD[=MYFD]` and `MYFD:NAME`.
@@ -465,7 +465,7 @@ mod tests {
 
     #[test]
     fn external_takes_kind_id_and_name() {
-        let (id, name) = (b"/a[1]".to_vec(), b"log".to_vec());
+        let (id, name) = (Identity::Name(b"/a[1]".to_vec()), b"log".to_vec());
         assert_eq!(external("file[/a[1]]:log"), Ok(External { kind: Outside::File, id, name }));
         for bad in ["", "pipe", "pipe[1]", "pipe[1]:", "pipe[]:x", "pope[1]:x", "[1]:x", "pipe:x"] {
             assert!(external(bad).is_err(), "{bad}");

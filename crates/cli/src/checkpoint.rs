@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, os::unix::ffi::OsStringExt};
 
-use ckpt_engine::{After, CheckpointOptions, CheckpointReport, Embed, Holder, Leak, Output, Scope};
+use ckpt_engine::{After, CheckpointOptions, CheckpointReport, Embed, Holder, Leak, Output, Policy, Scope};
 use serde_json::{Value, json};
 
 use crate::{
@@ -38,6 +38,9 @@ pub(crate) fn run(args: CheckpointArgs, console: &Console) -> Outcome {
             Some(None) => Embed::Open,
             Some(Some(pattern)) => Embed::Matching(pattern.into_vec()),
         },
+        policy: Policy::Permissive,
+        freezer: None,
+        publish_early: false,
     };
     let done = ckpt_engine::checkpoint(&options, output, &mut progress);
     let warnings = progress.end();

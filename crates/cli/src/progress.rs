@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ckpt_engine::Observer;
+use ckpt_engine::{Observer, Stage};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::console::Console;
@@ -78,7 +78,11 @@ impl Observer for Progress<'_> {
         self.warnings.push(text.to_owned());
     }
 
-    fn cancelled(&self) -> bool {
-        self.cancel.load(Ordering::Relaxed) != 0
+    fn cancelled(&self) -> Option<String> {
+        (self.cancel.load(Ordering::Relaxed) != 0).then(|| "interrupted by a signal".to_owned())
+    }
+
+    fn reached(&mut self, _: Stage, _: i32) -> Result<(), String> {
+        Ok(())
     }
 }

@@ -48,6 +48,7 @@ pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
         map_files: args.map_file,
         force_cpu: args.force_cpu,
         freezer: args.freezer,
+        sibling: false,
         stands_in: !args.no_wait,
         inherit,
     };
@@ -93,7 +94,8 @@ fn inherit(args: &RestartArgs) -> Outcome<Vec<(Place, OwnedFd)>> {
     for (place, mine) in &args.inherit_fd {
         let given = match place {
             Place::Number(task) => format!("{task}={mine}"),
-            Place::Name(name) => format!("{mine}:{}", text::name(name)),
+            Place::Name(name) | Place::Link(name) => format!("{mine}:{}", text::name(name)),
+            Place::Tty { rdev, dev } => format!("{mine}:tty[{rdev:x}:{dev:x}]"),
         };
         let mine = *mine;
         if Some(mine) == image_fd {

@@ -11,6 +11,7 @@ use crate::{
     names::Names,
     objects::Objects,
     options::{CheckpointOptions, Embed, Observer, interrupted},
+    policy,
     resource::{call, cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
     task::Process,
     tree::{FrozenProcess, Held},
@@ -108,6 +109,8 @@ pub(crate) fn capture(
         let controls = all.processes.iter().any(|process| process.task.tty == pty.inode);
         file::pty::look_at_slave(pty, controls, &mut all.objects)?;
     }
+    let living = all.held.iter().filter(|(_, threads)| !threads.is_empty()).map(|(process, _)| process);
+    policy::check(living, &all.objects)?;
     approve(&all.objects, observer)?;
     match &options.embed {
         Embed::None => {}

@@ -4,25 +4,30 @@
 //! |---|---|
 //! | admit | refuses what can never work, before anything is opened |
 //! | destination | an output that cannot be created must not cost the tasks a moment |
+//! | pre-dump | whoever has a say may make the tree ready |
 //! | survey | unsupported state is refused before the program is disturbed, and leaks are looked for if asked |
+//! | chill | freezes the cgroup that the caller named |
 //! | guardian | from here on a killed coordinator leaves nothing behind |
 //! | thaw | what a freezer cgroup holds stops before it can run; it is frozen again before it is let go |
 //! | freeze | the whole tree stands still from here on |
+//! | network-lock | what is sent to the tree from here on is to wait |
 //! | capture | process by process: a visit for what only the tasks know, then what is seen from outside; of a container leaks again, as now they are certain |
 //! | write | metadata, then pages, which need nothing but the stopped tasks |
-//! | settle | resume at once, or publish first and then kill |
+//! | post-dump | while the tree stands still yet, the last word |
+//! | settle | resume at once, or publish first and then kill; network-unlock for all who go on |
 
 use crate::{
     admit::Admission,
     capture::{Capture, capture},
     error::{Context, Error, Result},
     freeze::thaw,
-    frost::{Frost, Thawed},
+    frost::{Chill, Frost, Thawed},
     guard, leaks,
     objects::Objects,
     options::{After, CheckpointOptions, CheckpointReport, Observer, Output, Scope},
     output::{Destination, failure},
     resource::file,
+    stage::{Stage, pass, reach},
     survey::survey,
     task::Process,
     tree::{self, Held},
@@ -46,6 +51,27 @@ pub fn checkpoint(
 ) -> Result<CheckpointReport> {
     let begin = Instant::now();
     file::raise_nofile(0);
+    let mut network = Network::default();
+    let done = attempt(options, output, &mut network, observer);
+    if network.locked && (done.is_err() || options.after == After::Resume) {
+        pass(observer, Stage::NetworkUnlock, options.pid);
+    }
+    Ok(CheckpointReport { total: begin.elapsed(), ..done? })
+}
+
+/// What [`Stage::NetworkLock`] stands for.
+#[derive(Default)]
+struct Network {
+    locked: bool,
+}
+
+/// The phases.
+fn attempt(
+    options: &CheckpointOptions,
+    output: Output,
+    network: &mut Network,
+    observer: &mut dyn Observer,
+) -> Result<CheckpointReport> {
     let root = Process::open(options.pid)?;
     let label = || root.label();
     let admission = Admission::of(&root)?;
@@ -55,6 +81,7 @@ pub fn checkpoint(
         admission.admit_init(&root).task(label)?;
     }
     let destination = Destination::open(output)?;
+    reach(observer, Stage::PreDump, root.pid)?;
     let look_outside = container || options.report_shared;
     let (surveyed, members) = survey(&admission, options, &destination, look_outside).task(label)?;
     let mut shared_outside = None;
@@ -67,8 +94,10 @@ pub fn checkpoint(
         }
         shared_outside = Some(found.leaks);
     }
+    // Outlives all holds, and what is thawed for them.
+    let chill = options.freezer.as_deref().map(|path| Chill::cast(path, observer)).transpose()?;
     let frost = Frost::find(&members).task(label)?;
-    let guardian = guard::post(&frost).task(label)?;
+    let guardian = guard::post(&frost, chill.as_ref()).task(label)?;
     drop(members);
     let frozen_at = Instant::now();
     // Outlives all holds: its threads are let go by it, after it has frozen them again.
@@ -83,9 +112,10 @@ pub fn checkpoint(
     };
     // What is only a matter of moments is over when the tree has gone on for some.
     let mut pauses = PAUSES_MS.iter().filter(|_| thawed.seized().is_empty());
-    let mut capture = loop {
+    let capture = loop {
         let frozen = tree::freeze_tree(root.pid, &admission, thawed.seized(), observer).task(label)?;
         guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
+        network.lock(root.pid, observer)?;
         match (capture(frozen, options, observer, approve), pauses.next()) {
             (Err(error), Some(ms)) if error.passing => {
                 tracing::info!("once more in {ms} ms: {error}");
@@ -96,25 +126,47 @@ pub fn checkpoint(
     };
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
-    let mut report = CheckpointReport {
+    let mut report = report(&root, &capture, &written);
+    report.shared_outside = shared_outside;
+    let Capture { held, image, .. } = capture;
+    let still = Still { options, held, image, thawed, destination, frozen_at };
+    report.frozen = still.settle(network, observer)?;
+    drop(guardian);
+    chill.map_or(Ok(()), Chill::end)?;
+    Ok(report)
+}
+
+impl Network {
+    /// Once, however often the tree is stopped.
+    fn lock(&mut self, pid: i32, observer: &mut dyn Observer) -> Result<()> {
+        if !std::mem::replace(&mut self.locked, true) {
+            reach(observer, Stage::NetworkLock, pid)?;
+        }
+        Ok(())
+    }
+
+    fn unlock(&mut self, pid: i32, observer: &mut dyn Observer) -> Result<()> {
+        self.locked = false;
+        reach(observer, Stage::NetworkUnlock, pid)
+    }
+}
+
+/// What is known when the image is complete.
+fn report(root: &Process, capture: &Capture, written: &Written) -> CheckpointReport {
+    CheckpointReport {
         id: capture.image.header.id,
         pid: root.pid,
         comm: root.comm.clone(),
         processes: capture.image.processes.len(),
         threads: capture.held.iter().map(|(_, threads)| threads.len()).sum(),
-        shared_outside,
+        shared_outside: None,
         unlinked: capture.contents.of_kind(&capture.image, inode_kind::UNLINKED),
         embedded: capture.contents.of_kind(&capture.image, inode_kind::EMBEDDED),
         page_bytes: written.pages * record::PAGE_SIZE as u64,
         image_bytes: written.bytes,
         frozen: Duration::ZERO,
         total: Duration::ZERO,
-    };
-    let held = std::mem::take(&mut capture.held);
-    report.frozen = settle(options.after, held, &capture.image, thawed, destination, frozen_at)?;
-    drop(guardian);
-    report.total = begin.elapsed();
-    Ok(report)
+    }
 }
 
 fn own_pid() -> i32 {
@@ -164,40 +216,50 @@ fn write_all(
     Ok(stored + capture.contents.write(writer, observer)?.stored_pages)
 }
 
-/// Publishes the image and lets the tasks go on, stop or end. Returns how long they stood still.
-/// What was frozen by a cgroup is so again.
-fn settle(
-    after: After,
+/// A tree that stands still, and its complete image.
+struct Still<'a> {
+    options: &'a CheckpointOptions,
     held: Held,
-    image: &Image,
+    image: Image,
     thawed: Thawed,
     destination: Destination,
     frozen_at: Instant,
-) -> Result<Duration> {
-    match after {
-        After::Resume => {
-            thaw_tree(held)?;
-            thawed.freeze()?;
-            let frozen = frozen_at.elapsed();
-            destination.publish()?;
-            Ok(frozen)
+}
+
+impl Still<'_> {
+    /// Publishes the image and lets the tasks go on, stop or end. Returns how long they stood still.
+    /// What was frozen by a cgroup is so again.
+    fn settle(mut self, network: &mut Network, observer: &mut dyn Observer) -> Result<Duration> {
+        let (pid, after) = (self.options.pid, self.options.after);
+        if after != After::Resume || self.options.publish_early {
+            self.destination.publish()?;
         }
-        After::Stop => {
-            destination.publish()?;
-            // Pending when they are let go, so that not one instruction is run in between.
-            signal_all(&held, rustix::process::Signal::STOP)?;
-            thaw_tree(held)?;
-            thawed.freeze()?;
-            Ok(frozen_at.elapsed())
-        }
-        After::Kill => {
-            destination.publish()?;
-            let frozen = frozen_at.elapsed();
-            signal_all(&held, rustix::process::Signal::KILL)?;
-            wait_for_all(held, &image.processes)?;
-            // Only now: v1 would hold back even the killed.
-            thawed.freeze()?;
-            Ok(frozen)
+        reach(observer, Stage::PostDump, pid).inspect_err(|_| self.destination.withdraw())?;
+        let Still { held, thawed, mut destination, frozen_at, .. } = self;
+        match after {
+            After::Resume => {
+                thaw_tree(held)?;
+                thawed.freeze()?;
+                let frozen = frozen_at.elapsed();
+                network.unlock(pid, observer).inspect_err(|_| destination.withdraw())?;
+                destination.publish()?;
+                Ok(frozen)
+            }
+            After::Stop => {
+                // Pending when they are let go, so that not one instruction is run in between.
+                signal_all(&held, rustix::process::Signal::STOP)?;
+                thaw_tree(held)?;
+                thawed.freeze()?;
+                Ok(frozen_at.elapsed())
+            }
+            After::Kill => {
+                let frozen = frozen_at.elapsed();
+                signal_all(&held, rustix::process::Signal::KILL)?;
+                wait_for_all(held, &self.image.processes)?;
+                // Only now: v1 would hold back even the killed.
+                thawed.freeze()?;
+                Ok(frozen)
+            }
         }
     }
 }

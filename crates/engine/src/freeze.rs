@@ -81,7 +81,7 @@ pub(crate) fn freeze(
         for tid in tids.into_iter().filter(|tid| known.insert(*tid)).collect::<Vec<_>>() {
             interrupted(observer)?;
             let thread = if asked.contains(&tid) {
-                await_thread(process, tid)
+                await_thread(process, tid, observer)
             } else {
                 freeze_thread(process, tid, purpose, observer)
             };
@@ -127,8 +127,8 @@ impl From<Error> for Failure {
 }
 
 /// Waits for a thread that was frozen, and is asked to stop.
-fn await_thread(process: &Process, tid: i32) -> Result<FrozenThread, Failure> {
-    let mut thread = Running::born(tid).wait_stop()?.lend();
+fn await_thread(process: &Process, tid: i32, observer: &dyn Observer) -> Result<FrozenThread, Failure> {
+    let mut thread = wait_stop(Running::born(tid), observer)?.lend();
     let mut raw = thread.regs()?;
     let mask = thread.sigmask()?;
     leave_rseq(&mut thread, &mut raw)?;
@@ -138,6 +138,18 @@ fn await_thread(process: &Process, tid: i32) -> Result<FrozenThread, Failure> {
     let unsettled = call::waits(&raw);
     let kept = Kept { tid, raw, saved: raw, restart: RestartBlock::default(), mask, unsettled };
     Ok(FrozenThread { thread, kept })
+}
+
+/// Waits for a thread to stop, as long as the observer has patience with one that does not.
+fn wait_stop(running: Running, observer: &dyn Observer) -> Result<Stopped, Failure> {
+    let tid = running.tid();
+    let stopped = running.wait_stop_unless(&|| observer.cancelled().is_some());
+    match (stopped, observer.cancelled()) {
+        (Err(ckpt_kernel::Error::Timeout { .. }), Some(why)) => {
+            Err(Error::failed(why).why(format!("thread {tid} cannot be stopped")).into())
+        }
+        (stopped, _) => Ok(stopped?),
+    }
 }
 
 /// Stops one thread where its interrupted call can be told.
@@ -153,10 +165,13 @@ fn freeze_thread(
             Purpose::Visit => call::Before::default(),
         };
         let mut thread = match Running::seize(tid, Seize::Catch) {
-            Ok(running) => running.interrupt()?,
+            Ok(running) => {
+                running.ask()?;
+                wait_stop(running, observer)?
+            }
             Err(cause) if is_ours(process, tid) => {
                 tracing::trace!("thread {tid} was caught at its birth: {cause}");
-                Running::born(tid).wait_stop()?
+                wait_stop(Running::born(tid), observer)?
             }
             Err(cause) => return Err(seize_failure(process, tid, cause)),
         };

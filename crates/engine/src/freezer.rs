@@ -91,8 +91,13 @@ impl Freezer {
 
     /// Freezes it, and waits until all its tasks are.
     pub(crate) fn freeze(&self) -> Result<()> {
+        self.freeze_unless(|| Ok(()))
+    }
+
+    /// The same; an error of `meanwhile` ends the wait.
+    pub(crate) fn freeze_unless(&self, meanwhile: impl Fn() -> Result<()>) -> Result<()> {
         // Again and again: v1 forgets a task that is on its way to a stop when it is told.
-        self.wait_frozen(|| self.set(true))
+        self.wait_frozen(|| meanwhile().and_then(|()| self.set(true)))
     }
 
     /// Waits until all its tasks are frozen.
@@ -207,8 +212,15 @@ impl Freezers {
 }
 
 impl Freezer {
-    /// The freezer cgroup that a user means by `path`: absolute, or below the mount of a freezer.
+    /// The same, for tasks of ours alone.
     pub(crate) fn named(path: &Path) -> Result<Freezer> {
+        let freezer = Freezer::at(path)?;
+        freezer.refuse_bystanders()?;
+        Ok(freezer)
+    }
+
+    /// The freezer cgroup that a user means by `path`: absolute, or below the mount of a freezer.
+    pub(crate) fn at(path: &Path) -> Result<Freezer> {
         let mounts = Freezers::find()?.mounts;
         let what = |text: &str| format!("the freezer cgroup {}: {text}", path.display());
         let places: Vec<PathBuf> = mounts.iter().map(|mount| mount.path.join(path)).collect();
@@ -243,9 +255,7 @@ impl Freezer {
         for name in [file, "cgroup.procs"] {
             access(path.join(name), Access::WRITE_OK).doing(|| what(&format!("write {name}")))?;
         }
-        let freezer = Freezer { path: path.clone(), version };
-        freezer.refuse_bystanders()?;
-        Ok(freezer)
+        Ok(Freezer { path: path.clone(), version })
     }
 
     /// Moves processes, all stopped by us, into it and freezes it.

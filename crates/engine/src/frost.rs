@@ -10,6 +10,7 @@ use crate::{
     error::{Context, Error, Result},
     freeze::await_vfork,
     freezer::{Freezer, Freezers, name},
+    options::{Observer, interrupted},
     task::{Process, stat_of},
     tree,
 };
@@ -18,7 +19,7 @@ use ckpt_kernel::{
     tracee::{self, Running, Seize},
 };
 use ckpt_proc::stat::TaskState;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 /// The cgroups by which tasks of a tree are frozen.
 #[derive(Clone, Debug, Default)]
@@ -138,6 +139,46 @@ impl Drop for Thawed {
 fn stranger(freezer: &Freezer, tid: i32) -> Error {
     let what = format!("{} is frozen and holds {}, which is not of the tree", freezer.label(), name(tid));
     Error::unsupported(what).advice("thaw it, or checkpoint a tree that holds all its tasks")
+}
+
+/// A cgroup that is frozen because the caller asked for it. Dropped, it is thawed, if it was we who froze it.
+#[derive(Debug)]
+pub(crate) struct Chill {
+    freezer: Freezer,
+    ours: bool,
+}
+
+impl Chill {
+    /// Freezes the cgroup that the caller means by `path`, and waits until it is.
+    pub(crate) fn cast(path: &Path, observer: &dyn Observer) -> Result<Chill> {
+        let freezer = Freezer::at(path)?;
+        let mut chill = Chill { ours: false, freezer };
+        if !chill.freezer.is_set() {
+            chill.ours = true;
+            chill.freezer.freeze_unless(|| interrupted(observer))?;
+        }
+        Ok(chill)
+    }
+
+    /// The cgroup, if it is we who froze it.
+    pub(crate) fn own(&self) -> Option<Freezer> {
+        self.ours.then(|| self.freezer.clone())
+    }
+
+    /// Thaws it.
+    pub(crate) fn end(mut self) -> Result<()> {
+        if std::mem::take(&mut self.ours) { self.freezer.set(false) } else { Ok(()) }
+    }
+}
+
+impl Drop for Chill {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = self.freezer.set(false)
+        {
+            tracing::error!("{error}");
+        }
+    }
 }
 
 /// Whether a task is stopped by a job-control signal. Frozen by v1 it shows state D (Linux 6.1).

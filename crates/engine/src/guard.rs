@@ -3,9 +3,10 @@
 
 use crate::{
     capture::{slot_address, slots_in, statuses, texts_in, visitors},
-    error::Result,
+    error::{Error, Result},
     freeze::{FrozenThread, Purpose, freeze, thaw},
-    frost::Frost,
+    freezer::Freezer,
+    frost::{Chill, Frost},
     options::Silent,
     resource::call,
     task::Process,
@@ -29,9 +30,11 @@ const PAUSE: Duration = Duration::from_millis(10);
 const STACK: usize = 64 << 10;
 
 /// Posts a guardian; which processes it watches over is told to it when they are known. `frost` is
-/// what is thawed for the visit.
-pub(crate) fn post(frost: &Frost) -> Result<Guardian> {
+/// what is thawed for the visit, `chill` what is frozen for it alone: that is thawed in the end.
+pub(crate) fn post(frost: &Frost, chill: Option<&Chill>) -> Result<Guardian> {
+    let own = chill.and_then(Chill::own);
     Ok(Guardian::start(|pids| {
+        let _thawed = Thaw(own.as_ref());
         // At once: the kernel lets tasks go only after it has closed the pipe that woke us.
         refreeze(frost);
         let marked = |pid: &i32| Process::open(*pid).is_ok_and(|p| look(&p).is_ok_and(|l| !l.1.is_empty()));
@@ -46,10 +49,26 @@ pub(crate) fn post(frost: &Frost) -> Result<Guardian> {
     })?)
 }
 
+/// Thaws a cgroup when it is dropped.
+struct Thaw<'a>(Option<&'a Freezer>);
+
+impl Drop for Thaw<'_> {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.map(|freezer| freezer.set(false)) {
+            complain(&error);
+        }
+    }
+}
+
 fn refreeze(frost: &Frost) {
     if let Err(error) = frost.set(true) {
-        let _ = std::io::stderr().write_all(format!("checkpoint: warning: {error}\n").as_bytes());
+        complain(&error);
     }
+}
+
+/// Nobody else is left who could say it.
+fn complain(error: &Error) {
+    let _ = std::io::stderr().write_all(format!("checkpoint: warning: {error}\n").as_bytes());
 }
 
 /// Cleans processes, in 2 s at most.

@@ -69,7 +69,9 @@ impl Household {
 /// Makes process 1 of a new pid namespace.
 pub(crate) fn spawn_first(stage: &Stage<'_>, observer: &mut dyn Observer) -> Result<Puppet> {
     let Stage { slot, park: signal, .. } = *stage;
-    let spawn = |namespaces| Puppet::spawn(&Spawn { set_tid: &[], namespaces, inside: None, slot, signal });
+    let spawn = |namespaces| {
+        Puppet::spawn(&Spawn { set_tid: &[], namespaces, sibling: false, inside: None, slot, signal })
+    };
     let made = match spawn(libc::CLONE_NEWPID) {
         Err(error @ ckpt_kernel::Error::Os { call: "clone3", errno: Errno::PERM }) => {
             tracing::debug!("a pid namespace alone: {error}");

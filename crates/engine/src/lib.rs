@@ -22,6 +22,7 @@ mod objects;
 mod options;
 mod output;
 mod plan;
+mod policy;
 mod puppets;
 mod registry;
 mod resource;
@@ -30,6 +31,7 @@ mod restore;
 mod root;
 mod scribe;
 mod source;
+mod stage;
 mod surroundings;
 mod survey;
 mod task;
@@ -41,9 +43,11 @@ pub use checkpoint::checkpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use leaks::{Holder, Leak};
 pub use options::{
-    After, CheckpointOptions, CheckpointReport, Embed, External, Input, Observer, Output, Outside, Pids,
-    Place, RestartOptions, RestartReport, Scope, Silent,
+    After, CheckpointOptions, CheckpointReport, Embed, External, Identity, Input, Observer, Output, Outside,
+    Pids, Place, RestartOptions, RestartReport, Scope, Silent,
 };
+pub use policy::{Allowed, Policy};
 pub use restart::restart;
 pub use root::Root;
+pub use stage::Stage;
 pub use terminal::Loan;

@@ -4,6 +4,7 @@ use crate::options::CheckpointOptions;
 use crate::{
     error::{Error, ErrorKind, Result},
     options::External,
+    policy::Policy,
 };
 use ckpt_image::{Object, Objref, model::Cred};
 use ckpt_kernel::query::{Kcmp, kcmp};
@@ -28,6 +29,8 @@ pub(crate) struct Objects {
     pub(crate) external: Vec<(External, bool)>,
     /// The tree stands still.
     pub(crate) frozen: bool,
+    /// What is refused.
+    pub(crate) policy: Policy,
     /// Unlinked files with more contents than this are refused.
     pub(crate) ghost_limit: Option<u64>,
     /// statfs(2) f_type by st_dev.
@@ -53,7 +56,8 @@ impl Objects {
     /// None yet, of these processes, which run.
     pub(crate) fn running(members: BTreeSet<i32>, options: &CheckpointOptions) -> Objects {
         let external = options.external.iter().map(|external| (external.clone(), false)).collect();
-        Objects { members, external, ghost_limit: options.ghost_limit, ..Objects::default() }
+        let CheckpointOptions { policy, ghost_limit, .. } = *options;
+        Objects { members, external, policy, ghost_limit, ..Objects::default() }
     }
 
     /// None yet, of these processes, which stand still.

@@ -3,7 +3,9 @@
 use crate::{
     error::{Error, Result},
     leaks::Leak,
+    policy::Policy,
     root::Root,
+    stage::Stage,
     terminal::Loan,
 };
 use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
@@ -48,10 +50,41 @@ pub enum Outside {
 pub struct External {
     /// What it is.
     pub kind: Outside,
-    /// Its path, or the number that /proc/PID/fd shows between brackets.
-    pub id: Vec<u8>,
+    /// Which one.
+    pub id: Identity,
     /// What the image calls it, at most 64 bytes.
     pub name: Vec<u8>,
+}
+
+/// Which descriptor is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// Its path, or the number that /proc/PID/fd shows between brackets.
+    Name(Vec<u8>),
+    /// A terminal's own device number, and that of the file system it was opened in.
+    Device {
+        /// st_rdev.
+        rdev: u64,
+        /// st_dev.
+        dev: u64,
+    },
+    /// A file's number in its file system, and the mount it was opened through.
+    Inode {
+        /// Id of the mount, as fdinfo has it.
+        mount: i32,
+        /// st_ino.
+        ino: u64,
+    },
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Identity::Name(name) => f.write_str(&crate::task::show(name)),
+            Identity::Device { rdev, dev } => write!(f, "{rdev:x}:{dev:x}"),
+            Identity::Inode { mount, ino } => write!(f, "{mount:x}:{ino:x}"),
+        }
+    }
 }
 
 impl std::fmt::Display for External {
@@ -62,7 +95,7 @@ impl std::fmt::Display for External {
             Outside::Tty => "tty",
             Outside::File => "file",
         };
-        write!(f, "{kind}[{}]:{}", crate::task::show(&self.id), crate::task::show(&self.name))
+        write!(f, "{kind}[{}]:{}", self.id, crate::task::show(&self.name))
     }
 }
 
@@ -73,6 +106,16 @@ pub enum Place {
     Number(i32),
     /// Those the checkpoint gave this name.
     Name(Vec<u8>),
+    /// Those that /proc/PID/fd showed like this, a path without its first slash, whether they are external or files
+    /// with a name. There need be none.
+    Link(Vec<u8>),
+    /// A terminal with these device numbers. There need be none.
+    Tty {
+        /// Its own.
+        rdev: u64,
+        /// That of the file system it was opened in.
+        dev: u64,
+    },
 }
 
 /// Where an image goes.
@@ -116,6 +159,12 @@ pub struct CheckpointOptions {
     pub ghost_limit: Option<u64>,
     /// Store contents of files that have a name, too.
     pub embed: Embed,
+    /// What is refused although it could be carried in part.
+    pub policy: Policy,
+    /// A cgroup to freeze before the tasks are looked at, and to thaw afterwards, unless it is frozen already.
+    pub freezer: Option<PathBuf>,
+    /// The image has its name when [`Stage::PostDump`] is reached, also if the tasks go on; synced before they do.
+    pub publish_early: bool,
 }
 
 /// Which files with a name are embedded in an image.
@@ -165,6 +214,9 @@ pub struct RestartOptions {
     pub force_cpu: bool,
     /// A freezer cgroup, absolute or below the mount of one: the tasks are left frozen in it.
     pub freezer: Option<PathBuf>,
+    /// The root becomes a sibling of the caller: a child of its parent, which is to wait for it. Its exit signal is
+    /// then that of the caller. Not with [`Pids::Namespace`].
+    pub sibling: bool,
     /// The caller waits for the program: if the caller is in the foreground of its terminal, the program is to be.
     pub stands_in: bool,
     /// For external descriptors: which, and the descriptor of ours that takes their place.
@@ -180,13 +232,16 @@ pub trait Observer: Send {
     fn advance(&mut self, bytes: u64);
     /// A state that was carried only in part; the operation goes on.
     fn warn(&mut self, text: &str);
-    /// Asked between steps: true makes the operation give up, undo what it did and fail.
-    fn cancelled(&self) -> bool;
+    /// Asked between steps: why the operation is to give up, undo what it did and fail.
+    fn cancelled(&self) -> Option<String>;
+    /// The action on the tree below `pid` has come to a stage; an error makes it fail. A restart may call it with the
+    /// root directory and mounts that the tasks are to have.
+    fn reached(&mut self, stage: Stage, pid: i32) -> Result<(), String>;
 }
 
 /// Fails when the operation is to be given up.
 pub(crate) fn interrupted(observer: &dyn Observer) -> Result<()> {
-    if observer.cancelled() { Err(Error::failed("interrupted by a signal")) } else { Ok(()) }
+    observer.cancelled().map_or(Ok(()), |why| Err(Error::failed(why)))
 }
 
 /// An observer that ignores everything.
@@ -197,8 +252,11 @@ impl Observer for Silent {
     fn total(&mut self, _: u64) {}
     fn advance(&mut self, _: u64) {}
     fn warn(&mut self, _: &str) {}
-    fn cancelled(&self) -> bool {
-        false
+    fn cancelled(&self) -> Option<String> {
+        None
+    }
+    fn reached(&mut self, _: Stage, _: i32) -> Result<(), String> {
+        Ok(())
     }
 }
 

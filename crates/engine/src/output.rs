@@ -72,7 +72,7 @@ impl NewFile {
     }
 
     /// Gives the finished file its name.
-    fn publish(mut self, file: &File) -> Result<()> {
+    fn publish(&mut self, file: &File) -> Result<()> {
         let shown = self.path.display().to_string();
         file.sync_data().doing(|| format!("sync {shown}"))?;
         if self.temporary.is_none() {
@@ -133,6 +133,8 @@ fn temporary_name(path: &Path) -> PathBuf {
 pub(crate) struct Destination {
     file: File,
     new: Option<NewFile>,
+    /// It has its name.
+    published: bool,
 }
 
 impl Destination {
@@ -141,9 +143,9 @@ impl Destination {
         match output {
             Output::File { path, overwrite } => {
                 let (new, fd) = NewFile::create(path, overwrite)?;
-                Ok(Destination { file: fd.into(), new: Some(new) })
+                Ok(Destination { file: fd.into(), new: Some(new), published: false })
             }
-            Output::Fd(fd) => Ok(Destination { file: fd.into(), new: None }),
+            Output::Fd(fd) => Ok(Destination { file: fd.into(), new: None, published: false }),
         }
     }
 
@@ -158,12 +160,23 @@ impl Destination {
         Ok(Sink { file, direct: self.new.is_some(), worker: None, spare: BLOCKS - 1 })
     }
 
-    /// Makes a complete image durable and gives it its name.
-    pub(crate) fn publish(self) -> Result<()> {
-        match self.new {
-            Some(new) => new.publish(&self.file),
-            None => Ok(()),
+    /// Makes a complete image durable and gives it its name, unless it has it already.
+    pub(crate) fn publish(&mut self) -> Result<()> {
+        if let Some(new) = self.new.as_mut().filter(|_| !self.published) {
+            new.publish(&self.file)?;
+            self.published = true;
         }
+        Ok(())
+    }
+
+    /// Takes the name away again, if the image still has it.
+    pub(crate) fn withdraw(&mut self) {
+        let Some(new) = self.new.as_ref().filter(|_| self.published) else { return };
+        let own = self.stat().map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        if rustix::fs::lstat(&new.path).ok().map(|stat| (stat.st_dev, stat.st_ino)) == own {
+            let _ = rustix::fs::unlink(&new.path);
+        }
+        self.published = false;
     }
 
     /// Whether a half-written image is of use to whoever reads it (a stream), or simply goes.

@@ -52,6 +52,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) processes: &'a [model::Process],
     /// Which ids they get.
     pub(crate) pids: Pids,
+    /// The root is a child of our parent.
+    pub(crate) sibling: bool,
     /// The nested pid namespaces they are in.
     pub(crate) namespaces: Namespaces,
     /// They get a /proc of their pid namespace, in their mount namespace.
@@ -449,7 +451,8 @@ impl Maker<'_, '_> {
         let member = puppets.list.get(member).and_then(Option::as_ref);
         let inside = member.and_then(Puppet::pid_namespace);
         let Stage { slot, park: signal, .. } = *stage;
-        let spawn = Spawn { set_tid, namespaces: 0, inside, slot, signal };
+        let sibling = stage.sibling && task == 0;
+        let spawn = Spawn { set_tid, namespaces: 0, sibling, inside, slot, signal };
         let mut puppet = self.when_free(pid, || Puppet::spawn(&spawn))?;
         household::strip(stage, &mut puppet)?;
         Ok(puppet)
@@ -513,7 +516,7 @@ impl Maker<'_, '_> {
                 self.patient = true;
             }
             let waits = self.patient || is_leaving(pid);
-            if !waits || begun.elapsed() > PATIENCE || self.observer.cancelled() {
+            if !waits || begun.elapsed() > PATIENCE || self.observer.cancelled().is_some() {
                 return Err(taken_pid(pid, error));
             }
             std::thread::sleep(PAUSE);

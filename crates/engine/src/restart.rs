@@ -36,6 +36,7 @@ use crate::{
     restore::{self, Parts},
     scribe::Scribe,
     source,
+    stage::{self, reach},
     surroundings::Surroundings,
     task::ProcDir,
     terminal::{self, Loan},
@@ -73,6 +74,9 @@ pub(crate) struct Opened {
 /// Whatever fails, no task and no file stays behind.
 pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observer) -> Result<RestartReport> {
     let begin = Instant::now();
+    if options.sibling && options.pids == Pids::Namespace {
+        return Err(Error::failed("the root of a pid namespace of its own cannot be a child of our parent"));
+    }
     let mut reader = if options.inspect { source::inspect(input, observer)? } else { source::open(input)? };
     let mut image = reader.metadata()?;
     file::identity::rename(&mut image, &options.map_files)?;
@@ -81,15 +85,21 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     machine::check_processor(&image, options.force_cpu)?;
     machine::warn_of_reboot(&image, observer);
     let freezer = options.freezer.as_deref().map(Freezer::named).transpose()?;
+    reach(observer, stage::Stage::PreRestore, image.tree.root)?;
     let surroundings = Surroundings::enter(&options)?;
     let opened = open(&image, &options, &mut reader, observer)?;
     let grown = file::identity::check(&image, &opened.files, &opened.inodes, &options, observer)?;
     let areas = areas(&image)?;
     let mut puppets = make(&image, &options, &opened, &areas, &mut reader, observer)?;
+    let root = puppets.get(0)?.pid();
+    reach(observer, stage::Stage::SetupNamespaces, root)?;
+    reach(observer, stage::Stage::PostSetupNamespaces, root)?;
     let new_pids = options.pids == Pids::New;
     let born = puppets.credentials()?;
     let mut materials = Materials { image: &image, new_pids, parts, opened, areas, born };
     let page_bytes = build(&mut puppets, &mut materials, reader, observer)?;
+    reach(observer, stage::Stage::PostRestore, root)?;
+    reach(observer, stage::Stage::NetworkUnlock, root)?;
     interrupted(observer)?;
     let inherited = &materials.opened.inherited;
     let pid = |index| puppets.get(index).ok().map(|puppet| puppet.pid());
@@ -100,12 +110,14 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     // The freezer's cgroup is one of our own surroundings.
     drop(surroundings);
     let opened = &materials.opened;
+    reach(observer, stage::Stage::PreResume, root)?;
     if options.truncate_files {
         file::identity::truncate(&image, &grown, &opened.files)?;
     }
     opened.scribe.keep(puppets.get(0)?.pid())?;
     let released = puppets.release(freezer.as_ref());
     let root = released.inspect_err(|_| drop(opened.scribe.discard()))?;
+    stage::pass(observer, stage::Stage::PostResume, root.pid());
     terminal::tell_window(&image, inherited, root.pid());
     Ok(RestartReport {
         id: image.header.id,
@@ -295,6 +307,7 @@ fn make(
     let stage = Stage {
         processes: &image.processes,
         pids: options.pids,
+        sibling: options.sibling,
         namespaces,
         own_proc: options.mntns && options.pids == Pids::Namespace,
         slot: Span { start, len },

@@ -111,9 +111,7 @@ pub(crate) fn inspect(input: Input, observer: &dyn Observer) -> Result<ImageRead
     reader.metadata()?;
     let mut chunk = Chunk::new();
     while reader.chunk(&mut chunk)? {
-        if observer.cancelled() {
-            return Err(Error::failed("interrupted by a signal"));
-        }
+        interrupted(observer)?;
     }
     file.seek(SeekFrom::Start(begin)).doing(again)?;
     Ok(Reader::new(Source { input: BufReader::with_capacity(BUFFER, file), stream: false }))

@@ -10,6 +10,7 @@ use crate::{
     objects::Objects,
     options::CheckpointOptions,
     output::{Destination, same_file},
+    policy,
     resource::{file, fs, mm},
     task::Process,
     tree,
@@ -34,7 +35,8 @@ pub(crate) fn survey(
     let mut time = 1;
     let (seen, members) = loop {
         let members = tree::members(options.pid)?;
-        let surveyed = match look_outside || !options.external.is_empty() {
+        let together = look_outside || !options.external.is_empty() || options.policy.is_strict();
+        let surveyed = match together {
             true => one_by_one(admission, &members, options),
             false => side_by_side(admission, &members, options),
         };
@@ -86,6 +88,7 @@ fn one_by_one(
     let tables = look(admission, members, &mut objects)?;
     file::adopt(&tables, false, &mut objects)?;
     file::external::check_used(&objects)?;
+    policy::check(tables.iter().map(|(process, _)| *process), &objects)?;
     Ok(vec![objects])
 }
 

@@ -61,15 +61,16 @@ struct Waiting {
 }
 
 /// clone3(2) of a child that waits.
-fn clone_waiting(set_tid: &[i32], namespaces: i32) -> Result<Waiting, Errno> {
+fn clone_waiting(set_tid: &[i32], flags: i32) -> Result<Waiting, Errno> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let mut pidfd: RawFd = -1;
     let mut args = libc::clone_args {
-        flags: (libc::CLONE_PIDFD | namespaces) as u64,
+        flags: (libc::CLONE_PIDFD | flags) as u64,
         pidfd: (&raw mut pidfd) as u64,
         child_tid: 0,
         parent_tid: 0,
-        exit_signal: libc::SIGCHLD as u64,
+        // A sibling has that of its maker, and must not ask for one.
+        exit_signal: if flags & libc::CLONE_PARENT == 0 { libc::SIGCHLD as u64 } else { 0 },
         stack: 0,
         stack_size: 0,
         tls: 0,
@@ -163,6 +164,8 @@ pub struct Spawn<'a> {
     pub set_tid: &'a [i32],
     /// New namespaces that begin with it: CLONE_NEWPID, CLONE_NEWUSER.
     pub namespaces: i32,
+    /// As a child of our parent (CLONE_PARENT). It is ours to trace, and its parent's to wait for.
+    pub sibling: bool,
     /// The pid namespace it is made in, if not ours or a new one.
     pub inside: Option<&'a PidNamespace>,
     /// Where its slot is.
@@ -227,11 +230,12 @@ impl Puppet {
         PUPPET_BAY_SIZE + threads.saturating_sub(1) * BAY_SIZE
     }
 
-    /// Makes a process as a child of ours.
+    /// Makes a process as a child of ours, or of our parent.
     pub fn spawn(spawn: &Spawn<'_>) -> Result<Puppet> {
         let slot = Slot::map(spawn.slot)?;
         let mask = sys::set_mask(!0);
-        let clone = || clone_waiting(spawn.set_tid, spawn.namespaces).named("clone3");
+        let parent = if spawn.sibling { libc::CLONE_PARENT } else { 0 };
+        let clone = || clone_waiting(spawn.set_tid, spawn.namespaces | parent).named("clone3");
         let cloned = spawn.inside.map_or_else(clone, |namespace| namespace.inside(clone));
         sys::set_mask(mask);
         let Waiting { pid, pidfd, pipe } = cloned?;

@@ -155,6 +155,11 @@ impl Running {
     /// Waits for the next stop. A thread in uninterruptible sleep
     /// is waited for at most 10 s.
     pub fn wait_stop(self) -> Result<Stopped> {
+        self.wait_stop_unless(&|| false)
+    }
+
+    /// The same, but not when `give_up` says so.
+    pub fn wait_stop_unless(self, give_up: &dyn Fn() -> bool) -> Result<Stopped> {
         let tid = self.tid;
         let begin = Instant::now();
         let mut turns = 0u32;
@@ -182,8 +187,8 @@ impl Running {
                 rustix::thread::sched_yield();
             } else if has_ended(tid) {
                 return Err(Error::Gone { tid });
-            } else if begin.elapsed() > Duration::from_secs(STOP_SECONDS) {
-                return Err(Error::Timeout { tid, seconds: STOP_SECONDS });
+            } else if begin.elapsed() > Duration::from_secs(STOP_SECONDS) || give_up() {
+                return Err(Error::Timeout { tid, seconds: begin.elapsed().as_secs() });
             } else {
                 std::thread::sleep(Duration::from_micros(if turns < 200 { 50 } else { 2000 }));
             }

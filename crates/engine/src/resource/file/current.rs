@@ -67,7 +67,8 @@ fn open_through(slave: &OwnedFd, flags: u32) -> Result<OwnedFd> {
     let mut taken = own.iter().map(|m| Span { start: m.start, len: m.len() as usize }).collect();
     let len = Puppet::slot_len(1);
     let slot = Span { start: layout::free_range(&mut taken, len)?, len };
-    let spawn = Spawn { set_tid: &[], namespaces: 0, inside: None, slot, signal: libc::SIGURG };
+    let spawn =
+        Spawn { set_tid: &[], namespaces: 0, sibling: false, inside: None, slot, signal: libc::SIGURG };
     let mut helper = Puppet::spawn(&spawn)?;
     let fd = slave.as_raw_fd();
     let kept = OFlags::RWMODE | OFlags::NONBLOCK | OFlags::LARGEFILE | OFlags::DSYNC | OFlags::SYNC;

@@ -13,7 +13,7 @@ use super::{Descriptor, FileKind, OpenContext, pty};
 use crate::{
     error::{Error, Result},
     objects::Objects,
-    options::{External, Outside, Place},
+    options::{External, Identity, Outside, Place},
     task::show,
 };
 use ckpt_image::{
@@ -25,7 +25,7 @@ use ckpt_kernel::{Errno, procfs, tty};
 use rustix::{
     fs::{FileType, Mode, OFlags, major, minor},
     io::dup,
-    net::sockopt,
+    net::{AddressFamily, SocketType, sockopt},
 };
 use std::{
     collections::BTreeMap,
@@ -125,8 +125,19 @@ fn connected_to_outside(descriptor: &Descriptor<'_>, objects: &Objects) -> Resul
     }
     let inside = sockopt::socket_peercred(socket)
         .is_ok_and(|c| objects.members.contains(&c.pid.as_raw_nonzero().get()));
-    if inside && sockopt::socket_domain(socket) == Ok(rustix::net::AddressFamily::UNIX) {
+    let domain = sockopt::socket_domain(socket);
+    if inside && domain == Ok(AddressFamily::UNIX) {
         return refused("a socket pair with both ends inside");
+    }
+    if domain == Ok(AddressFamily::UNIX) && objects.policy.refuses(|allowed| allowed.ext_unix_sk) {
+        let what = "a connected unix socket whose other end is outside the tree";
+        return Err(Error::unsupported(what).advice("give --ext-unix-sk if the restarter has another for it"));
+    }
+    let of_tcp = [Ok(AddressFamily::INET), Ok(AddressFamily::INET6)].contains(&domain)
+        && sockopt::socket_type(socket) == Ok(SocketType::STREAM);
+    if of_tcp && objects.policy.refuses(|allowed| allowed.tcp_established) {
+        let error = Error::unsupported("an established TCP connection cannot be carried yet");
+        return Err(error.advice("let the program close it, or make it with --external and supply it again"));
     }
     Ok(())
 }
@@ -166,11 +177,19 @@ fn is_meant(external: &External, descriptor: &Descriptor<'_>) -> bool {
         Outside::Tty => kind == FileType::CharacterDevice,
         Outside::File => true,
     };
+    let id = match &external.id {
+        Identity::Name(id) => id.as_slice(),
+        Identity::Device { rdev, dev } => {
+            return of_kind && (descriptor.stat.st_rdev, descriptor.stat.st_dev) == (*rdev, *dev);
+        }
+        Identity::Inode { mount, ino } => {
+            return of_kind && (descriptor.info.mnt_id, descriptor.stat.st_ino) == (*mount, *ino);
+        }
+    };
     let bracketed = || {
         let (_, id) = descriptor.link.split_at_checked(descriptor.link.iter().position(|b| *b == b'[')?)?;
         id.strip_prefix(b"[")?.strip_suffix(b"]")
     };
-    let id = external.id.as_slice();
     of_kind && (descriptor.path() == id || external.kind != Outside::File && bracketed() == Some(id))
 }
 
@@ -233,28 +252,27 @@ pub(crate) fn inherit(
 ) -> Result<Inherited> {
     let external = externals(image);
     for (place, _) in given {
-        let found = external.iter().any(|(_, desc, file)| match place {
-            Place::Number(fd) => desc.fd == *fd,
-            Place::Name(wanted) => name(file).as_ref() == Some(wanted),
-        });
-        if !found {
-            let what = match place {
-                Place::Number(fd) => format!("--inherit-fd {fd}: the image has no external descriptor {fd}"),
-                Place::Name(name) => {
-                    format!("--inherit-fd :{}: the image has no external of that name", show(name))
-                }
-            };
-            return Err(Error::failed(what).advice("`ckptinfo IMAGE` lists them"));
-        }
+        let found = external.iter().any(|(_, desc, file)| is_place(place, desc, file));
+        let what = match place {
+            _ if found => continue,
+            Place::Number(fd) => format!("--inherit-fd {fd}: the image has no external descriptor {fd}"),
+            Place::Name(name) => {
+                format!("--inherit-fd :{}: the image has no external of that name", show(name))
+            }
+            Place::Link(_) | Place::Tty { .. } => continue,
+        };
+        return Err(Error::failed(what).advice("`ckptinfo IMAGE` lists them"));
     }
     let mut inherited = Inherited::default();
     let mut known: BTreeMap<Place, usize> = BTreeMap::new();
     for (table, desc, file) in &external {
-        let by_name = name(file).map(Place::Name);
-        let find = |place: &Place| given.iter().find(|(other, _)| other == place).map(|(_, fd)| fd.as_fd());
-        let place = by_name.filter(|place| find(place).is_some()).unwrap_or(Place::Number(desc.fd));
-        let own = match (find(&place), desc.fd, name(file)) {
-            (Some(fd), ..) => fd,
+        let by_number = Place::Number(desc.fd);
+        let others = given.iter().filter(|(place, _)| *place != by_number);
+        let meant = |(place, _): &&(Place, OwnedFd)| is_place(place, desc, file);
+        let found = others.chain(given).find(meant);
+        let place = found.map_or(by_number, |(place, _)| place.clone());
+        let own = match (found, desc.fd, name(file)) {
+            (Some((_, fd)), ..) => fd.as_fd(),
             (None, 0, None) => rustix::stdio::stdin(),
             (None, 1, None) => rustix::stdio::stdout(),
             (None, 2, None) => rustix::stdio::stderr(),
@@ -291,6 +309,45 @@ pub(crate) fn inherit(
         inherited.places.insert(place, twin);
     }
     Ok(inherited)
+}
+
+/// Whether `place` is that of an external descriptor.
+fn is_place(place: &Place, desc: &FileDesc, file: &model::File) -> bool {
+    match place {
+        Place::Number(fd) => desc.fd == *fd,
+        Place::Name(wanted) => name(file).as_ref() == Some(wanted),
+        Place::Link(link) => is_link(link, file),
+        Place::Tty { rdev, dev } => {
+            file.record.kind == file_kind::EXTERNAL_TTY
+                && (file.record.rdev, file.record.dev) == (*rdev, *dev)
+        }
+    }
+}
+
+/// Whether /proc/PID/fd showed a file as `link`, its first slash left out.
+fn is_link(link: &[u8], file: &model::File) -> bool {
+    file.path.strip_prefix(b"/").unwrap_or(&file.path) == link
+}
+
+/// The files with a name that are not opened again, with what takes their place: those the caller means by
+/// [`Place::Link`].
+pub(crate) fn supplied<'a>(image: &Image, given: &'a [(Place, OwnedFd)]) -> BTreeMap<Objref, &'a OwnedFd> {
+    let links = |(place, fd): &'a (Place, OwnedFd)| match place {
+        Place::Link(link) => Some((link, fd)),
+        _ => None,
+    };
+    let links: Vec<_> = given.iter().filter_map(links).collect();
+    let mut supplied = BTreeMap::new();
+    for (_, object) in image.objects.iter().filter(|_| !links.is_empty()) {
+        let Object::Files(table) = object else { continue };
+        for desc in &table.descs {
+            let Some(file) = image.file(desc.file) else { continue };
+            let with_name = [file_kind::REGULAR, file_kind::CHARDEV].contains(&file.record.kind);
+            let found = links.iter().find(|(link, _)| with_name && is_link(link, file));
+            supplied.extend(found.map(|(_, fd)| (desc.file, *fd)));
+        }
+    }
+    supplied
 }
 
 /// The error for what nobody gave.

@@ -15,7 +15,7 @@
 //! its size, at the very end, when nothing can fail any more but that. `--map-file OLD=NEW` says where a file
 //! or a directory is now; that is another inode on purpose.
 
-use super::Made;
+use super::{Made, external};
 use crate::{
     error::{Doing, Error, Result},
     options::{Observer, RestartOptions},
@@ -64,14 +64,15 @@ pub(crate) fn check(
     observer: &mut dyn Observer,
 ) -> Result<Vec<Objref>> {
     let private = private(image);
+    let supplied = external::supplied(image, &options.inherit);
     let mut grown = Vec::new();
     let mut touched = BTreeSet::new();
     for (objref, fd) in files {
         let Some(file) = image.file(*objref).filter(|f| f.record.kind == file_kind::REGULAR) else {
             continue;
         };
-        if inodes.contains_key(&file.record.inode) {
-            // It is made from the image.
+        if inodes.contains_key(&file.record.inode) || supplied.contains_key(objref) {
+            // It is made from the image, or not to be the same.
             continue;
         }
         let path = show(&file.path);

@@ -41,6 +41,10 @@ const WRITE: u32 = 1;
 /// Adds the locks that a descriptor shows to its description.
 pub(crate) fn checkpoint(descriptor: &Descriptor<'_>, file: Objref, objects: &mut Objects) -> Result<()> {
     for lock in &descriptor.info.locks {
+        if objects.policy.refuses(|allowed| allowed.file_locks) {
+            let what = format!("it holds a lock on {}", show(&descriptor.link));
+            return Err(Error::unsupported(what).advice("give --file-locks to take it again at the restart"));
+        }
         let record = record(descriptor, lock, objects)?;
         let Some(Object::File(file)) = objects.table.get_mut(&file) else { continue };
         if external::is_external(file) {

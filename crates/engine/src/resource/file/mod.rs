@@ -307,8 +307,15 @@ pub(crate) fn open_all(
     park: &dyn Fn(OwnedFd) -> Result<OwnedFd>,
 ) -> Result<BTreeMap<Objref, OwnedFd>> {
     let mut open = BTreeMap::new();
+    let supplied = external::supplied(context.image, &context.options.inherit);
     for (objref, object) in &context.image.objects {
         let Object::File(file) = object else { continue };
+        if let Some(fd) = supplied.get(objref) {
+            let copy =
+                rustix::io::dup(fd).doing(|| format!("our own descriptor for {}", show(&file.path)))?;
+            open.insert(*objref, park(copy)?);
+            continue;
+        }
         let kind = FILE_KINDS.iter().find(|kind| kind.kind() == file.record.kind).ok_or_else(|| {
             Error::bad_image(format!("file {objref} is of unknown kind {}", file.record.kind))
         })?;

@@ -232,7 +232,7 @@ fn current(process: &Process, fd: i32, objects: &Objects) -> Result<Option<Objre
 }
 
 /// The living pty with a number.
-fn of_index(objects: &Objects, index: u32) -> Option<Objref> {
+pub(crate) fn of_index(objects: &Objects, index: u32) -> Option<Objref> {
     let living = |pty: Pty| pty.flags & pty_flags::HUNG_UP == 0 && pty.index == index;
     objects.table.iter().find_map(|(objref, object)| match object {
         Object::Inode(inode) if inode.pty().is_some_and(living) => Some(*objref),
