@@ -75,6 +75,23 @@ impl Context {
         })
     }
 
+    /// A link named `criu` to the binary under test.
+    ///
+    /// # Panics
+    /// In an undisturbed run, and when it cannot be made.
+    #[must_use]
+    pub fn criu_link(&self) -> PathBuf {
+        let _one_at_a_time = self.compiling.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let ckpt = self.ckpt.as_ref().expect("no binary in an undisturbed run");
+        let link = self.cache.join("criu");
+        if std::fs::read_link(&link).ok().as_ref() != Some(ckpt) {
+            let draft = self.cache.join(format!("criu.{}", std::process::id()));
+            std::os::unix::fs::symlink(ckpt, &draft).expect("a link");
+            std::fs::rename(draft, &link).expect("a link named criu");
+        }
+        link
+    }
+
     /// Records a skip; with `CKPT_TEST_NO_SKIP=1` it is a failure, unless this very kernel or CPU is why:
     /// nothing that could be installed helps then.
     ///

@@ -39,6 +39,8 @@ pub struct Directives {
     pub may_refuse: Option<Regex>,
     /// Why it cannot pass in a pid namespace of its own.
     pub no_pidns: Option<String>,
+    /// Options it needs of `criu`.
+    pub criu: Vec<String>,
 }
 
 impl Default for Directives {
@@ -65,6 +67,7 @@ impl Default for Directives {
             refuse: None,
             may_refuse: None,
             no_pidns: None,
+            criu: Vec::new(),
         }
     }
 }
@@ -125,6 +128,7 @@ impl Directives {
             }
             "Refuse" => self.refuse = Some(Regex::new(value)?),
             "No-pidns" => self.no_pidns = Some(value.to_owned()),
+            "Criu" => self.criu = words(),
             "May-refuse" => self.may_refuse = Some(Regex::new(value)?),
             _ => bail!("unknown directive {key}"),
         }

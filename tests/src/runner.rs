@@ -5,7 +5,7 @@
 //! again from the start (at most twice), and the retry is counted and printed.
 
 use std::fmt::Write as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::directives::Mode;
 use crate::fixture::Fixture;
 use crate::sys;
 use crate::target::{Ended, Start, Target};
-use crate::tool::{LIMIT, Outcome};
+use crate::tool::{LIMIT, Outcome, Run};
 use crate::tree::Tree;
 
 /// What is done to a fixture.
@@ -33,6 +33,8 @@ pub enum Variant {
     Pipe,
     /// Checkpoint to a file, kill, restart in a pid namespace of its own: it must pass; `restart` stands in for it.
     Pidns,
+    /// As container engines do it: `criu dump`, `criu restore --restore-detached`; one generation a step.
+    Criu,
     /// Checkpoints that leave it running: the original passes, and looks untouched.
     Running,
     /// The checkpoint is refused and the program lives on.
@@ -46,9 +48,16 @@ impl Variant {
         if fixture.directives.refuse.is_some() {
             &[Variant::Undisturbed, Variant::Refused]
         } else if fixture.directives.can_stand_in() {
-            &[Variant::Undisturbed, Variant::File, Variant::Pipe, Variant::Pidns, Variant::Running]
+            &[
+                Variant::Undisturbed,
+                Variant::File,
+                Variant::Pipe,
+                Variant::Pidns,
+                Variant::Criu,
+                Variant::Running,
+            ]
         } else {
-            &[Variant::Undisturbed, Variant::File, Variant::Pipe, Variant::Running]
+            &[Variant::Undisturbed, Variant::File, Variant::Pipe, Variant::Criu, Variant::Running]
         }
     }
 
@@ -59,6 +68,7 @@ impl Variant {
             Variant::File => "file",
             Variant::Pipe => "pipe",
             Variant::Pidns => "pidns",
+            Variant::Criu => "criu",
             Variant::Running => "running",
             Variant::Refused => "refused",
         }
@@ -226,6 +236,10 @@ impl<'a> Attempt<'a> {
         })
     }
 
+    fn generations(&self) -> u32 {
+        if self.variant == Variant::Criu { 1 } else { self.fixture.directives.generations }
+    }
+
     /// Tells the target to go on from `step`.
     fn go_on(&mut self, step: &str) -> Result<()> {
         let text = format!("{} {}\n", self.down.0.as_millis(), self.down.1.as_millis());
@@ -251,9 +265,9 @@ impl<'a> Attempt<'a> {
                 self.refused(pattern)?;
                 return Ok(true);
             }
-            Variant::File | Variant::Pipe | Variant::Pidns | Variant::Running => {}
+            Variant::File | Variant::Pipe | Variant::Pidns | Variant::Criu | Variant::Running => {}
         }
-        for generation in 1..=directives.generations {
+        for generation in 1..=self.generations() {
             std::thread::sleep(directives.delay);
             let context = || format!("generation {generation}");
             if self.generation(&[]).with_context(context)? {
@@ -275,7 +289,7 @@ impl<'a> Attempt<'a> {
         }
         let only =
             if directives.compare.is_empty() { &["static".to_owned()][..] } else { &directives.compare[..] };
-        for generation in 1..=directives.generations {
+        for generation in 1..=self.generations() {
             let delay = u64::try_from(directives.delay.as_millis())?;
             let jitter = if directives.random { sys::random_below(delay) } else { delay / 2 };
             std::thread::sleep(Duration::from_millis(delay / 2 + jitter));
@@ -328,14 +342,21 @@ impl<'a> Attempt<'a> {
         let start = Instant::now();
         let kill = self.variant != Variant::Running;
         let mut members = self.target.members();
-        let (outcome, bytes) = self.checkpoint(kill, &image)?;
+        let (outcome, bytes) = match self.variant {
+            Variant::Criu => (self.criu_dump()?, Vec::new()),
+            _ => self.checkpoint(kill, &image)?,
+        };
         if let Some(pattern) = &self.fixture.directives.may_refuse
-            && outcome.status.code() == Some(3)
+            && outcome.status.code() == Some(if self.variant == Variant::Criu { 1 } else { 3 })
         {
+            if self.variant == Variant::Criu {
+                self.check_criu_refusal(pattern, &before)?;
+                return Ok(true);
+            }
             self.check_refusal(&outcome, pattern, &before, &image)?;
             return Ok(true);
         }
-        outcome.expect_code(0).context("checkpoint")?;
+        outcome.expect_code(0).with_context(|| format!("checkpoint {}", self.log("dump.log")))?;
         self.checkpoints += 1;
         self.only_the_image(self.variant != Variant::Pipe)?;
         if kill {
@@ -358,14 +379,19 @@ impl<'a> Attempt<'a> {
                 std::fs::remove_file(&image)?;
                 return Ok(false);
             }
-            self.restart(&image, bytes)?;
+            match self.variant {
+                Variant::Criu => self.criu_restore()?,
+                _ => self.restart(&image, bytes)?,
+            }
             self.down.1 += start.elapsed();
         } else {
             self.down.1 += start.elapsed();
             self.target.must_live().context("the original after a checkpoint")?;
         }
         self.looks_like(&before, only)?;
-        let _ = std::fs::remove_file(&image);
+        for entry in std::fs::read_dir(self.images.path())?.flatten() {
+            std::fs::remove_file(entry.path())?;
+        }
         Ok(false)
     }
 
@@ -440,6 +466,58 @@ impl<'a> Attempt<'a> {
         self.target.come_back().context("after restart -W")
     }
 
+    /// `criu` with the options that both actions take.
+    fn criu(&self, action: &str, log: &str) -> Run {
+        let mut run = self.ctx.criu(&[action, "-v4", "-o", log, "-D"]).arg(self.images.path());
+        for option in &self.fixture.directives.criu {
+            run = run.arg(option);
+        }
+        run
+    }
+
+    fn criu_dump(&self) -> Result<Outcome> {
+        self.criu("dump", "dump.log").arg("-t").arg(self.root().to_string()).finish()
+    }
+
+    /// Brings it back with `criu restore -d`, and takes it over.
+    fn criu_restore(&mut self) -> Result<()> {
+        let mut run = self.criu("restore", "restore.log").args(&["-d", "--pidfile", "pid"]);
+        if let Some((read, _)) = &self.stdin {
+            let pipe = std::fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd()))?;
+            let inherit = format!("fd[0]:{}", pipe.display());
+            run = run.args(&["--inherit-fd", &inherit]).stdin_fd(read.try_clone()?);
+        }
+        let outcome = run.finish()?;
+        if !outcome.status.success() {
+            let said = format!("{}: {} {}", outcome.status, outcome.stderr.trim(), self.log("restore.log"));
+            return Err(anyhow!(RestartFailed(said)));
+        }
+        let pid = std::fs::read_to_string(self.images.path().join("pid"))?;
+        if pid != self.target.pid().to_string() {
+            bail!("the pidfile holds {pid:?}, the pid is {}", self.target.pid());
+        }
+        self.target.come_back().context("after criu restore -d")
+    }
+
+    /// The end of a log of criu.
+    fn log(&self, name: &str) -> String {
+        let log = std::fs::read_to_string(self.images.path().join(name)).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(6)..].join("\n")
+    }
+
+    fn check_criu_refusal(&mut self, pattern: &Regex, before: &Tree) -> Result<()> {
+        let log = self.log("dump.log");
+        if !pattern.is_match(&log) || !log.ends_with("Dumping FAILED.") {
+            bail!("the refusal does not match /{}/: {log}", pattern.as_str());
+        }
+        if self.images.path().join("checkpoint.img").exists() {
+            bail!("a refused dump left an image");
+        }
+        self.target.must_live()?;
+        self.looks_like(before, &[])
+    }
+
     /// Brings it back in a pid namespace of its own. The target is the command from now on, which ends as it does.
     fn restart_in_pidns(&mut self, image: &Path) -> Result<()> {
         let mut run = self.ctx.run("restart", &["--pidns", "--copy-status", "--json", "-i"]).arg(image);
@@ -468,8 +546,14 @@ impl<'a> Attempt<'a> {
 
     /// Nothing but the image (or nothing at all) lies where images are written.
     fn only_the_image(&self, expected: bool) -> Result<()> {
-        let names: Vec<_> = std::fs::read_dir(self.images.path())?.flatten().map(|e| e.file_name()).collect();
-        let want: &[&str] = if expected { &["image.ckpt"] } else { &[] };
+        let mut names: Vec<_> =
+            std::fs::read_dir(self.images.path())?.flatten().map(|e| e.file_name()).collect();
+        names.sort();
+        let want: &[&str] = match (self.variant, expected) {
+            (Variant::Criu, _) => &["checkpoint.img", "dump.log", "stats-dump"],
+            (_, true) => &["image.ckpt"],
+            (_, false) => &[],
+        };
         if names != want {
             bail!("the image directory holds {names:?}, want {want:?}");
         }

@@ -49,6 +49,16 @@ impl Context {
     }
 }
 
+impl Context {
+    /// The same binary by another name: `criu ARGS...`
+    #[must_use]
+    pub fn criu(&self, args: &[&str]) -> Run {
+        let mut command = Command::new(self.criu_link());
+        command.args(args);
+        Run::new(command)
+    }
+}
+
 impl Run {
     #[must_use]
     pub fn new(command: Command) -> Run {

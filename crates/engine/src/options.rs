@@ -167,6 +167,24 @@ pub struct CheckpointOptions {
     pub publish_early: bool,
 }
 
+impl CheckpointOptions {
+    /// A checkpoint of the tree below `pid`, everything else as it is by default.
+    pub fn new(pid: i32) -> CheckpointOptions {
+        CheckpointOptions {
+            pid,
+            after: After::default(),
+            scope: Scope::default(),
+            report_shared: false,
+            external: Vec::new(),
+            ghost_limit: None,
+            embed: Embed::default(),
+            policy: Policy::default(),
+            freezer: None,
+            publish_early: false,
+        }
+    }
+}
+
 /// Which files with a name are embedded in an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Embed {

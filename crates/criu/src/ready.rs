@@ -1,0 +1,90 @@
+//! What tells whoever started us how far we are: a status descriptor, a file with the pid of the root.
+
+use crate::{
+    failure::{Failure, Outcome},
+    watch::Hook,
+};
+use ckpt_engine::Stage;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use std::{
+    fs::{File, OpenOptions},
+    io::{ErrorKind, Write},
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// A duplicate of our descriptor `number`, which `option` named. Goes through a pidfd of ourselves: unlike a raw number
+/// this is checked by the kernel.
+pub(crate) fn our_fd(option: &str, number: i32) -> Outcome<OwnedFd> {
+    let copy = match number {
+        0 => std::io::stdin().as_fd().try_clone_to_owned(),
+        1 => std::io::stdout().as_fd().try_clone_to_owned(),
+        2 => std::io::stderr().as_fd().try_clone_to_owned(),
+        number => pidfd_open(getpid(), PidfdFlags::empty())
+            .and_then(|ourselves| pidfd_getfd(ourselves, number, PidfdGetfdFlags::empty()))
+            .map_err(std::io::Error::from),
+    };
+    copy.map_err(|cause| Failure::options(format!("{option} {number}: {cause}")))
+}
+
+/// A descriptor that is written a NUL byte, and closed, when an action has come to a stage.
+pub(crate) struct Ready {
+    pub(crate) fd: Option<OwnedFd>,
+    pub(crate) stage: Stage,
+}
+
+impl Hook for Ready {
+    fn at(&mut self, stage: Stage, _: i32) -> Result<(), String> {
+        match self.fd.take_if(|_| stage == self.stage) {
+            Some(fd) => File::from(fd).write_all(&[0]).map_err(|cause| format!("--status-fd: {cause}")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A file that is to hold the pid of the root, once all is restored. Clones are the same file.
+#[derive(Clone)]
+pub(crate) struct PidFile {
+    path: PathBuf,
+    made: Arc<AtomicBool>,
+}
+
+impl PidFile {
+    /// It may not exist yet.
+    pub(crate) fn new(path: PathBuf) -> Outcome<PidFile> {
+        let failed = |why: &dyn std::fmt::Display| {
+            Err(Failure::failed("restore", format!("--pidfile {}: {why}", path.display())))
+        };
+        match std::fs::symlink_metadata(&path) {
+            Ok(_) => failed(&"the file exists"),
+            Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(PidFile { path, made: Arc::default() }),
+            Err(cause) => failed(&cause),
+        }
+    }
+
+    /// The restore has come to nothing.
+    pub(crate) fn remove(&self) {
+        if self.made.load(Ordering::Relaxed) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    fn write(&self, path: &Path, pid: i32) -> std::io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        self.made.store(true, Ordering::Relaxed);
+        file.write_all(pid.to_string().as_bytes())
+    }
+}
+
+impl Hook for PidFile {
+    fn at(&mut self, stage: Stage, pid: i32) -> Result<(), String> {
+        if stage != Stage::PostRestore {
+            return Ok(());
+        }
+        self.write(&self.path, pid).map_err(|cause| format!("--pidfile {}: {cause}", self.path.display()))
+    }
+}
