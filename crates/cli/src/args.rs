@@ -386,6 +386,16 @@ pub(crate) fn parse(words: Vec<OsString>) -> Result<Command, Refusal> {
     parsed.map_err(|error| Refusal { name, help, error, json })
 }
 
+/// The words of the front end `criu`, its name the first, if it is what was called: by that name, or as `ckpt criu`.
+pub(crate) fn criu(words: &[OsString]) -> Option<Vec<OsString>> {
+    let called = words.first().map(Path::new).and_then(Path::file_name).and_then(OsStr::to_str);
+    match called {
+        Some("criu") => Some(words.to_vec()),
+        Some("checkpoint" | "restart" | "ckptinfo") => None,
+        _ => words.get(1..).filter(|rest| rest.first().is_some_and(|word| word == "criu")).map(<[_]>::to_vec),
+    }
+}
+
 /// Parses a command called by its own name.
 fn single(name: &'static str, words: Vec<OsString>) -> Result<Command, clap::Error> {
     let mut command = command_of(name);

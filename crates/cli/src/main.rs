@@ -1,7 +1,7 @@
 //! `ckpt`: checkpoint and restart of running programs.
 //!
-//! One binary, four names: called as `checkpoint`, `restart` or `ckptinfo` (links to it) it is that
-//! command; as anything else it is `ckpt`, which has them as subcommands. Arguments are parsed
+//! One binary, five names: called as `checkpoint`, `restart` or `ckptinfo` (links to it) it is that
+//! command; as `criu` it has CRIU's command line; as anything else it is `ckpt`, which has them as subcommands. Arguments are parsed
 //! without acting ([`args`]), then acted on by one module per command.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
@@ -29,6 +29,9 @@ use console::Console;
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().collect();
+    if let Some(words) = args::criu(&words) {
+        return ExitCode::from(ckpt_criu::main(words));
+    }
     let command = match args::parse(words) {
         Ok(command) => command,
         Err(refusal) => return ExitCode::from(refusal.tell()),
