@@ -17,10 +17,14 @@ mod header;
 mod household;
 mod leaks;
 mod machine;
+mod maker;
+mod milestone;
 mod names;
 mod objects;
+mod opened;
 mod options;
 mod output;
+mod phases;
 mod plan;
 mod policy;
 mod puppets;
@@ -42,6 +46,7 @@ mod tree;
 pub use checkpoint::checkpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use leaks::{Holder, Leak};
+pub use milestone::Stage;
 pub use options::{
     After, CheckpointOptions, CheckpointReport, Embed, External, Identity, Input, Observer, Output, Outside,
     Pids, Place, RestartOptions, RestartReport, Scope, Silent,
@@ -49,5 +54,4 @@ pub use options::{
 pub use policy::{Allowed, Policy};
 pub use restart::restart;
 pub use root::Root;
-pub use stage::Stage;
 pub use terminal::Loan;

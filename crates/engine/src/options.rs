@@ -3,9 +3,9 @@
 use crate::{
     error::{Error, Result},
     leaks::Leak,
+    milestone::Stage,
     policy::Policy,
     root::Root,
-    stage::Stage,
     terminal::Loan,
 };
 use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
