@@ -251,18 +251,7 @@ pub(crate) fn inherit(
     park: &dyn Fn(OwnedFd) -> Result<OwnedFd>,
 ) -> Result<Inherited> {
     let external = externals(image);
-    for (place, _) in given {
-        let found = external.iter().any(|(_, desc, file)| is_place(place, desc, file));
-        let what = match place {
-            _ if found => continue,
-            Place::Number(fd) => format!("--inherit-fd {fd}: the image has no external descriptor {fd}"),
-            Place::Name(name) => {
-                format!("--inherit-fd :{}: the image has no external of that name", show(name))
-            }
-            Place::Link(_) | Place::Tty { .. } => continue,
-        };
-        return Err(Error::failed(what).advice("`ckptinfo IMAGE` lists them"));
-    }
+    check_given(image, &external, given)?;
     let mut inherited = Inherited::default();
     let mut known: BTreeMap<Place, usize> = BTreeMap::new();
     for (table, desc, file) in &external {
@@ -311,12 +300,39 @@ pub(crate) fn inherit(
     Ok(inherited)
 }
 
+/// An error if something is given in the place of nothing; a warning where it is meant by what /proc shows, as whoever does
+/// that gives all he has.
+fn check_given(image: &Image, external: &[Held<'_>], given: &[(Place, OwnedFd)]) -> Result<()> {
+    let supplied = supplied(image, given);
+    for (place, fd) in given {
+        let used = supplied.values().any(|other| std::ptr::eq(*other, fd))
+            || external.iter().any(|(_, desc, file)| is_place(place, desc, file));
+        let what = match place {
+            _ if used => continue,
+            Place::Number(fd) => format!("--inherit-fd {fd}: the image has no external descriptor {fd}"),
+            Place::Name(name) => {
+                format!("--inherit-fd :{}: the image has no external of that name", show(name))
+            }
+            Place::Link(name) => {
+                tracing::warn!("nothing in the image is {}: what is given for it is not used", show(name));
+                continue;
+            }
+            Place::Tty { rdev, dev } => {
+                tracing::warn!("no terminal is {rdev:x}:{dev:x}: what is given for it is not used");
+                continue;
+            }
+        };
+        return Err(Error::failed(what).advice("`ckptinfo IMAGE` lists them"));
+    }
+    Ok(())
+}
+
 /// Whether `place` is that of an external descriptor.
 fn is_place(place: &Place, desc: &FileDesc, file: &model::File) -> bool {
     match place {
         Place::Number(fd) => desc.fd == *fd,
         Place::Name(wanted) => name(file).as_ref() == Some(wanted),
-        Place::Link(link) => is_link(link, file),
+        Place::Link(link) => is_link(link, file) || name(file).as_ref() == Some(link),
         Place::Tty { rdev, dev } => {
             file.record.kind == file_kind::EXTERNAL_TTY
                 && (file.record.rdev, file.record.dev) == (*rdev, *dev)
@@ -326,7 +342,8 @@ fn is_place(place: &Place, desc: &FileDesc, file: &model::File) -> bool {
 
 /// Whether /proc/PID/fd showed a file as `link`, its first slash left out.
 fn is_link(link: &[u8], file: &model::File) -> bool {
-    file.path.strip_prefix(b"/").unwrap_or(&file.path) == link
+    let bare = |path: &[u8]| path.strip_prefix(b"/").unwrap_or(path).to_vec();
+    bare(&file.path) == bare(link)
 }
 
 /// The files with a name that are not opened again, with what takes their place: those the caller means by
