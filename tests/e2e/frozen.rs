@@ -37,20 +37,20 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// A kind of freezer: its mount, the file that freezes and what is written there to freeze and to thaw.
 #[derive(Clone, Copy)]
-struct Kind(&'static str, &'static str, [&'static str; 2]);
+pub(crate) struct Kind(pub(crate) &'static str, pub(crate) &'static str, [&'static str; 2]);
 
-const V1: Kind = Kind("/sys/fs/cgroup/freezer", "freezer.state", ["FROZEN", "THAWED"]);
-const V2: Kind = Kind("/sys/fs/cgroup/unified", "cgroup.freeze", ["1", "0"]);
+pub(crate) const V1: Kind = Kind("/sys/fs/cgroup/freezer", "freezer.state", ["FROZEN", "THAWED"]);
+pub(crate) const V2: Kind = Kind("/sys/fs/cgroup/unified", "cgroup.freeze", ["1", "0"]);
 
 /// A cgroup of our own. Dropped, it is thawed, emptied and removed.
-struct Group {
+pub(crate) struct Group {
     kind: Kind,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 impl Group {
     /// Makes it below the mount; `None` where there is none.
-    fn new(kind: Kind, name: &str) -> Result<Option<Group>> {
+    pub(crate) fn new(kind: Kind, name: &str) -> Result<Option<Group>> {
         let there = Path::new(kind.0).join("cgroup.procs").exists();
         there.then(|| Group::below(kind, Path::new(kind.0), name)).transpose()
     }
@@ -61,7 +61,7 @@ impl Group {
         Ok(Group { kind, path })
     }
 
-    fn set(&self, frozen: bool) -> Result<()> {
+    pub(crate) fn set(&self, frozen: bool) -> Result<()> {
         Ok(std::fs::write(self.path.join(self.kind.1), self.kind.2[usize::from(!frozen)])?)
     }
 
@@ -69,21 +69,21 @@ impl Group {
         std::fs::read_to_string(self.path.join(file)).unwrap_or_default()
     }
 
-    fn is_frozen(&self) -> bool {
+    pub(crate) fn is_frozen(&self) -> bool {
         self.read("freezer.state") == "FROZEN\n" || self.read("cgroup.events").contains("frozen 1\n")
     }
 
     /// Whether it is itself told to be frozen.
-    fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         let file = if self.kind.1 == V1.1 { "freezer.self_freezing" } else { "cgroup.freeze" };
         self.read(file) == "1\n"
     }
 
-    fn take(&self, pid: i32) -> Result<()> {
+    pub(crate) fn take(&self, pid: i32) -> Result<()> {
         Ok(std::fs::write(self.path.join("cgroup.procs"), pid.to_string())?)
     }
 
-    fn freeze(&self) -> Result<()> {
+    pub(crate) fn freeze(&self) -> Result<()> {
         self.set(true)?;
         sys::poll("the cgroup to be frozen", LIMIT, || Ok(self.is_frozen().then_some(())))
     }

@@ -3,6 +3,8 @@
 
 mod bad_image;
 mod common;
+mod criu;
+mod criu_outside;
 mod edits;
 mod errors;
 mod failures;
@@ -54,6 +56,8 @@ fn main() -> ExitCode {
 
 const SPECIAL: &[(&str, &[common::Test])] = &[
     ("bad_image", bad_image::TESTS),
+    ("criu", criu::TESTS),
+    ("criu_outside", criu_outside::TESTS),
     ("edits", edits::TESTS),
     ("errors", errors::TESTS),
     ("failures", failures::TESTS),

@@ -434,7 +434,7 @@ fn mount_namespace(ctx: &Context) -> Result<()> {
 }
 
 /// A directory with all that a static `exits` with the working directory `dir` needs.
-fn other_root(binary: &Path, dir: &Path) -> Result<tempfile::TempDir> {
+pub(crate) fn other_root(binary: &Path, dir: &Path) -> Result<tempfile::TempDir> {
     let root = tempfile::tempdir()?;
     let below = |path: &Path| -> Result<PathBuf> { Ok(root.path().join(path.strip_prefix("/")?)) };
     for path in [binary, Path::new("/dev/null")] {

@@ -183,6 +183,16 @@ impl Running {
         running
     }
 
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// Somebody else has waited for it.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let status = self.child.try_wait()?;
+        self.reaped |= status.is_some();
+        Ok(status)
+    }
+
     /// # Errors
     /// It is gone.
     pub fn signal(&self, signal: i32) -> Result<()> {

@@ -65,7 +65,7 @@ pub fn run_with(options: &Options, log: &Log, hooks: Vec<Box<dyn Hook>>) -> Outc
     let cancel = Cancel::new()?;
     let timeout = Some(options.timeout).filter(|timeout| !timeout.is_zero());
     let deadline = Deadline { timeout, from: Stage::PreDump, until: Stage::NetworkLock };
-    let mut watch = Watch::new(log, &mut all, cancel.flag(), deadline);
+    let mut watch = Watch::new(log, all, cancel.flag(), deadline);
     let report = ckpt_engine::checkpoint(&checkpoint, Output::File { path, overwrite: true }, &mut watch)?;
     log.info(format!(
         "Dumped: {} processes, {} threads, {} bytes of pages, image of {} bytes, stood still {:?}",

@@ -14,6 +14,7 @@ pub mod restore;
 mod scripts;
 pub mod stats;
 pub mod watch;
+mod words;
 
 use failure::{Failure, Outcome};
 use log::Log;
@@ -29,8 +30,20 @@ pub fn main(words: Vec<OsString>) -> u8 {
         println!("Version: {VERSION}");
         return 0;
     }
-    eprintln!("criu: not yet");
-    1
+    let asked = words::parse(words).and_then(|(action, options)| {
+        let log = Log::open(&options)?;
+        Ok((action, options, log))
+    });
+    match asked {
+        Ok((action, options, log)) => {
+            log.listen();
+            u8::from(act(action, &options, &log).is_err())
+        }
+        Err(failure) => {
+            eprintln!("criu: {failure}");
+            1
+        }
+    }
 }
 
 /// Does `action`, and logs what came of it.

@@ -62,7 +62,7 @@ pub fn run_with(options: &Options, log: &Log, hooks: Vec<Box<dyn Hook>>) -> Outc
         let cancel = Cancel::new()?;
         let timeout = Some(options.timeout).filter(|timeout| !timeout.is_zero());
         let deadline = Deadline { timeout, from: Stage::PreRestore, until: Stage::SetupNamespaces };
-        let mut watch = Watch::new(log, &mut all, cancel.flag(), deadline);
+        let mut watch = Watch::new(log, all, cancel.flag(), deadline);
         let done = ckpt_engine::restart(restart, Input::File(image), &mut watch);
         let report = done.inspect_err(|_| pidfile.iter().for_each(PidFile::remove))?;
         let text = format!(

@@ -3,52 +3,32 @@
 //! Each is given to the shell, with these variables set: `CRTOOLS_SCRIPT_ACTION` the stage, `CRTOOLS_IMAGE_DIR` where
 //! the image is or will be, `CRTOOLS_INIT_PID` the root of the tree. They run in the order they were given in; the first
 //! that fails fails the action.
-//!
-//! While a tree is made with another root directory, the thread that makes it has that root, and so has whatever
-//! it starts. So the scripts are started by a thread of their own, which has been there before.
 
 use crate::watch::Hook;
 use ckpt_engine::Stage;
 use std::{
     ffi::{OsStr, OsString},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
 };
 
-/// The scripts of an action, and the thread that runs them.
+/// The scripts of an action.
 pub(crate) struct Scripts {
-    stages: SyncSender<(Stage, i32)>,
-    outcomes: Receiver<Result<(), String>>,
+    scripts: Vec<OsString>,
+    images: PathBuf,
 }
 
 impl Scripts {
     /// Gets ready to run `scripts`, which are shown the directory `images`; none if there are none.
     pub(crate) fn new(scripts: &[OsString], images: &Path) -> Option<Scripts> {
-        let scripts = scripts.to_vec();
         let images = images.canonicalize().unwrap_or_else(|_| images.to_owned());
-        if scripts.is_empty() {
-            return None;
-        }
-        let (stages, asked) = sync_channel(0);
-        let (told, outcomes) = sync_channel(0);
-        std::thread::spawn(move || {
-            while let Ok((stage, pid)) = asked.recv() {
-                let outcome = scripts.iter().try_for_each(|script| run(script, stage, pid, &images));
-                if told.send(outcome).is_err() {
-                    return;
-                }
-            }
-        });
-        Some(Scripts { stages, outcomes })
+        (!scripts.is_empty()).then(|| Scripts { scripts: scripts.to_vec(), images })
     }
 }
 
 impl Hook for Scripts {
     fn at(&mut self, stage: Stage, pid: i32) -> Result<(), String> {
-        let lost = "the thread that runs action scripts is gone";
-        self.stages.send((stage, pid)).map_err(|_| lost.to_owned())?;
-        self.outcomes.recv().map_err(|_| lost.to_owned())?
+        self.scripts.iter().try_for_each(|script| run(script, stage, pid, &self.images))
     }
 }
 

@@ -1,4 +1,7 @@
 //! The engine's observer while it works for the front end: hooks at the stages, a deadline, signals.
+//!
+//! While a tree is made with another root directory or other mounts, the thread that makes it has these, and so has
+//! whatever it starts. So the hooks are run by a thread of their own, which has been there before.
 
 use crate::log::Log;
 use ckpt_engine::{Observer, Stage};
@@ -6,6 +9,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::{Duration, Instant},
 };
@@ -30,10 +34,37 @@ pub(crate) struct Deadline {
     pub(crate) until: Stage,
 }
 
+/// The thread that runs the hooks.
+struct Hooks {
+    stages: SyncSender<(Stage, i32)>,
+    outcomes: Receiver<Result<(), String>>,
+}
+
+impl Hooks {
+    fn start(mut hooks: Vec<Box<dyn Hook>>) -> Hooks {
+        let (stages, asked) = sync_channel(0);
+        let (told, outcomes) = sync_channel(0);
+        std::thread::spawn(move || {
+            while let Ok((stage, pid)) = asked.recv() {
+                if told.send(hooks.iter_mut().try_for_each(|hook| hook.at(stage, pid))).is_err() {
+                    return;
+                }
+            }
+        });
+        Hooks { stages, outcomes }
+    }
+
+    fn at(&self, stage: Stage, pid: i32) -> Result<(), String> {
+        let lost = || "the thread that runs action scripts is gone".to_owned();
+        self.stages.send((stage, pid)).map_err(|_| lost())?;
+        self.outcomes.recv().map_err(|_| lost())?
+    }
+}
+
 /// Watches one action.
 pub(crate) struct Watch<'a> {
     log: &'a Log,
-    hooks: &'a mut [Box<dyn Hook>],
+    hooks: Hooks,
     /// The number of the signal that ends the action, or 0.
     signal: Arc<AtomicUsize>,
     deadline: Deadline,
@@ -47,11 +78,12 @@ pub(crate) struct Watch<'a> {
 impl<'a> Watch<'a> {
     pub(crate) fn new(
         log: &'a Log,
-        hooks: &'a mut [Box<dyn Hook>],
+        hooks: Vec<Box<dyn Hook>>,
         signal: Arc<AtomicUsize>,
         deadline: Deadline,
     ) -> Self {
         let (still, made) = (Duration::ZERO, Duration::ZERO);
+        let hooks = Hooks::start(hooks);
         Watch { log, hooks, signal, deadline, begun: Instant::now(), still, made }
     }
 
@@ -99,7 +131,7 @@ impl Observer for Watch<'_> {
         if stage == self.deadline.until {
             self.deadline.timeout = None;
         }
-        self.hooks.iter_mut().try_for_each(|hook| hook.at(stage, pid))?;
+        self.hooks.at(stage, pid)?;
         if stage == self.deadline.from {
             self.begun = Instant::now();
         }

@@ -93,6 +93,7 @@ pub(crate) fn capture(
     for member in tree {
         interrupted(observer)?;
         let label = member.process.label();
+        tracing::debug!("capture {label}: {} threads", member.threads.len());
         let children = stopped.remove(&member.process.pid).unwrap_or_default();
         if member.is_zombie() { all.zombie(member) } else { all.process(member, &children, observer) }
             .task(|| label)?;

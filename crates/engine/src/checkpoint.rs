@@ -115,6 +115,7 @@ fn attempt(
     let capture = loop {
         let frozen = tree::freeze_tree(root.pid, &admission, thawed.seized(), observer).task(label)?;
         guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
+        tracing::info!("the tree stands still: {} processes", frozen.len());
         network.lock(root.pid, observer)?;
         match (capture(frozen, options, observer, approve), pauses.next()) {
             (Err(error), Some(ms)) if error.passing => {
@@ -124,8 +125,10 @@ fn attempt(
             (other, _) => break other.task(label)?,
         }
     };
+    tracing::info!("captured: {} objects", capture.image.objects.len());
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
+    tracing::info!("written: {} pages, {} bytes", written.pages, written.bytes);
     let mut report = report(&root, &capture, &written);
     report.shared_outside = shared_outside;
     let Capture { held, image, .. } = capture;

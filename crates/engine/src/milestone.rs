@@ -54,7 +54,6 @@ impl Stage {
 
 /// Tells the observer that the action on the tree below `pid` has come to a stage.
 pub(crate) fn reach(observer: &mut dyn Observer, stage: Stage, pid: i32) -> Result<()> {
-    tracing::debug!("stage {}", stage.name());
     observer.reached(stage, pid).map_err(|why| Error::failed(format!("stage {}", stage.name())).why(why))
 }
 

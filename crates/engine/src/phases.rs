@@ -96,7 +96,9 @@ pub(crate) fn memory(
     })?;
     // What a filler leaves in the areas goes with the targets.
     let targets = Targets { spaces, areas, inodes: &opened.inodes };
+    tracing::info!("memory is laid out: {} address spaces", targets.spaces.len());
     let bytes = fill(reader, image, &targets, observer)?;
+    tracing::info!("memory is filled: {bytes} bytes");
     file::unlinked::set_times(image, &opened.inodes);
     // Seals may forbid both contents and mappings.
     file::memfd::seal(image, &opened.inodes)?;

@@ -61,6 +61,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     let surroundings = Surroundings::enter(&options)?;
     let opened = opened::open(&image, &options, &mut reader, observer)?;
     let grown = file::identity::check(&image, &opened.files, &opened.inodes, &options, observer)?;
+    tracing::info!("opened: {} files, {} inodes", opened.files.len(), opened.inodes.len());
     let areas = stage::areas(&image)?;
     let mut puppets = stage::make(&image, &options, &opened, &areas, &mut reader, observer)?;
     let root = puppets.get(0)?.pid();

@@ -55,6 +55,7 @@ pub(crate) fn survey(
         }
         time += 1;
     };
+    tracing::info!("surveyed: {} processes", members.len());
     refuse_destination(&seen, destination)?;
     let objects = seen.into_iter().next().unwrap_or_default();
     Ok((look_outside.then_some(objects), members))

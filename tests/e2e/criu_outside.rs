@@ -1,0 +1,280 @@
+//! The front end `criu` and the outside: what is refused without the caller's word, what is given back, cgroups, roots.
+
+use std::ffi::OsString;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use ckpt_tests::context::Context;
+use ckpt_tests::fixture::compile_c;
+use ckpt_tests::sys;
+use ckpt_tests::target::{Ended, Start, Target};
+use ckpt_tests::tool::LIMIT;
+use ckpt_tests::tree::{children, ended, family};
+
+use crate::common::{Program, Test, ensure};
+use crate::criu::{Case, RECORD, said};
+use crate::frozen::{Group, Kind, V1, V2};
+use crate::pidns::other_root;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("shell_job", shell_job),
+    ("file_locks", file_locks),
+    ("freeze_cgroup_v1", |ctx| freeze_cgroup(ctx, V1)),
+    ("freeze_cgroup_v2", |ctx| freeze_cgroup(ctx, V2)),
+    ("freeze_cgroup_fails_v1", |ctx| freeze_cgroup_fails(ctx, V1)),
+    ("freeze_cgroup_fails_v2", |ctx| freeze_cgroup_fails(ctx, V2)),
+    ("inherit_path", inherit_path),
+    ("external_file", external_file),
+    ("inherit_unknown", inherit_unknown),
+    ("unix_socket", unix_socket),
+    ("tcp_connection", tcp_connection),
+    ("external_tty", external_tty),
+    ("root_directory", root_directory),
+];
+
+/// A program in our session is a shell job: refused without `-j`.
+fn shell_job(ctx: &Context) -> Result<()> {
+    let binary = compile_c(ctx, &ctx.helpers.join("exits.c"), &["-pthread".to_owned()])?;
+    let dir = tempfile::tempdir()?;
+    let argv: Vec<OsString> = vec![binary.into(), "7".into()];
+    let start = Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, own_session: false };
+    let program = Program { target: Target::start(start)?, dir };
+    sys::poll("the helper to be ready", LIMIT, || {
+        Ok(std::fs::read_to_string(program.path("out"))?.starts_with("ready 1\n").then_some(()))
+    })?;
+    let mut case = Case::of(ctx, program)?;
+    case.dump_fails(&[], &["session", "outside the tree", "--shell-job"])?;
+    case.dump_and_kill(&["-j"])?;
+    case.back(&["-j"])?;
+    case.program.ends_with(7)
+}
+
+/// A lock is refused without `--file-locks`, naming the file.
+fn file_locks(ctx: &Context) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("locked");
+    let name = path.to_str().context("path")?;
+    let mut case = Case::start(ctx, "holds", &["flock", name])?;
+    case.dump_fails(&[], &["lock", name, "--file-locks"])?;
+    case.dump_and_kill(&["--file-locks"])?;
+    case.back(&["--file-locks"])?;
+    ensure(Program::start(ctx, "holds", &["flock", name]).is_err(), "it does not hold its lock")?;
+    case.program.ends_with(7)
+}
+
+/// `--freeze-cgroup`: frozen while it is dumped, thawed afterwards if it was not frozen before.
+fn freeze_cgroup(ctx: &Context, kind: Kind) -> Result<()> {
+    let mut case = Case::start(ctx, "kin", &["plain"])?;
+    let name = format!("criu-{}-{}", case.program.pid(), kind.1);
+    let Some(group) = Group::new(kind, &name)? else {
+        return ctx.skip("criu::freeze_cgroup", &format!("this kernel has no {}", kind.0));
+    };
+    for pid in family(case.program.target.pid()) {
+        group.take(pid)?;
+    }
+    let path = group.path.to_str().context("path")?.to_owned();
+    // Told so itself: while it is looked at, it is thawed with its tasks stopped.
+    let told = if kind.1 == V1.1 { "freezer.self_freezing" } else { "cgroup.freeze" };
+    let look = format!("cat {path}/{told} >> {}", case.program.path("said").display());
+    case.done(case.dump(&["-R", "--freeze-cgroup", &path, "--action-script", &look]), "dump.log")?;
+    ensure(!group.is_set() && !group.is_frozen(), "it is still frozen")?;
+    case.program.unharmed()?;
+    case.done(case.dump(&["-s", "--freeze-cgroup", &path]), "dump.log")?;
+    ensure(!group.is_set(), "it is still frozen")?;
+    let state = std::fs::read_to_string(format!("/proc/{}/status", case.program.pid()))?;
+    ensure(state.contains("State:\tT (stopped)"), format!("not stopped: {state}"))?;
+    for pid in family(case.program.target.pid()) {
+        let pid = rustix::process::Pid::from_raw(pid).context("pid")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
+    }
+    // Frozen before, it stays so; killed, it ends all the same.
+    group.freeze()?;
+    case.done(case.dump(&["-R", "--freeze-cgroup", &path]), "dump.log")?;
+    ensure(group.is_set() && group.is_frozen(), "it was thawed, and had been frozen")?;
+    group.set(false)?;
+    case.dump_and_kill(&["--freeze-cgroup", &path])?;
+    ensure(!group.is_set(), "it is still frozen")?;
+    drop(group);
+    case.back(&[])?;
+    case.program.ends_with(7)
+}
+
+/// A dump that fails thaws what it froze; so does one that is killed.
+fn freeze_cgroup_fails(ctx: &Context, kind: Kind) -> Result<()> {
+    let mut case = Case::start(ctx, "kin", &["plain"])?;
+    let name = format!("criu-fails-{}-{}", case.program.pid(), kind.1);
+    let Some(group) = Group::new(kind, &name)? else {
+        return ctx.skip("criu::freeze_cgroup_fails", &format!("this kernel has no {}", kind.0));
+    };
+    for pid in family(case.program.target.pid()) {
+        group.take(pid)?;
+    }
+    let path = group.path.to_str().context("path")?.to_owned();
+    let script = "test $CRTOOLS_SCRIPT_ACTION != post-dump";
+    case.dump_fails(&["--freeze-cgroup", &path, "--action-script", script], &["post-dump"])?;
+    ensure(!group.is_set() && !group.is_frozen(), "it is still frozen")?;
+    let slow = "test $CRTOOLS_SCRIPT_ACTION != network-lock || exec sleep 30";
+    let mut running = case.dump(&["--freeze-cgroup", &path, "--action-script", slow]).start()?;
+    sys::poll("the stage network-lock", LIMIT, || {
+        Ok(case.log("dump.log").contains("network-lock").then_some(()))
+    })?;
+    let sleeper = sys::poll("the script", LIMIT, || Ok(children(running.pid()).into_iter().next_back()))?;
+    ensure(running.kill(), "it ended by itself")?;
+    if let Some(pid) = rustix::process::Pid::from_raw(sleeper) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    sys::poll(
+        "the cgroup to be thawed",
+        LIMIT,
+        || Ok((!group.is_set() && !group.is_frozen()).then_some(())),
+    )?;
+    sys::poll("the tree to go on", LIMIT, || Ok(case.program.unharmed().ok()))?;
+    ensure(!ended(case.program.target.pid()), "it ended")?;
+    drop(group);
+    case.program.ends_with(7)
+}
+
+/// A file with a name is replaced by a descriptor of the restorer's, by its path without the first slash.
+fn inherit_path(ctx: &Context) -> Result<()> {
+    let shared = tempfile::tempdir()?;
+    let (log, new) = (shared.path().join("log"), shared.path().join("new"));
+    let path = log.to_str().context("path")?;
+    let mut case = Case::start(ctx, "holds", &["log", path])?;
+    case.dump_and_kill(&[])?;
+    let inherit = format!("fd[5]:{}", path.trim_start_matches('/'));
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(&new)?;
+    case.done(case.restore(&["-d", "--inherit-fd", &inherit]).pass(OwnedFd::from(file), 5), "restore.log")?;
+    case.program.adopt()?;
+    case.program.ends_with(7)?;
+    ensure(std::fs::read_to_string(&new)? == "line\n", "it did not write to the new file")?;
+    ensure(std::fs::read_to_string(&log)?.is_empty(), "it wrote to the old file")
+}
+
+/// A file that is external by mount and number is missed without a supply, and replaced with one.
+fn external_file(ctx: &Context) -> Result<()> {
+    let shared = tempfile::tempdir()?;
+    let (log, new) = (shared.path().join("log"), shared.path().join("new"));
+    let path = log.to_str().context("path")?;
+    let mut case = Case::start(ctx, "holds", &["log", path])?;
+    let info = std::fs::read_to_string(format!("/proc/{}/fdinfo/9", case.program.pid()))?;
+    let mount: u64 =
+        info.lines().find_map(|l| l.strip_prefix("mnt_id:")).context("mnt_id")?.trim().parse()?;
+    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&log)?);
+    let word = format!("file[{mount:x}:{inode:x}]");
+    case.dump_and_kill(&["--external", &word])?;
+    std::fs::remove_file(&log)?;
+    case.restore_fails(&[], &["fd 9", &word])?;
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(&new)?;
+    let inherit = format!("fd[5]:{word}");
+    case.done(case.restore(&["-d", "--inherit-fd", &inherit]).pass(OwnedFd::from(file), 5), "restore.log")?;
+    case.program.adopt()?;
+    case.program.ends_with(7)?;
+    ensure(std::fs::read_to_string(&new)? == "line\n", "it did not write to the new file")
+}
+
+/// What nothing in the image is meant by is said in the log, and no reason to fail: engines give what they have.
+fn inherit_unknown(ctx: &Context) -> Result<()> {
+    let mut case = Case::start(ctx, "exits", &["7"])?;
+    case.dump_and_kill(&[])?;
+    let null = || std::fs::File::open("/dev/null").map(OwnedFd::from);
+    let wrong = case.restore(&["-d", "--inherit-fd", "fd[77]:pipe:[1]"]).finish()?;
+    case.failed(&wrong, "restore.log", "Restoring FAILED.", &["--inherit-fd 77"])?;
+    let run = case.restore(&["-d", "--inherit-fd", "fd[5]:pipe:[1]"]).pass(null()?, 5);
+    case.done(run, "restore.log")?;
+    let log = case.log("restore.log");
+    let warned = log.lines().any(|line| line.contains("Warn  ") && line.contains("pipe:[1]"));
+    ensure(warned, format!("the log does not mention it: {log}"))?;
+    case.program.adopt()?;
+    case.program.ends_with(7)
+}
+
+/// What /proc shows as descriptor 0 of a program.
+fn stdin_of(pid: i32) -> Result<String> {
+    Ok(std::fs::read_link(format!("/proc/{pid}/fd/0"))?.display().to_string())
+}
+
+/// A unix socket whose other end is outside: refused without `--ext-unix-sk`, given back by what /proc showed.
+fn unix_socket(ctx: &Context) -> Result<()> {
+    let (peer, own) = std::os::unix::net::UnixStream::pair()?;
+    let mut case = Case::of(ctx, Program::start_with(ctx, "exits", &["7"], Some(own.into()))?)?;
+    case.dump_fails(&[], &["unix socket", "outside the tree", "--ext-unix-sk"])?;
+    let shown = stdin_of(case.program.target.pid())?;
+    case.dump_and_kill(&["--ext-unix-sk"])?;
+    let (other, new) = std::os::unix::net::UnixStream::pair()?;
+    let want = std::fs::read_link(format!("/proc/self/fd/{}", new.as_raw_fd()))?;
+    let run = case.restore(&["-d", "--ext-unix-sk", "--inherit-fd", &format!("fd[5]:{shown}")]);
+    case.done(run.pass(new.into(), 5), "restore.log")?;
+    case.program.adopt()?;
+    let now = stdin_of(case.program.target.pid())?;
+    ensure(want == std::path::Path::new(&now), format!("it has {now}, not {}", want.display()))?;
+    drop((peer, other));
+    case.program.ends_with(7)
+}
+
+/// An established TCP connection is refused, with and without `--tcp-established`, which says that it cannot be had yet.
+fn tcp_connection(ctx: &Context) -> Result<()> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let peer = std::net::TcpStream::connect(listener.local_addr()?)?;
+    let (own, _) = listener.accept()?;
+    let mut case = Case::of(ctx, Program::start_with(ctx, "exits", &["7"], Some(own.into()))?)?;
+    for args in [&[][..], &["--tcp-established"]] {
+        case.dump_fails(args, &["fd 0", "TCP connection", "cannot be carried yet"])?;
+    }
+    drop(peer);
+    case.program.ends_with(7)
+}
+
+/// A pty and the path of its slave.
+fn pty() -> Result<(OwnedFd, PathBuf)> {
+    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+    let master = rustix::pty::openpt(flags | rustix::pty::OpenptFlags::CLOEXEC)?;
+    rustix::pty::grantpt(&master)?;
+    rustix::pty::unlockpt(&master)?;
+    let name = rustix::pty::ptsname(&master, Vec::new())?;
+    Ok((master, name.to_str()?.into()))
+}
+
+fn open_slave(path: &std::path::Path) -> Result<OwnedFd> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    Ok(std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path)?.into())
+}
+
+/// A terminal from outside: refused, unless it is a shell job's or external; then `--inherit-fd` gives another by its word.
+fn external_tty(ctx: &Context) -> Result<()> {
+    let ((_old, path), (_new, other)) = (pty()?, pty()?);
+    let mut case = Case::of(ctx, Program::start_with(ctx, "exits", &["7"], Some(open_slave(&path)?))?)?;
+    case.dump_fails(&[], &["fd 0", "terminal", "outside the tree", "--shell-job"])?;
+    let stat = std::fs::metadata(&path)?;
+    let (rdev, dev) =
+        (std::os::unix::fs::MetadataExt::rdev(&stat), std::os::unix::fs::MetadataExt::dev(&stat));
+    let word = format!("tty[{rdev:x}:{dev:x}]");
+    case.dump_and_kill(&["--external", &word])?;
+    let run = case.restore(&["-d", "--inherit-fd", &format!("fd[5]:{word}")]);
+    case.done(run.pass(open_slave(&other)?, 5), "restore.log")?;
+    case.program.adopt()?;
+    let now = stdin_of(case.program.target.pid())?;
+    ensure(other == std::path::Path::new(&now), format!("it has {now}, not {}", other.display()))?;
+    case.program.ends_with(7)
+}
+
+/// `--root`: the tasks have another root directory; scripts, at every stage, that of criu.
+fn root_directory(ctx: &Context) -> Result<()> {
+    let binary = compile_c(ctx, &ctx.helpers.join("exits.c"), &["-static".to_owned()])?;
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    let argv: Vec<OsString> = vec![binary.clone().into(), "7".into()];
+    let mut case = Case::of(ctx, Program::start_argv(&argv, dir, None)?)?;
+    case.dump_and_kill(&[])?;
+    let root = other_root(&binary, case.program.dir.path())?;
+    let path = case.program.path("said");
+    let script = RECORD.replace("said", path.to_str().context("path")?);
+    let run = case.restore(&["-d", "--action-script", &script, "--pidfile", "pid", "--root"]);
+    case.done(run.arg(root.path()), "restore.log")?;
+    case.program.adopt()?;
+    ensure(said(&path)?.len() == 7, "not every stage was seen")?;
+    let now = std::fs::read_link(format!("/proc/{}/root", case.program.pid()))?;
+    ensure(now == root.path(), format!("its root is {}", now.display()))?;
+    std::fs::write(root.path().join(case.program.dir.path().strip_prefix("/")?).join("go"), "")?;
+    let end = case.program.target.wait(LIMIT)?;
+    ensure(end == Ended::Exit(7), format!("it ended with {end:?}"))
+}
