@@ -4,7 +4,7 @@ use crate::{
     error::{Context, Error, Result},
     options::{Observer, interrupted},
     resource::call,
-    task::Process,
+    task::{ProcDir, Process},
 };
 use ckpt_image::record::{Regs, RestartBlock};
 use ckpt_kernel::{
@@ -250,11 +250,27 @@ fn seize_failure(process: &Process, tid: i32, cause: ckpt_kernel::Error) -> Fail
         let advice = "it needs the same user and a dumpable process, or CAP_SYS_PTRACE";
         return Failure { error: failure.error.task(process.label()).advice(advice), gone: false };
     }
+    Failure { error: traced(&format!("thread {tid}"), tracer).task(process.label()), gone: false }
+}
+
+/// `what` has a tracer.
+pub(crate) fn traced(what: &str, tracer: i32) -> Error {
     let name = Process::open(tracer).map_or_else(|_| format!("pid {tracer}"), |t| t.label());
-    let error = Error::permission(format!("thread {tid} is traced by {name}"))
-        .task(process.label())
-        .advice("end the debugger or let it detach");
-    Failure { error, gone: false }
+    let error = Error::permission(format!("{what} is traced by {name}"));
+    if is_of_ours(tracer) {
+        let advice =
+            "another checkpoint of it is under way, or what one that was killed left is being taken away";
+        return error.advice(format!("{advice}: try again in a moment")).passing();
+    }
+    error.advice("end the debugger or let it detach")
+}
+
+/// Whether a process runs this very program: the guardian of a checkpoint that was killed lets go in a moment.
+fn is_of_ours(pid: i32) -> bool {
+    let theirs = Process::open(pid).and_then(|process| process.proc.identity("exe"));
+    ProcDir::own()
+        .and_then(|own| own.identity("exe"))
+        .is_ok_and(|ours| theirs.is_ok_and(|theirs| ours == theirs))
 }
 
 /// Lets all threads go on, registers as they are.
