@@ -6,8 +6,8 @@
 use crate::{
     error::{Doing, Error, Result},
     options::Observer,
-    puppets::Stage,
     resource::layout,
+    stage::Stage,
 };
 use ckpt_kernel::{
     Errno,

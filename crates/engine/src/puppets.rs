@@ -1,4 +1,4 @@
-//! Making the processes of an image: the plan of `plan.rs`, carried out step by step by puppets.
+//! The processes of an image while they are made, built and let go.
 //!
 //! The first puppet is the coordinator's child; all others are made by puppets, from an address
 //! space that holds nothing but the slot and the shared areas. The coordinator is a child subreaper
@@ -8,63 +8,28 @@
 //! root was, else an init ([`Household`]), which makes the root and stays.
 
 use crate::{
-    error::{Context, Doing, Error, ErrorKind, Result},
+    error::{Context, Doing, Error, Result},
     freezer::{Custody, Freezer},
-    household::{self, Household},
-    options::{Observer, Pids, interrupted},
-    plan::{Ghost, Group, Plan, Step, TaskIndex},
-    resource::{
-        cred,
-        pidns::{self, Namespaces},
-    },
-    restore,
+    household::Household,
+    maker::Maker,
+    options::{Observer, Pids},
+    plan::{Plan, TaskIndex},
+    resource::cred,
     root::Root,
     source::ImageReader,
-    task::{show, stat_of},
+    stage::Stage,
+    task::show,
     terminals,
 };
-use ckpt_image::{
-    Objref,
-    model::{self, Cred},
-    record::{Task, children_pidns},
-};
+use ckpt_image::model::{self, Cred};
 use ckpt_kernel::{
-    Errno,
-    memory::Span,
-    procfs,
     program::{Arg, Program},
-    puppet::{self, Fork, Place, Puppet, Spawn},
+    puppet::{Fork, Puppet},
 };
 use rustix::process::{Pid, Signal, WaitOptions, getpid, pidfd_send_signal, set_child_subreaper, waitpid};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    os::fd::RawFd,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeSet;
 
-/// How long a pid may stay in use by something that is about to go.
-const PATIENCE: Duration = Duration::from_secs(10);
-const WALL: u32 = 0x4000_0000;
-
-/// What every puppet is made with.
-pub(crate) struct Stage<'a> {
-    /// The processes of the image.
-    pub(crate) processes: &'a [model::Process],
-    /// Which ids they get.
-    pub(crate) pids: Pids,
-    /// The nested pid namespaces they are in.
-    pub(crate) namespaces: Namespaces,
-    /// They get a /proc of their pid namespace, in their mount namespace.
-    pub(crate) own_proc: bool,
-    /// Where the slot is.
-    pub(crate) slot: Span,
-    /// Other mappings of the coordinator that puppets keep.
-    pub(crate) areas: Vec<Span>,
-    /// Descriptors of ours, which puppets have at first: terminals.
-    pub(crate) terminals: BTreeMap<Objref, RawFd>,
-    /// A signal that is pending nowhere.
-    pub(crate) park: i32,
-}
+pub(crate) const WALL: u32 = 0x4000_0000;
 
 /// The processes of an image, under construction. Dropped unfinished, none of them is left.
 #[derive(Debug)]
@@ -72,7 +37,7 @@ pub(crate) struct Puppets {
     /// By index of the process in the image, then the ghosts.
     list: Vec<Option<Puppet>>,
     /// Who runs the pid namespace they are in, unless the root does.
-    household: Option<Household>,
+    pub(crate) household: Option<Household>,
     /// Every pid made.
     made: Vec<i32>,
     /// Those that are process 1 of a pid namespace, one before those in it.
@@ -104,10 +69,7 @@ impl Puppets {
             puppets.made.push(household.init.pid());
             puppets.household = Some(household);
         }
-        let ghosts = &plan.ghosts;
-        let spare = Box::new(spare_pids(stage.processes));
-        let owners = BTreeMap::new();
-        let mut maker = Maker { stage, ghosts, owners, reader, spare, patient: false, observer };
+        let mut maker = Maker::new(stage, &plan.ghosts, reader, observer);
         for step in &plan.steps {
             maker.take(step, &mut puppets)?;
         }
@@ -124,17 +86,24 @@ impl Puppets {
         puppet.ok_or_else(|| Error::failed(format!("process number {index} does not exist")))
     }
 
-    /// What puppet number `index` is called by itself.
-    fn own_pid(&self, index: TaskIndex) -> i32 {
-        self.list.get(index).and_then(Option::as_ref).map_or(0, Puppet::own_pid)
+    /// The same, to look at; `None` if there is none.
+    pub(crate) fn peek(&self, index: TaskIndex) -> Option<&Puppet> {
+        self.list.get(index).and_then(Option::as_ref)
+    }
+
+    /// Puppet number `index` has been made.
+    pub(crate) fn add(&mut self, index: TaskIndex, puppet: Puppet) {
+        self.made.push(puppet.pid());
+        if let Some(place) = self.list.get_mut(index) {
+            *place = Some(puppet);
+        }
     }
 
     /// What puppet number `index` is called by `viewer`; `None` if that does not see it.
-    fn seen_by(&self, viewer: Option<TaskIndex>, index: TaskIndex) -> Result<Option<i32>> {
-        let puppet = |index| self.list.get(index).and_then(Option::as_ref);
+    pub(crate) fn seen_by(&self, viewer: Option<TaskIndex>, index: TaskIndex) -> Result<Option<i32>> {
         let init = self.household.as_ref().map(|household| &household.init);
-        let viewer = viewer.map_or(init, puppet);
-        let Some(seen) = puppet(index) else { return Ok(None) };
+        let viewer = viewer.map_or(init, |viewer| self.peek(viewer));
+        let Some(seen) = self.peek(index) else { return Ok(None) };
         match viewer.map_or(Ok(seen.pid()), |viewer| seen.pid_for(viewer)) {
             Err(ckpt_kernel::Error::Gone { .. }) => Ok(None),
             pid => Ok(Some(pid?)),
@@ -202,7 +171,7 @@ impl Puppets {
 
     /// Lets all of them live, frozen in `freezer` if there is one.
     pub(crate) fn release(mut self, freezer: Option<&Freezer>) -> Result<Root> {
-        let root = self.own_pid(0);
+        let root = self.peek(0).map_or(0, Puppet::own_pid);
         if let Some(household) = &mut self.household {
             household.settle(root)?;
         }
@@ -265,282 +234,6 @@ impl Drop for Puppets {
     }
 }
 
-/// Carries out steps.
-struct Maker<'a, 'r> {
-    stage: &'a Stage<'a>,
-    ghosts: &'a [Ghost],
-    /// Which process was the first to have a shared object.
-    owners: BTreeMap<Objref, TaskIndex>,
-    reader: &'r mut ImageReader,
-    /// Pids for placeholders that need no certain one.
-    spare: Box<dyn Iterator<Item = i32> + 'r>,
-    /// Whoever has a pid we want may be the original, which is about to be killed.
-    patient: bool,
-    observer: &'r mut dyn Observer,
-}
-
-impl Maker<'_, '_> {
-    fn take(&mut self, step: &Step, puppets: &mut Puppets) -> Result<()> {
-        interrupted(self.observer)?;
-        match *step {
-            Step::Fork { maker, task, sibling } => self.fork(maker, task, sibling, puppets),
-            Step::Setsid(task) => {
-                call(puppets.get(task)?, "setsid", libc::SYS_setsid, [])?;
-                // Those it makes from here on have it, too.
-                terminals::take(self.stage, task, puppets.get(task)?)
-            }
-            Step::Setpgid(task, group) => self.setpgid(task, group, puppets),
-            Step::Subreaper(task, on) => {
-                let args = [libc::PR_SET_CHILD_SUBREAPER.into(), u64::from(on).into()];
-                call(puppets.get(task)?, "prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, args)
-            }
-            Step::Exit { ghost, parent } => self.exit(ghost, parent, puppets),
-        }
-    }
-
-    /// Lets a task join a group, or its parent move it there if it does not see the group's leader.
-    fn setpgid(&self, task: TaskIndex, group: Group, puppets: &mut Puppets) -> Result<()> {
-        let process = self.stage.processes.get(task);
-        let parent =
-            process.and_then(|p| self.stage.processes.iter().position(|o| o.task.pid == p.task.ppid));
-        let nested = process.is_some_and(|process| process.pidns() != 0);
-        for mover in [Some(task), parent.filter(|_| nested)].into_iter().flatten() {
-            let group = match group {
-                Group::Own => Some(0),
-                Group::Of(leader) => puppets.seen_by(Some(mover), leader)?,
-                Group::Restarter => {
-                    let outside = puppets.get(mover)?.pid_namespace().is_none();
-                    outside.then(|| rustix::process::getpgrp().as_raw_nonzero().get())
-                }
-            };
-            let Some(group) = group else { continue };
-            let pid = if mover == task { Some(0) } else { puppets.seen_by(Some(mover), task)? };
-            let args = [pid.unwrap_or(0).into(), group.into()];
-            return call(puppets.get(mover)?, "setpgid", libc::SYS_setpgid, args);
-        }
-        let what = "its process group is led from outside of its pid namespace, where it cannot join it";
-        Err(Error::unsupported(what).task(self.label(task)))
-    }
-
-    /// Sets where children of a finished process are made, if that is not where it is.
-    fn children_in(&self, index: TaskIndex, process: &model::Process, puppets: &mut Puppets) -> Result<()> {
-        let mut program = Program::new();
-        match process.task.children_pidns {
-            children_pidns::OWN => return Ok(()),
-            children_pidns::NEW => {
-                program.call("unshare", 0, libc::SYS_unshare, [libc::CLONE_NEWPID.into()]);
-            }
-            pidns => puppet::children_in(&mut program, self.init(pidns, Some(index), puppets)?),
-        }
-        puppets.get(index)?.run(0, program)?;
-        Ok(())
-    }
-
-    /// Process 1 of a nested pid namespace, as `viewer` sees it.
-    fn init(&self, pidns: u32, viewer: Option<TaskIndex>, puppets: &Puppets) -> Result<i32> {
-        let init = self.stage.namespaces.init(pidns);
-        let pid = init.map(|init| puppets.seen_by(viewer, init)).transpose()?.flatten();
-        pid.ok_or_else(|| Error::bad_image(format!("nobody is process 1 of pid namespace {pidns}")))
-    }
-
-    fn exit(&self, ghost: TaskIndex, parent: Option<TaskIndex>, puppets: &mut Puppets) -> Result<()> {
-        let pid = puppets.seen_by(parent, ghost)?.unwrap_or(0);
-        let exit_signal = self.exit_signal(ghost);
-        puppets.end(ghost, 0, exit_signal, parent)?;
-        let parent = match (parent, &mut puppets.household) {
-            (Some(parent), _) => puppets.get(parent)?,
-            (None, Some(household)) => &mut household.init,
-            (None, None) => return Ok(()),
-        };
-        call(parent, "wait4", libc::SYS_wait4, [pid.into(), 0u64.into(), WALL.into(), 0u64.into()])
-    }
-
-    fn ghost(&self, task: TaskIndex) -> Option<&Ghost> {
-        self.ghosts.get(task.wrapping_sub(self.stage.processes.len()))
-    }
-
-    /// Pid of a task of the plan.
-    fn pid(&mut self, task: TaskIndex) -> i32 {
-        let pid = match self.stage.processes.get(task) {
-            Some(process) => Some(process.task.pid),
-            None => self.ghost(task).and_then(|ghost| ghost.pid),
-        };
-        pid.or_else(|| self.spare.next()).unwrap_or(0)
-    }
-
-    fn exit_signal(&self, task: TaskIndex) -> i32 {
-        match self.stage.processes.get(task) {
-            Some(process) => process.task.exit_signal,
-            None => self.ghost(task).map_or(0, |ghost| ghost.exit_signal),
-        }
-    }
-
-    /// Number of the pid namespace of a task of the plan.
-    fn pidns(&self, task: TaskIndex) -> u32 {
-        match self.stage.processes.get(task) {
-            Some(process) => process.pidns(),
-            None => self.ghost(task).map_or(0, |ghost| ghost.pidns),
-        }
-    }
-
-    /// The ids a task is to be made with, `pid` in the root's namespace.
-    fn ids(&self, task: TaskIndex, pid: i32) -> Vec<i32> {
-        let leader = self.stage.processes.get(task).and_then(|process| process.threads.first());
-        let mut ids = match (leader, self.ghost(task)) {
-            (Some(leader), _) => pidns::set_tid(leader, true),
-            (None, Some(Ghost { pid: Some(pid), .. })) => self.stage.namespaces.ids_of_leader(*pid),
-            (None, Some(ghost)) => vec![pid; self.stage.namespaces.depth(ghost.pidns)],
-            (None, None) => Vec::new(),
-        };
-        ids.extend(Some(pid).filter(|_| self.stage.pids != Pids::New));
-        ids
-    }
-
-    /// Where `maker` has to make a task.
-    fn place(&self, maker: Option<TaskIndex>, task: TaskIndex, puppets: &Puppets) -> Result<Place> {
-        let (makers, own) = (maker.map_or(0, |maker| self.pidns(maker)), self.pidns(task));
-        if own == makers {
-            return Ok(Place::Same);
-        }
-        if self.stage.namespaces.init(own) != Some(task) {
-            return self.init(own, maker, puppets).map(Place::Of);
-        }
-        if self.stage.namespaces.around(own) == makers {
-            return Ok(Place::New);
-        }
-        Err(Error::unsupported("who makes it is not in the pid namespace around its own"))
-    }
-
-    fn fork(
-        &mut self,
-        maker: Option<TaskIndex>,
-        task: TaskIndex,
-        sibling: bool,
-        puppets: &mut Puppets,
-    ) -> Result<()> {
-        let pid = self.pid(task);
-        let place = self.place(maker, task, puppets).task(|| self.label(task))?;
-        let (share, set_tid) = (self.share(maker, task)?, self.ids(task, pid));
-        let fork = Fork { set_tid, place, exit_signal: self.exit_signal(task), sibling, share };
-        let puppet = match (maker, &mut puppets.household) {
-            (None, Some(household)) => household.init.fork(0, &fork).map_err(|e| taken_pid(pid, e)),
-            (None, None) => self.spawn(task, pid, &fork.set_tid, puppets),
-            (Some(index), _) => {
-                let maker = puppets.get(index)?;
-                let thread = self.thread(maker, index, task, sibling)?;
-                self.when_free(pid, || maker.fork(thread, &fork))
-            }
-        };
-        let puppet = puppet.map_err(|e| no_namespace(place, e)).task(|| self.label(task))?;
-        puppets.made.push(puppet.pid());
-        if let Some(place) = puppets.list.get_mut(task) {
-            *place = Some(puppet);
-        }
-        Ok(())
-    }
-
-    /// Makes a process as a child of ours.
-    fn spawn(&mut self, task: TaskIndex, pid: i32, set_tid: &[i32], puppets: &Puppets) -> Result<Puppet> {
-        let stage = self.stage;
-        if stage.pids == Pids::Namespace && task == 0 {
-            return household::spawn_first(stage, self.observer);
-        }
-        let member = stage.namespaces.init(self.pidns(task)).unwrap_or(0);
-        let member = puppets.list.get(member).and_then(Option::as_ref);
-        let inside = member.and_then(Puppet::pid_namespace);
-        let Stage { slot, park: signal, .. } = *stage;
-        let spawn = Spawn { set_tid, namespaces: 0, inside, slot, signal };
-        let mut puppet = self.when_free(pid, || Puppet::spawn(&spawn))?;
-        household::strip(stage, &mut puppet)?;
-        Ok(puppet)
-    }
-
-    /// The number of the thread of `maker` whose child `task` was; it is made if need be.
-    fn thread(&self, maker: &mut Puppet, index: TaskIndex, task: TaskIndex, sibling: bool) -> Result<usize> {
-        let processes = self.stage.processes;
-        let (Some(parent), Some(child)) = (processes.get(index), processes.get(task)) else { return Ok(0) };
-        let is_parent = !sibling && child.task.ppid == parent.task.pid;
-        let thread = parent.threads.iter().position(|t| t.record.tid == child.task.parent_tid);
-        let Some(thread) = thread.filter(|thread| is_parent && *thread > 0) else { return Ok(0) };
-        restore::threads(maker, parent, self.stage.pids == Pids::New)?;
-        Ok(thread)
-    }
-
-    /// How messages name a task of the plan.
-    fn label(&self, task: TaskIndex) -> String {
-        self.stage.processes.get(task).map_or_else(|| "a placeholder".to_owned(), label)
-    }
-
-    /// What `task` shares with its maker, as clone flags.
-    fn share(&mut self, maker: Option<TaskIndex>, task: TaskIndex) -> Result<i32> {
-        let objects = |t: &Task| {
-            let flags = [libc::CLONE_VM, libc::CLONE_FILES, libc::CLONE_FS, libc::CLONE_SIGHAND];
-            [t.mm, t.files, t.fs, t.sighand].into_iter().zip(flags)
-        };
-        let Some(process) = self.stage.processes.get(task) else { return Ok(0) };
-        let makers = maker.and_then(|m| self.stage.processes.get(m)).map(|p| p.task).unwrap_or_default();
-        let mut share = 0;
-        for ((objref, flag), (of_maker, _)) in objects(&process.task).zip(objects(&makers)) {
-            if objref != 0 && objref == of_maker {
-                share |= flag;
-            } else if let Some(owner) = self.owners.insert(objref, task).filter(|_| objref != 0) {
-                let other = self.stage.processes.get(owner).map(label).unwrap_or_default();
-                let what =
-                    format!("it shares memory, files or directories with {other}, which is not its maker");
-                return Err(Error::unsupported(what).task(label(process)));
-            }
-        }
-        Ok(share)
-    }
-
-    /// Makes a process when its pid is free: who has ended and not been waited for has it no longer
-    /// for long. In `checkpoint --kill PID | restart` the original ends only when it has seen all of
-    /// the image off: then the image is taken in first.
-    fn when_free(
-        &mut self,
-        pid: i32,
-        mut make: impl FnMut() -> ckpt_kernel::Result<Puppet>,
-    ) -> Result<Puppet> {
-        const PAUSE: Duration = Duration::from_millis(2);
-        let begun = Instant::now();
-        loop {
-            let error = match make() {
-                Err(error) if error.errno() == Some(Errno::EXIST) => error,
-                other => return other.map_err(|e| taken_pid(pid, e)),
-            };
-            if self.reader.source_mut().is_stream() {
-                self.reader.source_mut().spool(self.observer)?;
-                self.patient = true;
-            }
-            let waits = self.patient || is_leaving(pid);
-            if !waits || begun.elapsed() > PATIENCE || self.observer.cancelled() {
-                return Err(taken_pid(pid, error));
-            }
-            std::thread::sleep(PAUSE);
-        }
-    }
-}
-
-/// Pids that nobody has and that an image does not need, the highest first: the kernel, which
-/// counts up, will not give them to others soon.
-fn spare_pids(processes: &[model::Process]) -> impl Iterator<Item = i32> + use<> {
-    let max = pid_max();
-    let tids = processes.iter().flat_map(|p| &p.threads).map(|t| t.record.tid);
-    let others = processes.iter().flat_map(|p| [p.task.pid, p.task.pgid, p.task.sid]);
-    let levels = processes.iter().flat_map(|p| &p.threads).flat_map(|t| &t.levels);
-    let inner = levels.flat_map(|level| [level.tid, level.pgid, level.sid]);
-    let needed: BTreeSet<i32> = tids.chain(others).chain(inner).collect();
-    let free = |pid: &i32| procfs::stat(&pid.to_string()).is_err();
-    (2..max).rev().filter(move |pid| !needed.contains(pid)).filter(free)
-}
-
-/// One past the highest pid there can be.
-fn pid_max() -> i32 {
-    const DEFAULT: i32 = 32768;
-    let max = procfs::read("sys/kernel/pid_max").ok();
-    max.and_then(|text| show(&text).trim().parse().ok()).unwrap_or(DEFAULT)
-}
-
 /// Runs one call in a puppet.
 pub(crate) fn call<const N: usize>(
     puppet: &mut Puppet,
@@ -552,49 +245,6 @@ pub(crate) fn call<const N: usize>(
     program.call(what, 0, nr, args);
     puppet.run(0, program)?;
     Ok(())
-}
-
-/// Whether whoever has `pid` has ended, or it is only the id of a session or group.
-fn is_leaving(pid: i32) -> bool {
-    stat_of(pid).is_none_or(|stat| stat.process_has_ended())
-}
-
-/// What it takes to make a process in a pid namespace of its own.
-fn no_namespace(place: Place, error: Error) -> Error {
-    match error.kind {
-        ErrorKind::Permission if place != Place::Same => {
-            error.advice("a pid namespace in the tree needs CAP_SYS_ADMIN, or restart with --pidns")
-        }
-        _ => error,
-    }
-}
-
-/// Says who has a pid that is wanted.
-pub(crate) fn taken_pid(pid: i32, cause: ckpt_kernel::Error) -> Error {
-    match cause.errno() {
-        Some(Errno::EXIST) => {
-            let occupant = procfs::read(&format!("{pid}/comm")).unwrap_or_default();
-            let occupant = occupant.strip_suffix(b"\n").unwrap_or(&occupant);
-            let who = if occupant.is_empty() {
-                "is still in use as a session or process group".to_owned()
-            } else if is_leaving(pid) {
-                format!("is taken by {}, which has ended and not been waited for", show(occupant))
-            } else {
-                format!("is taken by {}", show(occupant))
-            };
-            Error::failed(format!("pid {pid} {who}")).advice("end it, or restart with --pidns or --new-pids")
-        }
-        Some(Errno::INVAL) if pid >= pid_max() => Error::failed(format!("pid {pid} is too high"))
-            .why(format!("this machine gives them below {}", pid_max()))
-            .advice("raise kernel.pid_max, or restart with --new-pids"),
-        Some(Errno::PERM) if pid != 0 => Error::permission(format!("make a process with pid {pid}"))
-            .why("Operation not permitted")
-            .advice("it needs CAP_CHECKPOINT_RESTORE; without privilege, restart with --pidns or --new-pids"),
-        Some(Errno::NOSPC) => {
-            Error::from(cause).advice("there are too many pid namespaces (user.max_pid_namespaces)")
-        }
-        _ => cause.into(),
-    }
 }
 
 /// How messages name a process of an image: `pid 7 (bash)`.

@@ -3,18 +3,19 @@
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    puppets::taken_pid,
+    maker::taken_pid,
+    opened::Opened,
+    puppets::label,
     resource::{
         call, cred,
-        file::{self, placement},
+        file::{self, late, placement},
         fs, layout, limits, mm, pidns, signal, thread, timers,
     },
-    restart::Opened,
     task::show,
 };
 use ckpt_image::{
     Image, Objref, model,
-    record::{EpollEntry, Regs, file_kind, owner_kind, vma_kind},
+    record::{EpollEntry, Regs, owner_kind, task_state, vma_kind},
 };
 use ckpt_kernel::{
     memory, procfs,
@@ -22,7 +23,7 @@ use ckpt_kernel::{
     puppet::{Puppet, clone_args},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, AsRawFd},
 };
 
@@ -51,6 +52,34 @@ pub(crate) struct Parts<'a> {
     pub(crate) makes_files: bool,
     /// Nobody before it shares its directories.
     pub(crate) makes_fs: bool,
+}
+
+/// The living processes of an image. The first to use a shared object restores it.
+pub(crate) fn parts(image: &Image) -> Result<Vec<Parts<'_>>> {
+    let mut restored = BTreeSet::new();
+    let living = |(_, process): &(usize, &model::Process)| process.task.state != task_state::ZOMBIE;
+    let processes = image.processes.iter().enumerate().filter(living);
+    let parts = processes.map(|(index, process)| {
+        let missing = || Error::bad_image("the process lacks an object").task(label(process));
+        let task = &process.task;
+        Ok(Parts {
+            index,
+            process,
+            mm: image.mm(task.mm).ok_or_else(missing)?,
+            table: image.files(task.files).ok_or_else(missing)?,
+            fs: image.fs(task.fs).ok_or_else(missing)?,
+            sighand: image.sighand(task.sighand).ok_or_else(missing)?,
+            signal: image.signal(task.signal).ok_or_else(missing)?,
+            makes_mm: restored.insert(task.mm),
+            makes_files: restored.insert(task.files),
+            makes_fs: restored.insert(task.fs),
+        })
+    });
+    let parts: Vec<Parts<'_>> = parts.collect::<Result<_>>()?;
+    match parts.first() {
+        Some(first) if first.index == 0 => Ok(parts),
+        _ => Err(Error::unsupported("an image whose root is a zombie cannot be restarted")),
+    }
 }
 
 /// Address space and directories, unless another process makes them.
@@ -105,14 +134,13 @@ pub(crate) fn descriptors(
     entries: &[(Objref, EpollEntry)],
     opened: &Opened,
 ) -> Result<()> {
-    if let Some(late) = &opened.pidfds {
+    if let Some(late) = &opened.late {
         let used = parts.table.descs.iter().map(|d| d.file).chain(entries.iter().map(|(_, e)| e.file));
-        let used = used.filter(|file| image.file(*file).is_some_and(|f| f.record.kind == file_kind::PIDFD));
-        late.hand_over(puppet, &used.collect(), opened)?;
+        late.replace(puppet, image, used, opened)?;
     }
     file::epoll::restore(puppet, image, entries, opened)?;
     let mut moves = Vec::with_capacity(parts.table.descs.len());
-    for desc in parts.table.descs.iter().filter(|desc| !file::proc::is_late(image, desc.file)) {
+    for desc in parts.table.descs.iter().filter(|desc| !late::is_last(image, desc.file)) {
         let source = opened
             .inherited
             .get(parts.process.task.files, desc.fd)
@@ -122,7 +150,8 @@ pub(crate) fn descriptors(
         moves.push(placement::Move { from, to: desc.fd, cloexec: desc.flags & 1 != 0 });
     }
     let mut program = Program::new();
-    placement::place(&mut program, &moves, opened.late.as_ref().map(file::proc::Late::number));
+    let kept = opened.late.as_ref().and_then(|late| late.kept(image, parts.table));
+    placement::place(&mut program, &moves, kept);
     Ok(puppet.start(0, program)?)
 }
 

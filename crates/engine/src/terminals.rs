@@ -7,7 +7,8 @@
 
 use crate::{
     error::{Context, Error, Result},
-    puppets::{Puppets, Stage, call, label},
+    puppets::{Puppets, call, label},
+    stage::Stage,
 };
 use ckpt_kernel::{
     program::{Arg, Program},

@@ -23,7 +23,7 @@ use super::{Descriptor, FileKind, OpenContext, detail, details_of, settle_flags}
 use crate::{
     error::{Context, Doing, Error, Result},
     objects::Objects,
-    restart::Opened,
+    opened::Opened,
     restore::Parts,
     task::Process,
 };

@@ -6,7 +6,11 @@
 //! that were of one process still are. *Refused*: of a task outside the tree. *Lost*: inode numbers; what
 //! PIDFD_GET_INFO tells of one that has been waited for.
 
-use super::{Descriptor, FileKind, OpenContext, detail, settle_flags};
+use super::{
+    Descriptor, FileKind, OpenContext, detail,
+    late::{self, Tasks},
+    settle_flags,
+};
 use crate::{
     error::{Doing, Error, Result},
     objects::Objects,
@@ -14,7 +18,7 @@ use crate::{
     task::Process,
 };
 use ckpt_image::{
-    Image, Object, Objref, model,
+    Image, Objref, model,
     record::{self, file_kind},
 };
 use ckpt_kernel::procfs;
@@ -67,14 +71,6 @@ fn outside(what: String) -> Error {
         .advice("let the program close it, or checkpoint a tree with both")
 }
 
-/// The pidfds of an image.
-pub(crate) fn all(image: &Image) -> impl Iterator<Item = (Objref, &model::File)> {
-    image.objects.iter().filter_map(|(objref, object)| match object {
-        Object::File(file) if file.record.kind == file_kind::PIDFD => Some((*objref, file)),
-        _ => None,
-    })
-}
-
 /// Gives every task that a pidfd refers to its own name.
 pub(crate) fn rename(file: &mut model::File, own: impl Fn(i32) -> i32) {
     if file.record.kind == file_kind::PIDFD
@@ -85,22 +81,22 @@ pub(crate) fn rename(file: &mut model::File, own: impl Fn(i32) -> i32) {
     }
 }
 
-/// Opens the pidfds of an image in place of what `files` has for them. `tids` says which id each task has here.
+/// Opens the pidfds of an image in place of what `files` has for them.
 pub(crate) fn open_late(
     image: &Image,
-    tids: &BTreeMap<i32, i32>,
+    tasks: &Tasks,
     puppets: &mut Puppets,
     files: &mut BTreeMap<Objref, OwnedFd>,
 ) -> Result<()> {
     // Of processes that are no more: by their inode, which says which are of the same.
     let mut dead: BTreeMap<u64, Vec<(Objref, &model::File)>> = BTreeMap::new();
-    for (objref, file) in all(image) {
+    for (objref, file) in late::of_kind(image, file_kind::PIDFD) {
         match detail::<record::Pidfd>(file)?.pid {
             0 => dead.entry(file.record.ino).or_default().push((objref, file)),
             pid => {
                 let unknown =
                     || Error::bad_image(format!("pidfd {objref} is of {pid}, which is not in the image"));
-                let tid = tids.get(&pid).copied().ok_or_else(unknown)?;
+                let (tid, _) = tasks.get(&pid).copied().ok_or_else(unknown)?;
                 put(open(tid, file)?, objref, file, files)?;
             }
         }

@@ -20,15 +20,7 @@ pub(crate) struct Move {
 
 /// Puts every descriptor in its place and closes all others, but for `kept`, which is nobody's place.
 pub(crate) fn place(program: &mut Program, moves: &[Move], kept: Option<i32>) {
-    for Move { from, to, cloexec } in ordered(moves) {
-        if from == to {
-            let args = [to.into(), libc::F_SETFD.into(), i32::from(cloexec).into()];
-            program.call("fcntl(F_SETFD)", to as u64, libc::SYS_fcntl, args);
-        } else {
-            let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
-            program.call("dup3", to as u64, libc::SYS_dup3, [from.into(), to.into(), flags.into()]);
-        }
-    }
+    ordered(moves).into_iter().for_each(|one| put(program, one));
     let places: BTreeSet<i32> = moves.iter().map(|m| m.to).chain(kept).collect();
     let mut next = 0;
     for place in places {
@@ -38,6 +30,17 @@ pub(crate) fn place(program: &mut Program, moves: &[Move], kept: Option<i32>) {
         next = place.saturating_add(1);
     }
     close(program, next, u32::MAX);
+}
+
+/// Puts one descriptor in its place.
+pub(crate) fn put(program: &mut Program, Move { from, to, cloexec }: Move) {
+    if from == to {
+        let args = [to.into(), libc::F_SETFD.into(), i32::from(cloexec).into()];
+        program.call("fcntl(F_SETFD)", to as u64, libc::SYS_fcntl, args);
+    } else {
+        let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
+        program.call("dup3", to as u64, libc::SYS_dup3, [from.into(), to.into(), flags.into()]);
+    }
 }
 
 /// Closes a range of numbers.

@@ -3,35 +3,30 @@
 //! *Saved*: path, flags, offset; of a file in a task's directory of /proc whose it is. /proc/PID is the
 //! same inode for as long as PID lives, which tells the living from one that had its pid before.
 //! *Restored*: opened by path once all tasks exist, by the pids they have then, and handed to those
-//! who have it through a socket: what it shows is of the restarted task. The file of a task that had
+//! who have it (see `late.rs`): what it shows is of the restarted task. The file of a task that had
 //! ended, or of a process outside that is gone, becomes that of a placeholder which then ends: to read it
 //! gives ESRCH, as before. *Lost*: what the kernel had formatted and the program not yet read; the shown
 //! pid of the dead. *Refused*: files of another pid namespace's /proc, PSI triggers (a pressure file open
 //! for writing), what was removed.
 
-use super::{Descriptor, FileKind, OpenContext, placement, reopen, seek};
+use super::{
+    Descriptor, FileKind, OpenContext,
+    late::{self, Tasks},
+    reopen, seek,
+};
 use crate::{
-    error::{Context, Doing, Error, Result},
+    error::{Error, Result},
     objects::Objects,
     options::Observer,
-    restart::Opened,
-    restore::Parts,
     task::{Process, show, stat_of},
 };
 use ckpt_image::{
-    Image, Object, Objref, model,
+    Image, Objref, model,
     record::{ProcFile, file_kind, proc_owner},
 };
-use ckpt_kernel::{
-    program::{Arg, Program},
-    puppet::Puppet,
-    servant::{Line, Servant},
-};
+use ckpt_kernel::servant::Servant;
 use rustix::fs::{FileType, OFlags};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-};
+use std::{collections::BTreeMap, os::fd::OwnedFd};
 use zerocopy::IntoBytes;
 
 /// See the module.
@@ -81,6 +76,7 @@ impl FileKind for KernelFile {
         Ok(file)
     }
 
+    /// Not yet: see [`open_late`].
     fn open(&self, _: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
         Ok(None)
     }
@@ -143,63 +139,17 @@ fn details(file: &model::File) -> Option<ProcFile> {
     model::details::<ProcFile>(&file.details)?.first().copied()
 }
 
-/// How what is opened late gets to the puppets: our end of the line, and theirs, which they are born with
-/// under a number that is nobody's place.
-#[derive(Debug)]
-pub(crate) struct Late {
-    ours: Line,
-    theirs: OwnedFd,
-}
-
-impl Late {
-    /// A line, if the image has something that is opened late.
-    pub(crate) fn of(image: &Image) -> Result<Option<Late>> {
-        let mut top = 3;
-        let mut any = false;
-        for object in image.objects.values() {
-            match object {
-                Object::Files(table) => {
-                    top = table.descs.last().map_or(top, |desc| top.max(desc.fd.saturating_add(1)));
-                }
-                Object::File(file) => any |= file.record.kind == file_kind::PROC,
-                _ => {}
-            }
-        }
-        if !any {
-            return Ok(None);
-        }
-        let (ours, theirs) = Line::pair().doing(|| "socketpair".to_owned())?;
-        let theirs = rustix::io::fcntl_dupfd_cloexec(&theirs, top).map_err(|e| {
-            Error::os(format!("a descriptor above {top}"), e).advice("raise the limit of open files")
-        })?;
-        Ok(Some(Late { ours, theirs }))
-    }
-
-    /// The number of the puppets' end.
-    pub(crate) fn number(&self) -> i32 {
-        self.theirs.as_raw_fd()
-    }
-}
-
-/// Whether a file is opened when all tasks exist.
-pub(crate) fn is_late(image: &Image, objref: Objref) -> bool {
-    image.file(objref).is_some_and(|file| file.record.kind == file_kind::PROC)
-}
-
-/// The tasks there are now: by their id in the image, the ids we and they know them by.
-pub(crate) type Tasks = BTreeMap<i32, (i32, i32)>;
-
-/// Opens all files of this kind.
-pub(crate) fn open_all(
+/// Opens the files of this kind, now that all tasks exist and have their descriptors.
+pub(crate) fn open_late(
     image: &Image,
     tasks: &Tasks,
+    files: &mut BTreeMap<Objref, OwnedFd>,
     observer: &mut dyn Observer,
-) -> Result<BTreeMap<Objref, OwnedFd>> {
-    let files = image.objects.iter().filter_map(|(objref, object)| match object {
-        Object::File(file) if file.record.kind == file_kind::PROC => Some((*objref, file)),
-        _ => None,
-    });
-    files.map(|(objref, file)| Ok((objref, open(file, tasks, observer)?))).collect()
+) -> Result<()> {
+    for (objref, file) in late::of_kind(image, file_kind::PROC) {
+        files.insert(objref, open(file, tasks, observer)?);
+    }
+    Ok(())
 }
 
 fn open(file: &model::File, tasks: &Tasks, observer: &mut dyn Observer) -> Result<OwnedFd> {
@@ -259,78 +209,6 @@ fn open_at(file: &model::File, path: &[u8]) -> Result<OwnedFd> {
     let fd = reopen(path, &file.record)?;
     seek(&fd, &file.record, path)?;
     Ok(fd)
-}
-
-/// Puts the files that were opened late into the table of a puppet, which has everything else in place.
-/// A message's descriptor gets the lowest number that is free.
-pub(crate) fn hand_over(
-    puppet: &mut Puppet,
-    image: &Image,
-    parts: &Parts<'_>,
-    opened: &Opened,
-    files: &BTreeMap<Objref, OwnedFd>,
-) -> Result<()> {
-    const MSG_CMSG_CLOEXEC: i32 = 0x4000_0000;
-    let Some(late) = &opened.late else { return Ok(()) };
-    let line = late.number();
-    let mut taken: BTreeSet<i32> =
-        parts.table.descs.iter().filter(|d| !is_late(image, d.file)).map(|d| d.fd).chain([line]).collect();
-    let mut placed: BTreeMap<Objref, i32> = BTreeMap::new();
-    let mut program = Program::new();
-    for desc in parts.table.descs.iter().filter(|d| is_late(image, d.file)) {
-        let flags = if desc.flags & 1 != 0 { libc::O_CLOEXEC } else { 0 };
-        let from = match placed.get(&desc.file) {
-            Some(twin) => *twin,
-            None => {
-                let fd =
-                    files.get(&desc.file).ok_or_else(|| Error::bad_image("a file that was not opened"))?;
-                late.ours.send(b"f", Some(fd.as_fd())).doing(|| "hand over a file".to_owned())?;
-                let free = (0..).find(|number| !taken.contains(number)).unwrap_or(i32::MAX);
-                program.call(
-                    "recvmsg",
-                    desc.fd as u64,
-                    libc::SYS_recvmsg,
-                    [line.into(), message(), MSG_CMSG_CLOEXEC.into()],
-                );
-                free
-            }
-        };
-        if from == desc.fd {
-            let args = [from.into(), libc::F_SETFD.into(), (desc.flags & 1).into()];
-            program.call("fcntl(F_SETFD)", desc.fd as u64, libc::SYS_fcntl, args);
-        } else {
-            program.call("dup3", desc.fd as u64, libc::SYS_dup3, [from.into(), desc.fd.into(), flags.into()]);
-            if !placed.contains_key(&desc.file) {
-                placement::close(&mut program, from, from as u32);
-            }
-        }
-        taken.insert(desc.fd);
-        placed.insert(desc.file, desc.fd);
-    }
-    placement::close(&mut program, line, line as u32);
-    puppet.run(0, program).map(drop).map_err(Error::from).object(|| "files of /proc".to_owned())
-}
-
-/// A `struct msghdr` for a byte and a descriptor.
-fn message() -> Arg {
-    const IOV: usize = 16;
-    const IOV_COUNT: usize = 24;
-    const CONTROL: usize = 32;
-    const CONTROL_LEN: usize = 40;
-    const HEADER: usize = 56;
-    const BYTE: usize = HEADER + 16;
-    const ROOM: usize = BYTE + 8;
-    const ROOM_LEN: usize = 24;
-    let mut bytes = vec![0u8; ROOM + ROOM_LEN];
-    let mut word = |at: usize, value: u64| {
-        if let Some(place) = bytes.get_mut(at..at + 8) {
-            place.copy_from_slice(&value.to_le_bytes());
-        }
-    };
-    word(IOV_COUNT, 1);
-    word(CONTROL_LEN, ROOM_LEN as u64);
-    word(HEADER + 8, 1);
-    Arg::Linked(bytes, vec![(IOV, HEADER), (CONTROL, ROOM), (HEADER, BYTE)])
 }
 
 /// Gives the tasks in the details of a file their own names.

@@ -13,7 +13,7 @@
 //!
 //! *Restored*: ptys are opened, and those with lower numbers kept meanwhile, until the right number comes; if
 //! somebody has it, another is taken, with a warning. Slaves by TIOCGPTPEER (Linux 4.13). A session's leader
-//! takes its terminal (TIOCSCTTY) before it makes the others: `puppets.rs`. A slave without a master gets one
+//! takes its terminal (TIOCSCTTY) before it makes the others: `maker.rs`. A slave without a master gets one
 //! that is closed at once. Settings last, when what waits is in place.
 //!
 //! *Refused*: a line discipline other than N_TTY; a master whose /dev/pts is not found.
