@@ -220,14 +220,12 @@ fn is_ours(process: &Process, tid: i32) -> bool {
 /// A parent suspended in vfork(2) cannot be stopped; it goes on soon, or not for long.
 pub(crate) fn await_vfork(process: &Process) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(1);
-    const CALLS: [i64; 3] = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
     let begun = Instant::now();
     let suspended = || -> Result<bool> {
         if process.stat()?.state != TaskState::DiskSleep {
             return Ok(false);
         }
-        let call = process.proc.parse("syscall", parse_syscall)?;
-        Ok(matches!(call, Syscall::Inside { nr, .. } if CALLS.contains(&nr)))
+        Ok(is_vfork(process.witness, process.proc.parse("syscall", parse_syscall)?))
     };
     while suspended().unwrap_or(false) {
         if begun.elapsed() > PATIENCE {
@@ -237,6 +235,19 @@ pub(crate) fn await_vfork(process: &Process) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+/// Whether a task's call makes it wait for its child. A fork may take long as well, where many processes have an
+/// ancestor's memory in common (and wait for its locks), but ends by itself.
+fn is_vfork(tid: i32, call: Syscall) -> bool {
+    let Syscall::Inside { nr, args: [first, ..], .. } = call else { return false };
+    let flags = match nr {
+        libc::SYS_vfork => return true,
+        libc::SYS_clone => first,
+        libc::SYS_clone3 => ckpt_kernel::memory::read_u64(tid, first).unwrap_or(0),
+        _ => return false,
+    };
+    flags & libc::CLONE_VFORK as u64 != 0
 }
 
 /// Why a thread could not be attached to; a debugger is named.
