@@ -550,6 +550,7 @@ fn every_phase(ctx: &Context) -> Result<()> {
             mistakes.push(format!("{}: {mistake:#}", edit.0));
         }
     }
+    ctx.ledger.failed(EDITS.len() * rounds - mistakes.len());
     println!("    {} edits, {} mistakes", EDITS.len() * rounds, mistakes.len());
     ensure(mistakes.is_empty(), mistakes.join("\n"))?;
     scene.still_works(ctx)

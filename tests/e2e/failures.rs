@@ -105,14 +105,15 @@ fn wait_within(span: Duration) {
     }
 }
 
-/// Runs `attempt` until it has given so many failures; it says whether it was one.
-fn until_failed(wanted: u32, mut attempt: impl FnMut(u32) -> Result<bool>) -> Result<()> {
-    let (mut failures, mut attempts) = (0, 0);
+/// Runs `attempt` until it has given so many of the failures; it says whether it was one.
+fn until_failed(ctx: &Context, percent: u32, mut attempt: impl FnMut(u32) -> Result<bool>) -> Result<()> {
+    let (wanted, mut failures, mut attempts) = (share(ctx, percent), 0, 0);
     while failures < wanted {
         ensure(attempts < wanted * 10 + 50, format!("only {failures} failures in {attempts} attempts"))?;
         failures += u32::from(attempt(attempts).with_context(|| format!("attempt {attempts}"))?);
         attempts += 1;
     }
+    ctx.ledger.failed(failures as usize);
     println!("    {failures} failures in {attempts} restarts");
     Ok(())
 }
@@ -120,7 +121,7 @@ fn until_failed(wanted: u32, mut attempt: impl FnMut(u32) -> Result<bool>) -> Re
 /// Any of the processes that a running `restart` has made is killed.
 fn puppet_killed(ctx: &Context, helper: &str, args: &[&str], percent: u32) -> Result<()> {
     let mut scene = Scene::new(ctx, helper, args)?;
-    until_failed(share(ctx, percent), |_| {
+    until_failed(ctx, percent, |_| {
         let run = scene.restart(ctx, &scene.image).start()?;
         let killed = kill_descendant(run.pid(), scene.wall)?;
         let outcome = run.finish(LIMIT)?;
@@ -163,7 +164,7 @@ fn kill_descendant(pid: i32, span: Duration) -> Result<Option<i32>> {
 /// Any pid or tid of the image is somebody else's.
 fn id_taken(ctx: &Context) -> Result<()> {
     let mut scene = Scene::new(ctx, "clan", &[])?;
-    until_failed(share(ctx, 15), |_| {
+    until_failed(ctx, 15, |_| {
         let id = scene.ids[random_below(scene.ids.len() as u64) as usize];
         let mut squatter = Program::start(ctx, "squatter", &[&id.to_string()])?;
         let outcome = scene.restart(ctx, &scene.image).finish()?;
@@ -181,7 +182,7 @@ fn id_taken(ctx: &Context) -> Result<()> {
 /// A signal that asks `restart` to end comes at any moment: it ends by it.
 fn interrupted(ctx: &Context) -> Result<()> {
     let mut scene = Scene::new(ctx, "clan", &[])?;
-    until_failed(share(ctx, 20), |_| {
+    until_failed(ctx, 20, |_| {
         let signal = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP][random_below(3) as usize];
         let run = scene.restart(ctx, &scene.image).start()?;
         wait_within(scene.wall);
@@ -223,6 +224,7 @@ fn limits(ctx: &Context) -> Result<()> {
         scene.failed(&outcome, &[]).with_context(|| limit.clone())?;
         failures.push(outcome.stderr);
     }
+    ctx.ledger.failed(failures.len());
     println!("    {} failures, {} different", failures.len(), failures.iter().collect::<BTreeSet<_>>().len());
     scene.still_works(ctx)
 }

@@ -33,6 +33,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("written_to_meanwhile", written_to_meanwhile),
     ("replaced_by_another", replaced_by_another),
     ("table_full", table_full),
+    ("table_full_and_watched", table_full_and_watched),
     ("on_other_mounts", on_other_mounts),
     ("hidden_by_a_mount", hidden_by_a_mount),
     ("other_name_elsewhere", other_name_elsewhere),
@@ -341,10 +342,19 @@ fn replaced_by_another(ctx: &Context) -> Result<()> {
 
 /// Every number up to the limit is taken, and `restart` has the same limit, but for the few files it works with.
 fn table_full(ctx: &Context) -> Result<()> {
+    full(ctx, "w:state")
+}
+
+/// What an epoll watches is put at its number while all that `restart` has opened is there, too.
+fn table_full_and_watched(ctx: &Context) -> Result<()> {
+    full(ctx, "e:")
+}
+
+fn full(ctx: &Context, file: &str) -> Result<()> {
     let binary = compile_c(ctx, &ctx.helpers.join("holder.c"), &["-pthread".to_owned()])?;
     let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
     let limited: [OsString; 5] =
-        ["prlimit".into(), "--nofile=500:500".into(), binary.into(), "w:state".into(), "f:500".into()];
+        ["prlimit".into(), "--nofile=500:500".into(), binary.into(), file.into(), "f:500".into()];
     let mut program = Program::start_argv(&limited, dir, None)?;
     checkpoint(ctx, &mut program, &[])?;
     let mut command = Command::new("prlimit");

@@ -26,14 +26,19 @@ fn killed(ctx: &Context, case: &str) -> Result<()> {
     let argv = [binary.into(), case.into()];
     let mut program = Program::start_argv(&argv, tempfile::tempdir()?, None)?;
     let image = program.path("image");
-    let save = || ctx.run("checkpoint", &["-f", "-o"]).arg(&image).arg(program.pid()).start();
+    let pid = program.pid();
+    let save = || ctx.run("checkpoint", &["-f", "-o"]).arg(&image).arg(&pid).start();
     let begin = Instant::now();
     save()?.finish(LIMIT)?.expect_code(0)?;
     let span = begin.elapsed();
     let kills = std::env::var("CKPT_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
     let mut hits = 0;
-    for _ in 0..kills {
+    for round in 0..kills {
         hits += u32::from(kill_within(save()?, span)?);
+        program.target.must_live().with_context(|| {
+            let said = std::fs::read_to_string(program.path("out")).unwrap_or_default();
+            format!("after kill {round}; it said: {said}")
+        })?;
         sys::poll("it to be let go", Duration::from_secs(5), || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", program.target.pid()))?;
             Ok(status.contains("TracerPid:\t0\n").then_some(()))

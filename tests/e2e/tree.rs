@@ -1,14 +1,16 @@
 //! Process trees: errors that name the right member, nothing left of half a tree, tasks being born meanwhile.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::{compile_c, find_program};
 use ckpt_tests::sys;
-use ckpt_tests::target::{Target, field_of_stat};
-use ckpt_tests::tool::LIMIT;
+use ckpt_tests::target::{Target, field_of_stat, reap_strays};
+use ckpt_tests::tool::{LIMIT, Run};
 use ckpt_tests::tree::{Tree, children, family};
 
 use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
@@ -21,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("new_pids", new_pids),
     ("stop_and_continue", stop_and_continue),
     ("forks_meanwhile", forks_meanwhile),
+    ("fork_bomb", fork_bomb),
 ];
 
 /// A `kin` helper and the pid of its child, as text.
@@ -201,5 +204,118 @@ fn forks_meanwhile(ctx: &Context) -> Result<()> {
     program.target.all_gone(&[]).context("after checkpoint --kill")?;
     program.back_from(ctx, &image)?;
     walking(&mut program).context("after the restart")?;
+    program.ends_with(7)
+}
+
+/// A cgroup that holds no more than so many tasks. Dropped, it is emptied by SIGKILL and removed.
+struct Pen(PathBuf);
+
+impl Pen {
+    /// `None` where there is no such controller.
+    fn new(most: usize) -> Result<Option<Pen>> {
+        let above = Path::new("/sys/fs/cgroup/pids");
+        if !above.join("cgroup.procs").exists() {
+            return Ok(None);
+        }
+        let path = above.join(format!("ckpt-test-{}", std::process::id()));
+        std::fs::create_dir(&path).with_context(|| path.display().to_string())?;
+        let pen = Pen(path);
+        std::fs::write(pen.0.join("pids.max"), most.to_string())?;
+        Ok(Some(pen))
+    }
+
+    /// A command that runs in it.
+    fn within(&self, argv: &[OsString]) -> Vec<OsString> {
+        let enter = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", self.0.display());
+        ["sh".into(), "-c".into(), enter.into(), "sh".into()]
+            .into_iter()
+            .chain(argv.iter().cloned())
+            .collect()
+    }
+
+    fn tasks(&self) -> usize {
+        std::fs::read_to_string(self.0.join("tasks")).map_or(0, |tasks| tasks.lines().count())
+    }
+}
+
+impl Drop for Pen {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.0.join("pids.max"), "0"); // whoever is missed now has no children
+        let gone = || {
+            let pids = std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+            for pid in pids.lines().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+            reap_strays();
+            Ok(std::fs::remove_dir(&self.0).is_ok().then_some(()))
+        };
+        let _ = sys::poll("the cgroup to be removed", Duration::from_secs(20), gone);
+    }
+}
+
+/// The words of a `fission`: processes, forks, how many there may be, steps.
+fn words(program: &Program) -> Result<[u64; 4]> {
+    let raw = std::fs::read(program.path("count"))?;
+    let word = |at: usize| u64::from_ne_bytes(raw[at * 8..at * 8 + 8].try_into().expect("8 bytes"));
+    Ok([word(0), word(1), word(2), word(3)])
+}
+
+/// A fork bomb of 1,000 tasks, in which all fork, is stopped while it grows and when it is full: it goes on each time; with --kill
+/// none is left, and all go on after a restart.
+fn fork_bomb(ctx: &Context) -> Result<()> {
+    const MOST: usize = 1000;
+    let Some(pen) = Pen::new(MOST + 50)? else {
+        return ctx.skip("tree::fork_bomb", "no pids controller");
+    };
+    let binary = compile_c(ctx, &ctx.helpers.join("fission.c"), &[])?;
+    let argv = pen.within(&[binary.into(), MOST.to_string().into(), "60000".into()]);
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    let mut program = Program::start_argv(&argv, dir, None)?;
+    let image = program.path("image");
+    let wait = |what: &str, program: &mut Program, enough: &dyn Fn([u64; 4]) -> bool| {
+        sys::poll(what, Duration::from_secs(60), || {
+            program.target.must_live()?;
+            let now = words(program)?;
+            Ok(enough(now).then_some(now))
+        })
+    };
+    let goes_on = |program: &mut Program| -> Result<()> {
+        let [_, forks, _, steps] = words(program)?;
+        wait("all to go on", program, &|now| now[1] > forks + 20 && now[3] > steps + 2 * MOST as u64)?;
+        for pid in family(program.target.pid()) {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let stopped = status.contains("State:\tT") || status.contains("State:\tt");
+            ensure(!stopped, format!("stopped: {status}"))?;
+        }
+        Ok(())
+    };
+    let mut sizes = Vec::new();
+    for size in [60, 400, MOST as u64 - 5] {
+        wait("the bomb to grow", &mut program, &|now| now[0] >= size)?;
+        let before = words(&program)?;
+        let outcome = ctx.run("checkpoint", &["-f", "-o"]).arg(&image).arg(program.pid()).finish()?;
+        outcome.expect_code(0).with_context(|| format!("of {before:?}, now {:?}", words(&program)))?;
+        let info = ctx.run("info", &["--verify"]).arg(&image).finish()?;
+        info.expect_code(0)?;
+        sizes.push((before[0], words(&program)?[0]));
+        goes_on(&mut program)?;
+    }
+    let outcome = ctx.run("checkpoint", &["--kill", "-f", "-o"]).arg(&image).arg(program.pid()).finish()?;
+    outcome.expect_code(0)?;
+    let [alive, forks, ..] = words(&program)?;
+    program.target.wait(LIMIT)?;
+    sys::poll("all to be gone", LIMIT, || {
+        reap_strays();
+        Ok((pen.tasks() == 0).then_some(()))
+    })?;
+    println!("    stopped (and let go) at {sizes:?} processes, killed at {alive}, after {forks} forks");
+    let ckpt = ctx.ckpt.as_ref().context("binary")?;
+    let argv = pen.within(&[ckpt.into(), "restart".into(), "-W".into(), "-i".into(), image.into()]);
+    let mut command = Command::new(&argv[0]);
+    command.args(&argv[1..]);
+    Run::new(command).finish()?.expect_code(0)?;
+    program.adopt()?;
+    ensure(words(&program)?[0] >= alive, "some are missing")?;
+    goes_on(&mut program).context("after the restart")?;
     program.ends_with(7)
 }

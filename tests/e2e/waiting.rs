@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("standard_pipes", standard_pipes),
     ("same_session", same_session),
     ("timeout_unseen", timeout_unseen),
+    ("ends_at_once", ends_at_once),
 ];
 
 /// `sleep 10`, checkpointed at 3 s, restarted 5 s later, ends 7 s after the restart.
@@ -55,6 +56,18 @@ fn sleep_ten(ctx: &Context) -> Result<()> {
         took.abs_diff(want) < Duration::from_millis(100),
         format!("ended {took:?} after the restart, want {want:?}"),
     )
+}
+
+/// A program that ends while its last threads and processes are yet to be let go has ended by itself.
+fn ends_at_once(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "hasty", &[])?;
+    let image = program.save_and_kill(ctx)?;
+    std::fs::write(program.path("go"), "")?;
+    for round in 0..20 {
+        let outcome = ctx.run("restart", &["--copy-status", "-i"]).arg(&image).finish()?;
+        outcome.expect_code(7).with_context(|| format!("restart {round}"))?;
+    }
+    Ok(())
 }
 
 /// A waiting `restart` of `image`, with its program up and running.

@@ -1,11 +1,14 @@
 // holder WHAT...: holds files from fd 50 on, waits for the file `go`, appends to `said` a line for each, exits with 7.
 //   r:PATH  open for reading     w:PATH  for writing     a:PATH  for appending, and appends "more" at the end
 //   u:PATH:SIZE  of SIZE bytes, unlinked     m:PATH  mapped MAP_SHARED, closed     f:COUNT  /dev/null up to number COUNT
+//   e:  an epoll that watches an eventfd, number 48
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -20,6 +23,12 @@ int main(int argc, char **argv) {
         if (kind == 'f') {
             while ((fd = open("/dev/null", O_RDONLY)) != -1 && fd < atoi(path) - 1);
             continue;
+        }
+        if (kind == 'e') {
+            int event = eventfd(1, 0);
+            fd = epoll_create1(0);
+            if (dup2(event, 48) < 0 || epoll_ctl(fd, EPOLL_CTL_ADD, 48, &(struct epoll_event){EPOLLIN, {.fd = 48}})) die("epoll");
+            close(event);
         }
         if (kind == 'r' || kind == 'm') fd = open(path, kind == 'r' ? O_RDONLY : O_RDWR);
         if (kind == 'w') fd = open(path, O_RDWR | O_CREAT, 0640);
@@ -45,10 +54,14 @@ int main(int argc, char **argv) {
         struct stat s = {0};
         char text[17] = "";
         if (argv[i][0] == 'f') continue;
+        if (argv[i][0] == 'e') {
+            struct epoll_event event;
+            if (epoll_wait(49 + i, &event, 1, 1000) != 1 || event.data.fd != 48) die("epoll_wait");
+        }
         if (maps[i]) strncpy(text, maps[i], 16);
         else {
             if (argv[i][0] == 'a' && write(49 + i, "more", 4) != 4) die("write");
-            if (fstat(49 + i, &s) || (argv[i][0] != 'a' && pread(49 + i, text, 16, 0) < 0)) die("fstat");
+            if (fstat(49 + i, &s) || (argv[i][0] != 'a' && argv[i][0] != 'e' && pread(49 + i, text, 16, 0) < 0)) die("fstat");
         }
         fprintf(said, "%c %lld %o %s\n", argv[i][0], (long long)s.st_size, s.st_mode & 0777, text);
     }

@@ -1,16 +1,18 @@
-//! What every test is given: where things are, how much to do, and the ledger of skips and retries.
+//! What every test is given: where things are, how much to do, and the ledger of skips, retries and injected failures.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Skips and retries, printed and counted at the end.
+/// Skips, retries and injected failures, printed and counted at the end.
 #[derive(Default)]
 pub struct Ledger {
     skips: Mutex<Vec<String>>,
     retries: Mutex<Vec<String>>,
+    failures: AtomicUsize,
 }
 
 impl Ledger {
@@ -18,7 +20,12 @@ impl Ledger {
         self.retries.lock().unwrap().push(what);
     }
 
-    /// Prints what was skipped and retried.
+    /// So many restarts failed as they were made to, and nothing was left of any.
+    pub fn failed(&self, restarts: usize) {
+        self.failures.fetch_add(restarts, Ordering::Relaxed);
+    }
+
+    /// Prints what was skipped and retried, and how many failures there were.
     pub fn print(&self) {
         let (skips, retries) = (self.skips.lock().unwrap(), self.retries.lock().unwrap());
         for skip in skips.iter() {
@@ -26,6 +33,10 @@ impl Ledger {
         }
         for retry in retries.iter() {
             println!("RETRY {retry}");
+        }
+        let failures = self.failures.load(Ordering::Relaxed);
+        if failures > 0 {
+            println!("restarts that were made to fail, none of which left anything: {failures}");
         }
         println!("skipped: {}, retried for a taken pid: {}", skips.len(), retries.len());
     }

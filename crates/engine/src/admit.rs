@@ -2,12 +2,13 @@
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    freeze::FrozenThread,
+    freeze::{FrozenThread, traced},
     resource::{pidns, thread::leader_end},
     task::{ProcDir, Process},
 };
 use ckpt_kernel::query::{self, Kcmp};
 use ckpt_proc::{stat::Stat, status::Status};
+use std::time::{Duration, Instant};
 
 /// Namespaces in which a process must be with us, with what they isolate.
 const NAMESPACES: [&str; 8] = ["mnt", "net", "uts", "ipc", "cgroup", PIDS, "user", "time"];
@@ -77,13 +78,7 @@ impl Admission {
         if stat.state.has_ended() {
             leader_end(stat)?;
         }
-        let status = process.status()?;
-        if status.tracer_pid != 0 {
-            let tracer = Process::open(status.tracer_pid)
-                .map_or_else(|_| format!("pid {}", status.tracer_pid), |t| t.label());
-            return Err(Error::permission(format!("it is traced by {tracer}"))
-                .advice("end the debugger or let it detach"));
-        }
+        let status = untraced(process)?;
         if self.users_apart && status.cap_permitted != 0 {
             let what = "it has capabilities in a user namespace of its own, which cannot be carried yet";
             return Err(Error::unsupported(what));
@@ -136,6 +131,23 @@ impl Admission {
             }
         }
         refuse_unshared(process, tid)
+    }
+}
+
+/// The status of a process that nobody traces. The guardian of a checkpoint that was killed is waited for.
+fn untraced(process: &Process) -> Result<Status> {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let begun = Instant::now();
+    loop {
+        let status = process.status()?;
+        if status.tracer_pid == 0 {
+            return Ok(status);
+        }
+        let error = traced("it", status.tracer_pid);
+        if !error.passing || begun.elapsed() > PATIENCE {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

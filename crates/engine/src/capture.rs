@@ -7,7 +7,7 @@ use crate::{
     admit::refuse_seccomp,
     error::{Context, Error, Result},
     freeze::{FrozenThread, Kept},
-    header,
+    guard, header,
     names::Names,
     objects::Objects,
     options::{CheckpointOptions, Embed, Observer, interrupted},
@@ -262,6 +262,11 @@ fn visit(
     let (visitors, mut kept) = visitors(frozen, &statuses)?;
     let texts = texts_in(&maps);
     let traces = Traces::find(process.witness, &texts, &slots_in(&maps));
+    let spans = traces.spans();
+    if visitors.iter().any(|visitor| guard::is_inside(visitor.thread.tid(), &visitor.raw, &spans)) {
+        let what = "a checkpoint that was killed has left it, and it is not yet back in its own code";
+        return Err(Error::failed(what).advice("try again in a moment").passing());
+    }
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
     maps.retain(|m| !traces.slots.iter().any(|slot| slot.start == m.start));

@@ -113,11 +113,14 @@ fn attempt(
     // What is only a matter of moments is over when the tree has gone on for some.
     let mut pauses = PAUSES_MS.iter().filter(|_| thawed.seized().is_empty());
     let capture = loop {
-        let frozen = tree::freeze_tree(root.pid, &admission, thawed.seized(), observer).task(label)?;
-        guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
-        tracing::info!("the tree stands still: {} processes", frozen.len());
-        network.lock(root.pid, observer)?;
-        match (capture(frozen, options, observer, approve), pauses.next()) {
+        let frozen = tree::freeze_tree(root.pid, &admission, thawed.seized(), observer);
+        let captured = frozen.and_then(|frozen| {
+            guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
+            tracing::info!("the tree stands still: {} processes", frozen.len());
+            network.lock(root.pid, observer)?;
+            capture(frozen, options, observer, approve)
+        });
+        match (captured, pauses.next()) {
             (Err(error), Some(ms)) if error.passing => {
                 tracing::info!("once more in {ms} ms: {error}");
                 std::thread::sleep(Duration::from_millis(*ms));

@@ -4,7 +4,7 @@ use crate::{
     error::{Context, Error, Result},
     options::{Observer, interrupted},
     resource::call,
-    task::Process,
+    task::{ProcDir, Process},
 };
 use ckpt_image::record::{Regs, RestartBlock};
 use ckpt_kernel::{
@@ -235,14 +235,12 @@ fn is_ours(process: &Process, tid: i32) -> bool {
 /// A parent suspended in vfork(2) cannot be stopped; it goes on soon, or not for long.
 pub(crate) fn await_vfork(process: &Process) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(1);
-    const CALLS: [i64; 3] = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
     let begun = Instant::now();
     let suspended = || -> Result<bool> {
         if process.stat()?.state != TaskState::DiskSleep {
             return Ok(false);
         }
-        let call = process.proc.parse("syscall", parse_syscall)?;
-        Ok(matches!(call, Syscall::Inside { nr, .. } if CALLS.contains(&nr)))
+        Ok(is_vfork(process.witness, process.proc.parse("syscall", parse_syscall)?))
     };
     while suspended().unwrap_or(false) {
         if begun.elapsed() > PATIENCE {
@@ -252,6 +250,19 @@ pub(crate) fn await_vfork(process: &Process) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+/// Whether a task's call makes it wait for its child. A fork may take long as well, where many processes have an
+/// ancestor's memory in common (and wait for its locks), but ends by itself.
+fn is_vfork(tid: i32, call: Syscall) -> bool {
+    let Syscall::Inside { nr, args: [first, ..], .. } = call else { return false };
+    let flags = match nr {
+        libc::SYS_vfork => return true,
+        libc::SYS_clone => first,
+        libc::SYS_clone3 => ckpt_kernel::memory::read_u64(tid, first).unwrap_or(0),
+        _ => return false,
+    };
+    flags & libc::CLONE_VFORK as u64 != 0
 }
 
 /// Why a thread could not be attached to; a debugger is named.
@@ -265,11 +276,27 @@ fn seize_failure(process: &Process, tid: i32, cause: ckpt_kernel::Error) -> Fail
         let advice = "it needs the same user and a dumpable process, or CAP_SYS_PTRACE";
         return Failure { error: failure.error.task(process.label()).advice(advice), gone: false };
     }
+    Failure { error: traced(&format!("thread {tid}"), tracer).task(process.label()), gone: false }
+}
+
+/// `what` has a tracer.
+pub(crate) fn traced(what: &str, tracer: i32) -> Error {
     let name = Process::open(tracer).map_or_else(|_| format!("pid {tracer}"), |t| t.label());
-    let error = Error::permission(format!("thread {tid} is traced by {name}"))
-        .task(process.label())
-        .advice("end the debugger or let it detach");
-    Failure { error, gone: false }
+    let error = Error::permission(format!("{what} is traced by {name}"));
+    if is_of_ours(tracer) {
+        let advice =
+            "another checkpoint of it is under way, or what one that was killed left is being taken away";
+        return error.advice(format!("{advice}: try again in a moment")).passing();
+    }
+    error.advice("end the debugger or let it detach")
+}
+
+/// Whether a process runs this very program: the guardian of a checkpoint that was killed lets go in a moment.
+fn is_of_ours(pid: i32) -> bool {
+    let theirs = Process::open(pid).and_then(|process| process.proc.identity("exe"));
+    ProcDir::own()
+        .and_then(|own| own.identity("exe"))
+        .is_ok_and(|ours| theirs.is_ok_and(|theirs| ours == theirs))
 }
 
 /// Lets all threads go on, registers as they are.

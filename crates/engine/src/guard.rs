@@ -4,7 +4,7 @@
 use crate::{
     capture::{slot_address, slots_in, statuses, texts_in, visitors},
     error::{Error, Result},
-    freeze::{FrozenThread, Purpose, freeze, thaw},
+    freeze::{Purpose, freeze, thaw},
     freezer::Freezer,
     frost::{Chill, Frost},
     options::Silent,
@@ -75,6 +75,8 @@ fn complain(error: &Error) {
 fn clean_all(pids: &[i32]) {
     let mut left = pids.to_vec();
     for _ in 0..ATTEMPTS {
+        // Most are home by themselves within that.
+        std::thread::sleep(PAUSE);
         left.retain(|pid| match Process::open(*pid) {
             Ok(mut process) => !clean(&mut process).unwrap_or(false),
             // One that has ended needs nothing any more.
@@ -83,7 +85,6 @@ fn clean_all(pids: &[i32]) {
         if left.is_empty() {
             return;
         }
-        std::thread::sleep(PAUSE);
     }
     // Nobody else is left who could say it; the next checkpoint of the process cleans up as well.
     for pid in left {
@@ -105,7 +106,7 @@ fn clean(process: &mut Process) -> Result<bool> {
     // Only now does nothing move: a thread on its way home may have mapped the slot meanwhile.
     let (maps, traces) = look(process)?;
     let (texts, spans) = (texts_in(&maps), traces.spans());
-    if frozen.iter().any(|thread| is_inside(thread, &spans)) {
+    if frozen.iter().any(|f| is_inside(f.kept.tid, &f.kept.raw, &spans)) {
         // One that sleeps in there would not come out before its time: it goes home, and sleeps on there.
         frozen
             .iter_mut()
@@ -134,17 +135,16 @@ fn is_at(address: u64, spans: &[Span]) -> bool {
     spans.iter().any(|s| address.wrapping_sub(s.start) < s.len as u64)
 }
 
-/// Whether a thread runs our code or will return to it.
-fn is_inside(thread: &FrozenThread, spans: &[Span]) -> bool {
+/// Whether a thread that stands still with these registers runs our code, which is in `spans`, or will return
+/// to it.
+pub(crate) fn is_inside(tid: i32, raw: &Regs, spans: &[Span]) -> bool {
     let ours = |address: u64| is_at(address, spans);
-    if ours(thread.kept.raw.rip) {
-        return true;
+    if spans.is_empty() || ours(raw.rip) {
+        return !spans.is_empty();
     }
-    let tid = thread.thread.tid();
     let mut stack = vec![0; STACK];
     let mut len = STACK;
-    while len > 0 && memory::read(tid, thread.kept.raw.rsp, stack.get_mut(..len).unwrap_or_default()).is_err()
-    {
+    while len > 0 && memory::read(tid, raw.rsp, stack.get_mut(..len).unwrap_or_default()).is_err() {
         len /= 2;
     }
     let words = stack.get(..len).unwrap_or_default().chunks_exact(8);

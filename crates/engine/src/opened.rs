@@ -18,13 +18,11 @@ use crate::{
     scribe::Scribe,
     source::ImageReader,
 };
-use ckpt_image::{
-    Image, Object, Objref,
-    record::{file_kind, inode_kind},
-};
-use ckpt_kernel::procfs;
+use ckpt_image::{Image, Object, Objref, record::inode_kind};
+use ckpt_kernel::{Errno, procfs};
+use rustix::io::fcntl_dupfd_cloexec;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -44,55 +42,58 @@ pub(crate) struct Opened {
 /// Descriptors that we need besides those of the fullest table.
 const OWN_FILES: u64 = 64;
 
-/// Which numbers the descriptors have that puppets are born with.
-struct Numbers {
-    /// The highest that a program of the image has.
-    top: i32,
-    /// Where ours begin.
-    lowest: i32,
-    /// The limit of open files, and what it is if there is room for everything.
-    limit: u64,
-    wanted: u64,
+/// Takes numbers that nothing is to get which puppets are born with: an epoll's entry is added under the number it had,
+/// while all of that is there.
+fn reserve(numbers: &BTreeSet<i32>) -> Result<Vec<OwnedFd>> {
+    let mut reserved = Vec::new();
+    let placeholder = late::placeholder()?;
+    for number in numbers {
+        // What is there already is only for ourselves.
+        let there = fcntl_dupfd_cloexec(&placeholder, *number).map_err(|e| no_room(*number, e))?;
+        if there.as_raw_fd() == *number {
+            reserved.push(there);
+        }
+    }
+    Ok(reserved)
 }
 
-impl Numbers {
-    /// What is in nobody's way, as far as that matters: a table may be full up to its limit.
-    fn of(image: &Image) -> Result<Numbers> {
-        let tops = image.objects.values().filter_map(|object| match object {
-            Object::Files(table) => table.descs.last().map(|desc| desc.fd),
-            _ => None,
-        });
-        let top = tops.max().unwrap_or(0).max(0);
-        // Our own standard descriptors may be what the task inherits. What epolls watch is put at its number
-        // while all of ours are there, and what is late comes below them.
-        let pidfds = late::of_kind(image, file_kind::PIDFD).next().map(|_| 0);
-        let apart = file::epoll::highest(image).max(pidfds);
-        let lowest = apart.map_or(3, |fd| fd.max(top).saturating_add(1)).max(3);
-        let wanted = top.max(lowest) as u64 + OWN_FILES + if apart.is_some() { count(image) } else { 0 };
-        let limit = file::raise_nofile(wanted);
-        if top as u64 >= limit {
-            let what = format!("fd {top} is a descriptor above the limit of open files ({limit})");
-            return Err(Error::failed(what).advice("raise it (ulimit -n)"));
-        }
-        Ok(Numbers { top, lowest, limit, wanted })
-    }
+fn no_room(number: i32, cause: Errno) -> Error {
+    Error::os(format!("a descriptor with the number {number} or above"), cause)
+        .advice("raise the limit of open files (ulimit -n)")
+}
 
-    /// Moves a descriptor to where ours are.
-    fn park(&self, fd: OwnedFd) -> Result<OwnedFd> {
-        if fd.as_raw_fd() >= self.lowest {
-            return Ok(fd);
-        }
-        rustix::io::fcntl_dupfd_cloexec(&fd, self.lowest).map_err(|e| {
-            let Numbers { lowest, limit, wanted, .. } = self;
-            Error::os(format!("a descriptor above {}, the highest of the program's", lowest - 1), e)
-                .advice(format!("raise the limit of open files from {limit} to {wanted} (ulimit -n)"))
-        })
+/// Moves a descriptor out of the way of the standard ones: ours may be what the task inherits.
+fn park(fd: OwnedFd) -> Result<OwnedFd> {
+    const LOWEST: i32 = 3;
+    if fd.as_raw_fd() >= LOWEST {
+        return Ok(fd);
     }
+    fcntl_dupfd_cloexec(&fd, LOWEST).map_err(|e| no_room(LOWEST, e))
+}
 
-    fn park_made(&self, made: Made) -> Result<Made> {
-        let read = made.read.map(|fd| self.park(fd)).transpose()?;
-        Ok(Made { fd: self.park(made.fd)?, read, ..made })
+fn park_made(made: Made) -> Result<Made> {
+    let read = made.read.map(park).transpose()?;
+    Ok(Made { fd: park(made.fd)?, read, ..made })
+}
+
+/// The numbers that programs of an image have.
+fn numbers(image: &Image) -> BTreeSet<i32> {
+    let tables = image.objects.values().filter_map(|object| match object {
+        Object::Files(table) => Some(&table.descs),
+        _ => None,
+    });
+    tables.flatten().map(|desc| desc.fd).collect()
+}
+
+/// Raises our limit of open files to what is needed, as far as possible.
+fn raise_limit(image: &Image, numbers: &BTreeSet<i32>, watched: usize) -> Result<()> {
+    let most = numbers.last().map_or(0, |fd| u64::from(fd.unsigned_abs()));
+    let limit = file::raise_nofile(OWN_FILES + most.max(count(image) + watched as u64));
+    if most >= limit {
+        let what = format!("fd {most} is a descriptor above the limit of open files ({limit})");
+        return Err(Error::failed(what).advice("raise it (ulimit -n)"));
     }
+    Ok(())
 }
 
 /// As many descriptors as the coordinator may have for the puppets.
@@ -112,8 +113,9 @@ pub(crate) fn open(
     reader: &mut ImageReader,
     observer: &mut dyn Observer,
 ) -> Result<Opened> {
-    let numbers = Numbers::of(image)?;
-    let park = |fd| numbers.park(fd);
+    let (numbers, watched) = (numbers(image), file::epoll::numbers(image));
+    raise_limit(image, &numbers, watched.len())?;
+    let reserved = reserve(&watched)?;
     let (scribe, removed) = (Scribe::default(), Removed::default());
     let mut inodes = BTreeMap::new();
     for (objref, object) in &image.objects {
@@ -128,13 +130,13 @@ pub(crate) fn open(
             },
             _ => continue,
         };
-        inodes.insert(*objref, numbers.park_made(made)?);
+        inodes.insert(*objref, park_made(made)?);
     }
     if options.pids == Pids::Original {
         await_ptys(image, reader, observer)?;
     }
     for (objref, made) in file::pty::make_all(image, observer)? {
-        inodes.insert(objref, numbers.park_made(made)?);
+        inodes.insert(objref, park_made(made)?);
     }
     let context = OpenContext { image, options, scribe: &scribe, removed: &removed, inodes: &inodes };
     let files = file::open_all(&context, &park)?;
@@ -146,7 +148,8 @@ pub(crate) fn open(
         }
     }
     let inherited = external::inherit(image, &options.inherit, &park)?;
-    let late = Late::of(image, numbers.top, numbers.lowest)?;
+    let late = Late::of(image, &numbers)?;
+    drop(reserved);
     Ok(Opened { files, inherited, inodes, directories, late, scribe })
 }
 

@@ -133,6 +133,18 @@ pub(crate) fn tasks(puppets: &mut Puppets, image: &Image) -> Tasks {
     tasks
 }
 
+/// What shows the tasks, now that they are there, and epolls may watch.
+pub(crate) fn watched_files(
+    puppets: &mut Puppets,
+    materials: &mut Materials<'_>,
+    tasks: &Tasks,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let Opened { late: Some(late), files, .. } = &mut materials.opened else { return Ok(()) };
+    file::pidfd::open_late(materials.image, tasks, puppets, files)?;
+    file::proc::open_late(materials.image, tasks, |file| !late.is_last(file), files, observer)
+}
+
 /// What shows the tasks and their descriptors, now that they have both.
 pub(crate) fn late_files(
     puppets: &mut Puppets,
@@ -140,14 +152,16 @@ pub(crate) fn late_files(
     tasks: &Tasks,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    file::proc::open_late(materials.image, tasks, &mut materials.opened.files, observer)?;
-    let Materials { image, opened, .. } = &*materials;
+    let Opened { late: Some(late), files, .. } = &mut materials.opened else { return Ok(()) };
+    file::proc::open_late(materials.image, tasks, |file| late.is_last(file), files, observer)?;
+    let materials = &*materials;
+    let opened = &materials.opened;
     let Some(late) = &opened.late else { return Ok(()) };
     materials.each(puppets, observer, |p, puppet, _| {
         if !p.makes_files {
             return Ok(());
         }
-        late.complete(puppet, image, p.table, opened).object(|| "files of /proc".to_owned())
+        late.complete(puppet, p.table, opened).object(|| "files of /proc".to_owned())
     })
 }
 

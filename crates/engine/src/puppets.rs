@@ -185,15 +185,16 @@ impl Puppets {
             |puppet: &Puppet, e: ckpt_kernel::Error| Error::from(e).task(format!("pid {}", puppet.own_pid()));
         self.list.iter_mut().flatten().try_for_each(|puppet| puppet.spare().map_err(|e| ended(puppet, e)))?;
         let mut released = Vec::with_capacity(self.list.len());
+        let mut begun = false;
         let mut let_go = self.list.iter_mut().flatten().try_for_each(|puppet| {
-            released.push(puppet.release().map_err(|e| ended(puppet, e))?);
+            released.push(puppet.release(&mut begun).map_err(|e| ended(puppet, e))?);
             Ok(())
         });
         if let Some(custody) = &custody {
             let_go = let_go.and_then(|()| custody.wait());
         }
         if let Some(household) = &mut self.household {
-            let_go = let_go.and_then(|()| Ok(household.init.release().map(drop)?));
+            let_go = let_go.and_then(|()| Ok(household.init.release(&mut begun).map(drop)?));
         }
         if let Err(error) = let_go {
             for one in &released {

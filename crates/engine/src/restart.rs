@@ -10,8 +10,9 @@
 //! | memory | areas, exe link, working directory: one program for each process |
 //! | fill | page contents, read and verified beside; rseq needs its area in place |
 //! | threads | all threads exist before any of them restores itself |
-//! | descriptors | when nobody who shares the table needs ours any more, and every task there is can have a pidfd |
-//! | late files | those of /proc show the tasks, by the ids they have now, and their descriptors |
+//! | watched files | pidfds, and what epolls watch of /proc: every task is there, no entry of an epoll yet |
+//! | descriptors | with entries of epolls; nobody who shares the table needs ours any more |
+//! | late files | others of /proc show the tasks, by the ids they have now, and their descriptors |
 //! | locks | they do not outlive the close of any descriptor of their file |
 //! | zombies | end; what their parents are sent is taken away again |
 //! | restore | each thread by a program of its own, the leader also what they share; one that had ended ends |
@@ -121,7 +122,7 @@ fn build(
     file::pty::settle(image, &materials.opened.inodes)?;
     phases::threads(puppets, materials, observer)?;
     let tasks = phases::tasks(puppets, image);
-    file::pidfd::open_late(image, &tasks, puppets, &mut materials.opened.files)?;
+    phases::watched_files(puppets, materials, &tasks, observer)?;
     phases::descriptors(puppets, materials, observer)?;
     phases::late_files(puppets, materials, &tasks, observer)?;
     phases::locks(puppets, materials, observer)?;

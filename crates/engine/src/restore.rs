@@ -8,7 +8,7 @@ use crate::{
     puppets::label,
     resource::{
         call, cred,
-        file::{self, late, placement},
+        file::{self, placement},
         fs, layout, limits, mm, pidns, signal, thread, timers,
     },
     task::show,
@@ -136,11 +136,12 @@ pub(crate) fn descriptors(
 ) -> Result<()> {
     if let Some(late) = &opened.late {
         let used = parts.table.descs.iter().map(|d| d.file).chain(entries.iter().map(|(_, e)| e.file));
-        late.replace(puppet, image, used, opened)?;
+        late.replace(puppet, used, opened)?;
     }
     file::epoll::restore(puppet, image, entries, opened)?;
     let mut moves = Vec::with_capacity(parts.table.descs.len());
-    for desc in parts.table.descs.iter().filter(|desc| !late::is_last(image, desc.file)) {
+    let late = opened.late.as_ref();
+    for desc in parts.table.descs.iter().filter(|desc| late.is_none_or(|late| !late.is_last(desc.file))) {
         let source = opened
             .inherited
             .get(parts.process.task.files, desc.fd)
@@ -150,7 +151,7 @@ pub(crate) fn descriptors(
         moves.push(placement::Move { from, to: desc.fd, cloexec: desc.flags & 1 != 0 });
     }
     let mut program = Program::new();
-    let kept = opened.late.as_ref().and_then(|late| late.kept(image, parts.table));
+    let kept = late.and_then(|late| late.kept(parts.table));
     placement::place(&mut program, &moves, kept);
     Ok(puppet.start(0, program)?)
 }

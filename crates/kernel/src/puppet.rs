@@ -562,11 +562,18 @@ impl Puppet {
         self.threads.iter_mut().try_for_each(|strand| strand.thread.spare())
     }
 
-    /// Lets the process live.
-    pub fn release(&mut self) -> Result<Released> {
+    /// Lets the process live. `begun` tells whether anybody has been let go: who runs by then may end
+    /// others of its process, or other processes, before they are let go themselves.
+    pub fn release(&mut self, begun: &mut bool) -> Result<Released> {
         let (pid, own_pid) = (self.pid, self.own_pid());
         for strand in std::mem::take(&mut self.threads) {
-            strand.thread.detach()?;
+            let tid = strand.thread.tid();
+            match strand.thread.detach() {
+                Ok(()) => *begun = true,
+                // Its parent is told only when we have waited for it, too.
+                Err(Error::Gone { .. }) if *begun => drop(waited(tid, libc::WNOHANG)),
+                Err(error) => return Err(error),
+            }
         }
         self.released = true;
         let pidfd = self

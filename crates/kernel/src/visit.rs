@@ -9,6 +9,10 @@
 //! 3. Leaving: RIP to the part of home behind the flags, mask, then the raw registers; the leader
 //!    last, after its stub has unmapped the slot. The stub's bytes are restored.
 //!
+//! No program of a visit issues a call with a restart block of its own (poll, nanosleep, clock_nanosleep, a
+//! futex wait): the thread has one, with the call it was interrupted in, and whoever interrupts it in our code,
+//! after our death, would have it replaced.
+//!
 //! A slot that a dead coordinator left is recognised by [`code::MAGIC`] and unmapped by the next
 //! visit.
 

@@ -19,7 +19,7 @@
 //! others ever report; an edge-triggered entry (EPOLLET) that is ready is reported once more, even if it has been, as a lost edge
 //! would be worse; order of what is ready; busy-poll parameters. *Refused*: an entry whose description nobody in the tree has.
 
-use super::{Descriptor, FileKind, OpenContext, detail, details_of, settle_flags};
+use super::{Descriptor, FileKind, OpenContext, detail, details_of, late, settle_flags};
 use crate::{
     error::{Context, Doing, Error, Result},
     objects::Objects,
@@ -167,13 +167,19 @@ fn unknown(fd: i32) -> Error {
     )
 }
 
-/// The highest number under which something was added to an epoll of an image.
-pub(crate) fn highest(image: &Image) -> Option<i32> {
-    let files = image.objects.values().filter_map(|object| match object {
-        Object::File(file) if file.record.kind == file_kind::EPOLL => details_of::<EpollEntry>(file).ok(),
-        _ => None,
-    });
-    files.flatten().map(|entry| entry.fd).max()
+/// All that the epolls of an image watch.
+fn all_entries(image: &Image) -> impl Iterator<Item = EpollEntry> {
+    late::of_kind(image, file_kind::EPOLL).filter_map(|(_, file)| details_of(file).ok()).flatten()
+}
+
+/// The numbers under which something was added to the epolls of an image.
+pub(crate) fn numbers(image: &Image) -> BTreeSet<i32> {
+    all_entries(image).map(|entry| entry.fd).collect()
+}
+
+/// The descriptions that epolls of an image watch.
+pub(crate) fn watched(image: &Image) -> BTreeSet<Objref> {
+    all_entries(image).map(|entry| entry.file).collect()
 }
 
 /// Entries to be added by processes, by their descriptor table: each with its epoll.

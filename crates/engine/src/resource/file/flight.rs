@@ -169,7 +169,7 @@ const OPEN: usize = 1;
 impl Flight {
     /// The program. No failure ends it: without a slave all else fails, and takes nothing. Both halves are there
     /// always, so that the places of their calls are known. A read that finds nothing makes the kernel deliver
-    /// what is on its way, and so does poll(2).
+    /// what is on its way, and so does ppoll(2).
     fn program(&self, slave: i32) -> Program {
         let opening = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
         let mut half = Half { program: Program::new(), wanted: true };
@@ -276,11 +276,18 @@ impl Half {
         self.call("write", fd, libc::SYS_write, [Arg::Output(read), Arg::Result(read)]);
     }
 
+    /// By ppoll(2): poll(2), if somebody interrupts it, takes the place of the call that the program itself was
+    /// interrupted in (the kernel's restart_block).
     fn deliver(&mut self, fd: i32) {
         const POLLIN: [u8; 4] = [1, 0, 0, 0];
         let fd = if self.wanted { fd } else { -1 };
         let polled = Arg::In([fd.to_le_bytes(), POLLIN].concat());
-        self.program.try_call("poll", libc::SYS_poll, [polled, 1u64.into(), 0u64.into()]);
+        let at_once = Arg::In(vec![0; 16]);
+        self.program.try_call(
+            "ppoll",
+            libc::SYS_ppoll,
+            [polled, 1u64.into(), at_once, 0u64.into(), 0u64.into()],
+        );
     }
 
     /// Switches off what is on, or on again.

@@ -6,12 +6,12 @@
 //!
 //! | moment | what | to which numbers |
 //! |---|---|---|
-//! | before descriptors are in their places | pidfds: epolls may watch them | where a placeholder has been, above all that the program uses: then it is as if they had been there from the start |
-//! | afterwards | files of /proc, which may show descriptors (fdinfo/7) | their places |
+//! | before descriptors are in their places | pidfds, and files of /proc that epolls watch | where a placeholder has been: then it is as if they had been there from the start |
+//! | afterwards | other files of /proc, which may show descriptors (fdinfo/7) | their places |
 //!
 //! What a message brings gets the lowest number that is free, which is known at both of them.
 
-use super::placement;
+use super::{epoll, placement};
 use crate::{
     error::{Doing, Error, Result},
     opened::Opened,
@@ -25,6 +25,7 @@ use ckpt_kernel::{
     puppet::Puppet,
     servant::Line,
 };
+use rustix::{event::EventfdFlags, io::DupFlags};
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -44,14 +45,15 @@ pub(crate) fn of_kind(image: &Image, kind: u32) -> impl Iterator<Item = (Objref,
     })
 }
 
-/// Whether a file is opened when all descriptors are in their places.
-pub(crate) fn is_last(image: &Image, objref: Objref) -> bool {
-    image.file(objref).is_some_and(|file| file.record.kind == file_kind::PROC)
+/// What has the number of a description until that is opened.
+pub(crate) fn placeholder() -> Result<OwnedFd> {
+    rustix::event::eventfd(0, EventfdFlags::CLOEXEC).doing(|| "make a placeholder".to_owned())
 }
 
-/// Whether a file is opened when all tasks are there, and handed over in place of a placeholder.
-fn is_replaced(image: &Image, objref: Objref) -> bool {
-    image.file(objref).is_some_and(|file| file.record.kind == file_kind::PIDFD)
+/// Puts a description in the place of its placeholder.
+pub(crate) fn put(fd: &OwnedFd, objref: Objref, files: &mut BTreeMap<Objref, OwnedFd>) -> Result<()> {
+    let Some(place) = files.get_mut(&objref) else { return Ok(()) };
+    rustix::io::dup3(fd, place, DupFlags::CLOEXEC).doing(|| "dup3".to_owned())
 }
 
 /// The way descriptions are handed over: our end, and that of the puppets.
@@ -59,43 +61,60 @@ fn is_replaced(image: &Image, objref: Objref) -> bool {
 pub(crate) struct Late {
     ours: Line,
     theirs: OwnedFd,
-    /// Below it the coordinator has nothing that a puppet needs before its descriptors are in their places.
-    lowest: i32,
+    /// Files that are opened when all tasks are there, before descriptors are in their places.
+    early: BTreeSet<Objref>,
+    /// Files that are opened when they are.
+    last: BTreeSet<Objref>,
 }
 
 /// A description and the numbers it is to have, with FD_CLOEXEC or not.
 type Handed<'a> = (&'a OwnedFd, Vec<(i32, bool)>);
 
 impl Late {
-    /// Made before there are puppets, if the image has something for it. Their end is at a number above `top`, which is
-    /// nobody's place.
-    pub(crate) fn of(image: &Image, top: i32, lowest: i32) -> Result<Option<Late>> {
-        if !image.objects.keys().any(|file| is_last(image, *file) || is_replaced(image, *file)) {
+    /// Made before there are puppets, if the image has something for it. Their end is none of `numbers`,
+    /// which are somebody's places.
+    pub(crate) fn of(image: &Image, numbers: &BTreeSet<i32>) -> Result<Option<Late>> {
+        let kind = |kind| of_kind(image, kind).map(|(objref, _)| objref);
+        let watched = epoll::watched(image);
+        let (watched, last): (BTreeSet<_>, BTreeSet<_>) =
+            kind(file_kind::PROC).partition(|file| watched.contains(file));
+        let early: BTreeSet<_> = kind(file_kind::PIDFD).chain(watched).collect();
+        if early.is_empty() && last.is_empty() {
             return Ok(None);
         }
         let (ours, theirs) = Line::pair().doing(|| "make a pair of sockets".to_owned())?;
-        let lowest_free = lowest.max(top.saturating_add(1));
-        let theirs = rustix::io::fcntl_dupfd_cloexec(&theirs, lowest_free).map_err(|e| {
-            Error::os(format!("a descriptor above {}", lowest_free - 1), e)
-                .advice("raise the limit of open files (ulimit -n)")
-        })?;
-        Ok(Some(Late { ours, theirs, lowest }))
+        let mut free = (3..).filter(|number| !numbers.contains(number));
+        let theirs = loop {
+            let number = free.next().unwrap_or(i32::MAX);
+            let end = rustix::io::fcntl_dupfd_cloexec(&theirs, number).map_err(|e| {
+                Error::os(format!("a descriptor with the number {number} or above"), e)
+                    .advice("raise the limit of open files (ulimit -n)")
+            })?;
+            if !numbers.contains(&end.as_raw_fd()) {
+                break end;
+            }
+        };
+        Ok(Some(Late { ours, theirs, early, last }))
+    }
+
+    /// Whether a file is opened when all descriptors are in their places.
+    pub(crate) fn is_last(&self, file: Objref) -> bool {
+        self.last.contains(&file)
     }
 
     /// The number of the puppets' end, if a table needs it when it is in place.
-    pub(crate) fn kept(&self, image: &Image, table: &model::FileTable) -> Option<i32> {
-        table.descs.iter().any(|desc| is_last(image, desc.file)).then(|| self.theirs.as_raw_fd())
+    pub(crate) fn kept(&self, table: &model::FileTable) -> Option<i32> {
+        table.descs.iter().any(|desc| self.is_last(desc.file)).then(|| self.theirs.as_raw_fd())
     }
 
     /// Replaces the placeholders of those of `files` that have them, in a puppet whose descriptors are not in place.
     pub(crate) fn replace(
         &self,
         puppet: &mut Puppet,
-        image: &Image,
         files: impl Iterator<Item = Objref>,
         opened: &Opened,
     ) -> Result<()> {
-        let files: BTreeSet<Objref> = files.filter(|file| is_replaced(image, *file)).collect();
+        let files: BTreeSet<Objref> = files.filter(|file| self.early.contains(file)).collect();
         let handed: Vec<Handed<'_>> = files
             .iter()
             .filter_map(|file| opened.files.get(file))
@@ -105,7 +124,8 @@ impl Late {
             return Ok(());
         }
         let mut program = Program::new();
-        placement::close(&mut program, 0, (self.lowest - 1) as u32);
+        // It needs none of our standard descriptors: what is received comes at the first of them.
+        placement::close(&mut program, 0, 0);
         puppet.run(0, program)?;
         self.hand_over(puppet, &handed, BTreeSet::new())
     }
@@ -114,13 +134,12 @@ impl Late {
     pub(crate) fn complete(
         &self,
         puppet: &mut Puppet,
-        image: &Image,
         table: &model::FileTable,
         opened: &Opened,
     ) -> Result<()> {
-        let Some(end) = self.kept(image, table) else { return Ok(()) };
+        let Some(end) = self.kept(table) else { return Ok(()) };
         let (last, there): (Vec<&FileDesc>, Vec<&FileDesc>) =
-            table.descs.iter().partition(|desc| is_last(image, desc.file));
+            table.descs.iter().partition(|desc| self.is_last(desc.file));
         let mut places: BTreeMap<Objref, Vec<(i32, bool)>> = BTreeMap::new();
         for desc in last {
             places.entry(desc.file).or_default().push((desc.fd, desc.flags & 1 != 0));
@@ -137,7 +156,7 @@ impl Late {
     }
 
     /// Hands descriptions over to a puppet that has something under the numbers in `taken`, and nothing below or between
-    /// them.
+    /// them; or nothing under 0.
     fn hand_over(&self, puppet: &mut Puppet, files: &[Handed<'_>], mut taken: BTreeSet<i32>) -> Result<()> {
         for some in files.chunks(AT_ONCE) {
             let mut program = Program::new();

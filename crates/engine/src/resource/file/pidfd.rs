@@ -24,9 +24,7 @@ use ckpt_image::{
 use ckpt_kernel::procfs;
 use ckpt_proc::{link::FdLink, status::parse_status};
 use rustix::{
-    event::EventfdFlags,
     fs::OFlags,
-    io::DupFlags,
     process::{Pid, PidfdFlags, pidfd_open},
 };
 use std::{collections::BTreeMap, os::fd::OwnedFd};
@@ -61,8 +59,7 @@ impl FileKind for Pidfd {
 
     /// A placeholder: see [`open_late`].
     fn open(&self, _: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
-        let placeholder = rustix::event::eventfd(0, EventfdFlags::CLOEXEC);
-        placeholder.doing(|| "make a placeholder for a pidfd".to_owned()).map(Some)
+        late::placeholder().map(Some)
     }
 }
 
@@ -119,6 +116,5 @@ fn open(tid: i32, file: &model::File) -> Result<OwnedFd> {
 
 fn put(fd: OwnedFd, objref: Objref, file: &model::File, files: &mut BTreeMap<Objref, OwnedFd>) -> Result<()> {
     settle_flags(&fd, file)?;
-    let Some(place) = files.get_mut(&objref) else { return Ok(()) };
-    rustix::io::dup3(&fd, place, DupFlags::CLOEXEC).doing(|| "dup3".to_owned())
+    late::put(&fd, objref, files)
 }

@@ -20,7 +20,7 @@ pub(crate) struct Move {
 
 /// Puts every descriptor in its place and closes all others, but for `kept`, which is nobody's place.
 pub(crate) fn place(program: &mut Program, moves: &[Move], kept: Option<i32>) {
-    ordered(moves).into_iter().for_each(|one| put(program, one));
+    ordered(moves, kept).into_iter().for_each(|one| put(program, one));
     let places: BTreeSet<i32> = moves.iter().map(|m| m.to).chain(kept).collect();
     let mut next = 0;
     for place in places {
@@ -48,15 +48,16 @@ pub(crate) fn close(program: &mut Program, from: i32, to: u32) {
     program.call("close_range", from as u64, SYS_CLOSE_RANGE, [from.into(), to.into(), 0u64.into()]);
 }
 
-/// The moves in an order in which each finds what it moves. There may be more of them: the cycles.
-fn ordered(moves: &[Move]) -> Vec<Move> {
+/// The moves in an order in which each finds what it moves. There may be more of them: the cycles, by way of a number that
+/// is not `kept`.
+fn ordered(moves: &[Move], kept: Option<i32>) -> Vec<Move> {
     // By place, what is still to go there; by number, how many still need what is there now.
     let mut left: BTreeMap<i32, Move> = moves.iter().map(|m| (m.to, *m)).collect();
     let mut needed: BTreeMap<i32, u32> = BTreeMap::new();
     for m in moves.iter().filter(|m| m.from != m.to) {
         *needed.entry(m.from).or_default() += 1;
     }
-    let taken: BTreeSet<i32> = moves.iter().flat_map(|m| [m.from, m.to]).collect();
+    let taken: BTreeSet<i32> = moves.iter().flat_map(|m| [m.from, m.to]).chain(kept).collect();
     let spare = (0..).find(|number| !taken.contains(number)).unwrap_or(i32::MAX);
     let mut done = Vec::with_capacity(moves.len());
     let mut ready: Vec<i32> = left.keys().copied().filter(|to| !needed.contains_key(to)).collect();
@@ -90,7 +91,7 @@ mod tests {
     /// What each number holds after the moves, `from` being what number `from` held at first.
     fn run(moves: &[Move]) -> BTreeMap<i32, (i32, bool)> {
         let mut table: BTreeMap<i32, (i32, bool)> = BTreeMap::new();
-        for m in ordered(moves) {
+        for m in ordered(moves, None) {
             let what = table.get(&m.from).map_or(m.from, |(what, _)| *what);
             table.insert(m.to, (what, m.cloexec));
         }

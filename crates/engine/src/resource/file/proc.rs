@@ -76,9 +76,9 @@ impl FileKind for KernelFile {
         Ok(file)
     }
 
-    /// Not yet: see [`open_late`].
+    /// A placeholder: see [`open_late`].
     fn open(&self, _: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
-        Ok(None)
+        late::placeholder().map(Some)
     }
 }
 
@@ -139,17 +139,17 @@ fn details(file: &model::File) -> Option<ProcFile> {
     model::details::<ProcFile>(&file.details)?.first().copied()
 }
 
-/// Opens the files of this kind, now that all tasks exist and have their descriptors.
+/// Opens those files of this kind that are `wanted`, now that all tasks exist, in place of what `files` has for them.
 pub(crate) fn open_late(
     image: &Image,
     tasks: &Tasks,
+    wanted: impl Fn(Objref) -> bool,
     files: &mut BTreeMap<Objref, OwnedFd>,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    for (objref, file) in late::of_kind(image, file_kind::PROC) {
-        files.insert(objref, open(file, tasks, observer)?);
-    }
-    Ok(())
+    late::of_kind(image, file_kind::PROC)
+        .filter(|(objref, _)| wanted(*objref))
+        .try_for_each(|(objref, file)| late::put(&open(file, tasks, observer)?, objref, files))
 }
 
 fn open(file: &model::File, tasks: &Tasks, observer: &mut dyn Observer) -> Result<OwnedFd> {
