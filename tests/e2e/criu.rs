@@ -16,6 +16,7 @@ use crate::common::{Program, Test, ensure, names_in, nothing_runs_in};
 pub(crate) const TESTS: &[Test] = &[
     ("leave_running", leave_running),
     ("leave_stopped", leave_stopped),
+    ("restored_stopped", restored_stopped),
     ("foreground", foreground),
     ("foreground_signal", foreground_signal),
     ("sibling", sibling),
@@ -146,7 +147,23 @@ fn leave_running(ctx: &Context) -> Result<()> {
 fn leave_stopped(ctx: &Context) -> Result<()> {
     let mut case = Case::start(ctx, "kin", &["plain"])?;
     case.done(case.dump(&["--leave-stopped"]), "dump.log")?;
-    let members = family(case.program.target.pid());
+    stopped(case.program.target.pid())?;
+    case.program.ends_with(7)
+}
+
+/// `restore -s`: likewise; nothing of the program has run.
+fn restored_stopped(ctx: &Context) -> Result<()> {
+    let mut case = Case::start(ctx, "kin", &["plain"])?;
+    case.dump_and_kill(&[])?;
+    std::fs::write(case.program.path("go"), "")?;
+    case.back(&["--leave-stopped"])?;
+    stopped(case.program.target.pid())?;
+    case.program.ends_with(7)
+}
+
+/// A parent and a child, each thread stopped as by SIGSTOP; they are let go on.
+fn stopped(root: i32) -> Result<()> {
+    let members = family(root);
     ensure(members.len() == 2, format!("members: {members:?}"))?;
     for pid in &members {
         for task in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
@@ -159,7 +176,7 @@ fn leave_stopped(ctx: &Context) -> Result<()> {
         let pid = rustix::process::Pid::from_raw(pid).context("pid")?;
         rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
     }
-    case.program.ends_with(7)
+    Ok(())
 }
 
 /// In the foreground it waits for the root, and ends with 0 whatever that ends with.

@@ -38,6 +38,7 @@ pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
         map_files: args.map_file,
         force_cpu: args.force_cpu,
         freezer: args.freezer,
+        stopped: false,
         sibling: false,
         stands_in: !args.no_wait,
         inherit,

@@ -71,7 +71,10 @@ pub fn run_with(options: &Options, log: &Log, hooks: Vec<Box<dyn Hook>>) -> Outc
         "Dumped: {} processes, {} threads, {} bytes of pages, image of {} bytes, stood still {:?}",
         report.processes, report.threads, report.page_bytes, report.image_bytes, report.frozen
     ));
-    stats::write_dump(options.work_dir(), statistics(&report, watch.still()))?;
+    // What was to become of the tree has come: that nobody can read about it does not undo that.
+    if let Err(failure) = stats::write_dump(options.work_dir(), statistics(&report, watch.still())) {
+        log.warn(failure.place(), failure.to_string());
+    }
     log.info("Dumping finished successfully");
     Ok(())
 }

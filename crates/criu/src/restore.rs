@@ -51,6 +51,7 @@ pub fn run_with(options: &Options, log: &Log, hooks: Vec<Box<dyn Hook>>) -> Outc
         pids: Pids::Original,
         root: options.root.clone(),
         inherit,
+        stopped: options.leave_stopped,
         sibling: options.restore_sibling,
         stands_in: !options.restore_detached,
         ..RestartOptions::default()
@@ -97,9 +98,6 @@ fn check(options: &Options) -> Outcome {
         return refused(
             "--restore-sibling: a child of another can only be left to it: give --restore-detached, too",
         );
-    }
-    if options.leave_stopped {
-        return refused("--leave-stopped: not supported by restore yet");
     }
     if options.empty_net_ns {
         return refused("--empty-ns net: network namespaces are not supported yet");

@@ -232,6 +232,8 @@ pub struct RestartOptions {
     pub force_cpu: bool,
     /// A freezer cgroup, absolute or below the mount of one: the tasks are left frozen in it.
     pub freezer: Option<PathBuf>,
+    /// The tasks are left stopped, as by SIGSTOP.
+    pub stopped: bool,
     /// The root becomes a sibling of the caller: a child of its parent, which is to wait for it. Its exit signal is
     /// then that of the caller. Not with [`Pids::Namespace`].
     pub sibling: bool,

@@ -230,6 +230,15 @@ pub(crate) fn registers(puppets: &mut Puppets, running: &[&Parts<'_>]) -> Result
     Ok(())
 }
 
+/// Stops all processes, as soon as they are let go: not one instruction is run before that.
+pub(crate) fn stop_all(puppets: &mut Puppets, materials: &Materials<'_>) -> Result<()> {
+    let running = |p: &&Parts<'_>| p.process.task.state != task_state::STOPPED;
+    materials.parts.iter().filter(running).try_for_each(|p| {
+        let pid = puppets.get(p.index)?.pid();
+        query::kill(pid, libc::SIGSTOP).task(|| label(p.process))
+    })
+}
+
 /// Whether another process has the same address space.
 fn shares_mm(parts: &[Parts<'_>], p: &Parts<'_>) -> bool {
     parts.iter().any(|other| other.index != p.index && other.process.task.mm == p.process.task.mm)

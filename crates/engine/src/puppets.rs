@@ -93,6 +93,7 @@ impl Puppets {
 
     /// Puppet number `index` has been made.
     pub(crate) fn add(&mut self, index: TaskIndex, puppet: Puppet) {
+        tracing::debug!("made process number {index}: pid {}", puppet.pid());
         self.made.push(puppet.pid());
         if let Some(place) = self.list.get_mut(index) {
             *place = Some(puppet);

@@ -88,6 +88,9 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     if options.truncate_files {
         file::identity::truncate(&image, &grown, &opened.files)?;
     }
+    if options.stopped {
+        phases::stop_all(&mut puppets, &materials)?;
+    }
     opened.scribe.keep(root)?;
     let released = puppets.release(freezer.as_ref());
     let root = released.inspect_err(|_| drop(opened.scribe.discard()))?;
