@@ -566,15 +566,18 @@ impl Puppet {
     /// others of its process, or other processes, before they are let go themselves.
     pub fn release(&mut self, begun: &mut bool) -> Result<Released> {
         let (pid, own_pid) = (self.pid, self.own_pid());
+        let mut gone = Vec::new();
         for strand in std::mem::take(&mut self.threads) {
             let tid = strand.thread.tid();
             match strand.thread.detach() {
                 Ok(()) => *begun = true,
-                // Its parent is told only when we have waited for it, too.
-                Err(Error::Gone { .. }) if *begun => drop(waited(tid, libc::WNOHANG)),
+                Err(Error::Gone { .. }) if *begun => gone.push(tid),
                 Err(error) => return Err(error),
             }
         }
+        // They have been killed, and end soon; their parent is told only when we have waited for them, too. The leader
+        // can be waited for when the others have been.
+        gone.into_iter().rev().for_each(|tid| while waited(tid, 0) == Some(false) {});
         self.released = true;
         let pidfd = self
             .pidfd
