@@ -16,7 +16,7 @@ use crate::{
     admit::Admission,
     capture::{Capture, capture},
     error::{Context, Error, Result},
-    freeze::thaw,
+    freeze::{Asked, thaw},
     frost::{Frost, Thawed},
     guard, leaks,
     objects::Objects,
@@ -84,7 +84,8 @@ pub fn checkpoint(
     // What is only a matter of moments is over when the tree has gone on for some.
     let mut pauses = PAUSES_MS.iter().filter(|_| thawed.seized().is_empty());
     let mut capture = loop {
-        let frozen = tree::freeze_tree(root.pid, &admission, thawed.seized(), observer).task(label)?;
+        let frozen =
+            tree::freeze_tree(root.pid, &admission, Asked::lent(thawed.seized()), observer).task(label)?;
         guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
         match (capture(frozen, options, observer, approve), pauses.next()) {
             (Err(error), Some(ms)) if error.passing => {
