@@ -20,7 +20,7 @@ use crate::{
     admit::Admission,
     capture::{Capture, capture},
     error::{Context, Error, Result},
-    freeze::thaw,
+    freeze::{Asked, thaw},
     frost::{Chill, Frost, Thawed},
     guard, leaks,
     milestone::{Stage, pass, reach},
@@ -113,7 +113,7 @@ fn attempt(
     // What is only a matter of moments is over when the tree has gone on for some.
     let mut pauses = PAUSES_MS.iter().filter(|_| thawed.seized().is_empty());
     let capture = loop {
-        let frozen = tree::freeze_tree(root.pid, &admission, thawed.seized(), observer);
+        let frozen = tree::freeze_tree(root.pid, &admission, Asked::lent(thawed.seized()), observer);
         let captured = frozen.and_then(|frozen| {
             guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
             tracing::info!("the tree stands still: {} processes", frozen.len());

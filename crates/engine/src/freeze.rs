@@ -48,8 +48,9 @@ pub(crate) struct Kept {
 
 /// How often a thread that was caught between two calls is let go and stopped again.
 const ATTEMPTS: u32 = 50;
-/// How often it is tried to tell exactly what remains of a timeout.
-const PATIENCE: u32 = 20;
+/// How often it is tried to tell exactly what remains of a timeout while others of the tree may run. After that it is
+/// left for the visit, when all stand still: each try lets the thread go, which may be one of a thousand that fork.
+const PATIENCE: u32 = 3;
 
 /// What the frozen threads are wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,42 @@ pub(crate) enum Purpose {
     Visit,
 }
 
+/// Threads that are seized and asked to stop. Dropped, those that nobody has waited for are let go.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    /// Not to be detached by us.
+    lent: BTreeSet<i32>,
+    crowd: BTreeSet<i32>,
+}
+
+impl Asked {
+    /// Those that a cgroup has held, which will be detached by whoever freezes it again.
+    pub(crate) fn lent(tids: &BTreeSet<i32>) -> Asked {
+        Asked { lent: tids.clone(), crowd: BTreeSet::new() }
+    }
+
+    /// Asks the threads of `processes`, all at once: where hundreds want to run it takes each a while to come to its
+    /// stop, and those that are not asked go on and make more. Who cannot be seized now is when its turn comes.
+    pub(crate) fn ask<'a>(&mut self, processes: impl Iterator<Item = &'a (Process, Stat)>) {
+        for (process, stat) in processes.filter(|(_, stat)| !stat.process_has_ended()) {
+            let tids = process.tids_at(stat).unwrap_or_default();
+            for tid in tids.into_iter().filter(|tid| !self.lent.contains(tid)) {
+                if Running::seize(tid, Seize::Catch).and_then(|running| running.ask()).is_ok() {
+                    self.crowd.insert(tid);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        for tid in std::mem::take(&mut self.crowd) {
+            drop(Running::born(tid).wait_stop());
+        }
+    }
+}
+
 /// Stops every living thread of `process`, which was as `stat` says; new ones that appear meanwhile are
 /// caught too. Those in
 /// `asked` are about to stop. One of them all is its witness then. `observer` is told which timeouts
@@ -68,7 +105,7 @@ pub(crate) fn freeze(
     process: &mut Process,
     stat: &Stat,
     purpose: Purpose,
-    asked: &BTreeSet<i32>,
+    asked: &mut Asked,
     observer: &mut dyn Observer,
 ) -> Result<Vec<FrozenThread>> {
     if stat.state == TaskState::DiskSleep {
@@ -80,8 +117,10 @@ pub(crate) fn freeze(
     loop {
         for tid in tids.into_iter().filter(|tid| known.insert(*tid)).collect::<Vec<_>>() {
             interrupted(observer)?;
-            let thread = if asked.contains(&tid) {
-                await_thread(process, tid, observer)
+            let thread = if asked.lent.contains(&tid) {
+                await_thread(process, tid, Stopped::lend, observer)
+            } else if asked.crowd.remove(&tid) {
+                await_thread(process, tid, |thread| thread, observer)
             } else {
                 freeze_thread(process, tid, purpose, observer)
             };
@@ -126,9 +165,14 @@ impl From<Error> for Failure {
     }
 }
 
-/// Waits for a thread that was frozen, and is asked to stop.
-fn await_thread(process: &Process, tid: i32, observer: &dyn Observer) -> Result<FrozenThread, Failure> {
-    let mut thread = wait_stop(Running::born(tid), observer)?.lend();
+/// Waits for a thread that is asked to stop.
+fn await_thread(
+    process: &Process,
+    tid: i32,
+    hold: impl Fn(Stopped) -> Stopped,
+    observer: &dyn Observer,
+) -> Result<FrozenThread, Failure> {
+    let mut thread = hold(wait_stop(Running::born(tid), observer)?);
     let mut raw = thread.regs()?;
     let mask = thread.sigmask()?;
     leave_rseq(&mut thread, &mut raw)?;
@@ -186,10 +230,21 @@ fn freeze_thread(
             let kept = Kept { tid, raw, saved, restart: RestartBlock::default(), mask, unsettled };
             return Ok(FrozenThread { thread, kept });
         }
-        if let Some(settled) = call::settle(process, tid, &before, &mut saved, attempt < PATIENCE)? {
+        if let Some(settled) = call::settle(process, tid, &before, &mut saved, true)? {
             settled.warn(tid, observer);
             let kept = Kept { tid, raw, saved, restart: settled.restart, mask, unsettled };
             return Ok(FrozenThread { thread, kept });
+        }
+        if attempt >= PATIENCE {
+            let begun = call::unbegin(tid, &mut raw);
+            if call::waits(&raw) {
+                if begun {
+                    thread.set_regs(&raw)?;
+                }
+                let kept =
+                    Kept { tid, raw, saved: raw, restart: RestartBlock::default(), mask, unsettled: true };
+                return Ok(FrozenThread { thread, kept });
+            }
         }
         thread.set_regs(&raw)?;
         thread.detach()?;

@@ -4,7 +4,7 @@
 use crate::{
     capture::{slot_address, slots_in, statuses, texts_in, visitors},
     error::{Error, Result},
-    freeze::{Purpose, freeze, thaw},
+    freeze::{Asked, Purpose, freeze, thaw},
     freezer::Freezer,
     frost::{Chill, Frost},
     options::Silent,
@@ -20,7 +20,7 @@ use ckpt_kernel::{
     visit::{Traces, Visit},
 };
 use ckpt_proc::maps::{Mapping, parse_maps};
-use std::{collections::BTreeSet, io::Write, time::Duration};
+use std::{io::Write, time::Duration};
 
 /// How long a thread may stay in our code (in a signal handler that interrupted its way home).
 const ATTEMPTS: u32 = 200;
@@ -102,7 +102,7 @@ fn clean(process: &mut Process) -> Result<bool> {
         return Ok(true);
     }
     let stat = process.stat()?;
-    let mut frozen = freeze(process, &stat, Purpose::Visit, &BTreeSet::new(), &mut Silent)?;
+    let mut frozen = freeze(process, &stat, Purpose::Visit, &mut Asked::default(), &mut Silent)?;
     // Only now does nothing move: a thread on its way home may have mapped the slot meanwhile.
     let (maps, traces) = look(process)?;
     let (texts, spans) = (texts_in(&maps), traces.spans());

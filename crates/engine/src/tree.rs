@@ -1,14 +1,16 @@
 //! The tree below a process: finding its members and stopping them all.
 //!
 //! A tree changes while it is looked at. But a stopped parent makes no more children, so the tree
-//! is stopped from the root down, pass after pass, until a whole pass finds nobody new: then it is
+//! is stopped from the root down, level by level, pass after pass, until a whole pass finds nobody new: then it is
 //! one consistent cut, for nothing is read of anybody before everybody stands still. An orphan
-//! whose subreaper is inside the tree turns up in a later pass under its new parent.
+//! whose subreaper is inside the tree turns up in a later pass under its new parent: hence a pass in
+//! which somebody was found and had ended by then is not the last. Its children may have become those of one
+//! whose children were read before; and reading a list from which one vanishes may leave out another.
 
 use crate::{
     admit::Admission,
     error::{Context, Error, Result},
-    freeze::{FrozenThread, Purpose, freeze},
+    freeze::{Asked, FrozenThread, Purpose, freeze},
     options::{Observer, interrupted},
     task::{Process, show},
 };
@@ -76,48 +78,64 @@ pub(crate) fn members(root: i32) -> Result<Vec<Process>> {
     Ok(members.into_iter().map(|(process, _)| process).collect())
 }
 
+/// So many processes are a crowd, which is asked to stop all at once.
+const CROWD: usize = 16;
+
 /// Stops the tree below `root`, a parent before its children. The threads in `asked` are about to stop.
 pub(crate) fn freeze_tree(
     root: i32,
     admission: &Admission,
-    asked: &BTreeSet<i32>,
+    mut asked: Asked,
     observer: &mut dyn Observer,
 ) -> Result<Vec<FrozenProcess>> {
-    let first = hold(Process::look(root)?, admission, asked, observer)?.filter(|root| !root.is_zombie());
+    let first = hold(Process::look(root)?, admission, &mut asked, observer)?;
+    let first = first.filter(|root| !root.is_zombie());
     let mut tree = vec![first.ok_or_else(|| Error::failed(format!("the process {root} ended")))?];
     let mut known = BTreeSet::from([root]);
     loop {
-        let (before, mut next) = (tree.len(), 0);
-        while let Some(parent) = tree.get(next) {
-            // One that stands still has no others.
-            let tids = parent.threads.iter().map(|thread| thread.kept.tid);
-            for (parent_tid, pid) in children(&parent.process, tids)? {
-                if !known.insert(pid) {
-                    continue;
-                }
-                let child = match Process::look(pid) {
-                    Ok(child) => hold(child, admission, asked, observer)?,
-                    Err(_) => None,
-                };
-                match child {
+        let (mut quiet, mut next) = (true, 0);
+        while next < tree.len() {
+            let found = strangers(tree.get(next..).unwrap_or_default(), &mut known)?;
+            next = tree.len();
+            quiet &= found.is_empty();
+            let looked: Vec<_> =
+                found.into_iter().map(|(parent, pid)| (parent, pid, Process::look(pid).ok())).collect();
+            if looked.len() >= CROWD {
+                asked.ask(looked.iter().filter_map(|(.., found)| found.as_ref()));
+            }
+            for (parent_tid, pid, found) in looked {
+                let child = found.map(|child| hold(child, admission, &mut asked, observer)).transpose()?;
+                match child.flatten() {
                     Some(child) => tree.push(FrozenProcess { parent_tid, ..child }),
                     // Its pid may be given to another child yet.
                     None => drop(known.remove(&pid)),
                 }
             }
-            next += 1;
         }
-        if tree.len() == before {
+        if quiet {
             return Ok(tree);
         }
     }
+}
+
+/// The children of processes that stand still which are not `known` yet, and are then: each with the thread it is a child
+/// of.
+fn strangers(parents: &[FrozenProcess], known: &mut BTreeSet<i32>) -> Result<Vec<(i32, i32)>> {
+    let mut found = Vec::new();
+    for parent in parents {
+        // One that stands still has no others.
+        let tids = parent.threads.iter().map(|thread| thread.kept.tid);
+        let children = children(&parent.process, tids)?;
+        found.extend(children.into_iter().filter(|(_, pid)| known.insert(*pid)));
+    }
+    Ok(found)
 }
 
 /// Stops one process; `None` when it is gone.
 fn hold(
     (mut process, stat): (Process, Stat),
     admission: &Admission,
-    asked: &BTreeSet<i32>,
+    asked: &mut Asked,
     observer: &mut dyn Observer,
 ) -> Result<Option<FrozenProcess>> {
     interrupted(observer)?;
