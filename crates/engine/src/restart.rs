@@ -58,6 +58,8 @@ pub(crate) struct Opened {
     pub(crate) files: BTreeMap<Objref, OwnedFd>,
     pub(crate) inherited: external::Inherited,
     pub(crate) inodes: BTreeMap<Objref, Made>,
+    /// Unix sockets, until what waits in them is there.
+    sockets: file::unix::Sockets,
     pub(crate) directories: BTreeMap<Objref, fs::Directories>,
     /// How what is opened late gets to them.
     pub(crate) late: Option<file::proc::Late>,
@@ -198,6 +200,10 @@ fn open(
             inode_kind::UNLINKED => file::unlinked::make(inode, &scribe)?,
             inode_kind::PIPE => file::pipe::make(inode, &scribe)?,
             inode_kind::MEMFD => file::memfd::make(inode)?,
+            inode_kind::UNIX => match file::unix::reserve(inode)? {
+                Some(made) => made,
+                None => continue,
+            },
             inode_kind::EMBEDDED => match file::embedded::make(inode, &scribe)? {
                 Some(made) => made,
                 None => continue,
@@ -208,13 +214,21 @@ fn open(
         inodes.insert(*objref, Made { fd: park(made.fd)?, read, ..made });
     }
     if options.pids == Pids::Original {
-        await_ptys(image, reader, observer)?;
+        await_original(image, reader, observer)?;
     }
     for (objref, made) in file::pty::make_all(image, observer)? {
         let read = made.read.map(&park).transpose()?;
         inodes.insert(objref, Made { fd: park(made.fd)?, read, ..made });
     }
-    let context = OpenContext { image, options, scribe: &scribe, removed: &removed, inodes: &inodes };
+    let sockets = file::unix::make(image, &scribe, &park)?;
+    let context = OpenContext {
+        image,
+        options,
+        scribe: &scribe,
+        removed: &removed,
+        inodes: &inodes,
+        sockets: &sockets,
+    };
     let files = file::open_all(&context, &park)?;
     file::pty::hang_up(image, &mut inodes);
     let mut directories = BTreeMap::new();
@@ -226,14 +240,19 @@ fn open(
     let inherited = external::inherit(image, &options.inherit, &park)?;
     let late = file::proc::Late::of(image)?;
     let pidfds = file::pidfd::all(image).next().map(|_| Late::new(lowest, &park)).transpose()?;
-    Ok(Opened { files, inherited, inodes, directories, late, pidfds, scribe })
+    Ok(Opened { files, inherited, inodes, sockets, directories, late, pidfds, scribe })
 }
 
-/// In `checkpoint --kill PID | restart` the original has its terminals, and ends only when it has seen all of the
-/// image off: then the image is taken in first, and waited for its end.
-fn await_ptys(image: &Image, reader: &mut source::ImageReader, observer: &mut dyn Observer) -> Result<()> {
+/// In `checkpoint --kill PID | restart` the original has its terminals and the names of its sockets, and ends only when it
+/// has seen all of the image off: then the image is taken in first, and waited for its end.
+fn await_original(
+    image: &Image,
+    reader: &mut source::ImageReader,
+    observer: &mut dyn Observer,
+) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(10);
-    let taken = || file::pty::wanted(image).any(|path| rustix::fs::stat(path).is_ok());
+    let taken =
+        || file::pty::wanted(image).any(|path| rustix::fs::stat(path).is_ok()) || file::unix::taken(image);
     if !reader.source_mut().is_stream() || !taken() {
         return Ok(());
     }
@@ -398,6 +417,8 @@ fn build(
 ) -> Result<u64> {
     let page_bytes = memory(puppets, materials, &mut reader, observer)?;
     file::pty::settle(materials.image, &materials.opened.inodes)?;
+    let Opened { sockets, inodes, .. } = &mut materials.opened;
+    file::unix::settle(materials.image, sockets, inodes)?;
     threads(puppets, materials, observer)?;
     let tids = pids(puppets, materials.image, Puppet::tid);
     file::pidfd::open_late(materials.image, &tids, puppets, &mut materials.opened.files)?;
