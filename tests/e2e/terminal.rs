@@ -15,6 +15,7 @@ use crate::sweep::kill_within;
 
 pub(crate) const TESTS: &[Test] = &[
     ("shell_job", shell_job),
+    ("tmux", tmux),
     ("killed_cooked", |ctx| killed(ctx, "cooked")),
     ("killed_raw", |ctx| killed(ctx, "raw")),
     ("killed_packet", |ctx| killed(ctx, "packet")),
@@ -54,9 +55,19 @@ fn killed(ctx: &Context, case: &str) -> Result<()> {
 
 /// Its settings, window, foreground group, Ctrl-C, Ctrl-Z, fg and bg; see the helper.
 fn shell_job(ctx: &Context) -> Result<()> {
+    helper(ctx, "shell_job.py")
+}
+
+/// A server with a shell and an editor in its panes, three times; see the helper.
+fn tmux(ctx: &Context) -> Result<()> {
+    find_program("tmux").and(find_program("vim")).context("no tmux, or no vim")?;
+    helper(ctx, "tmux.py")
+}
+
+fn helper(ctx: &Context, name: &str) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut script = Command::new(find_program("python3").context("no python3")?);
-    script.arg(ctx.helpers.join("shell_job.py")).arg(ctx.ckpt.as_ref().context("binary")?);
+    script.arg(ctx.helpers.join(name)).arg(ctx.ckpt.as_ref().context("binary")?);
     script.current_dir(dir.path());
     let outcome = Run::new(script).finish()?;
     reap_strays();

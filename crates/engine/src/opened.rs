@@ -32,6 +32,8 @@ pub(crate) struct Opened {
     pub(crate) files: BTreeMap<Objref, OwnedFd>,
     pub(crate) inherited: external::Inherited,
     pub(crate) inodes: BTreeMap<Objref, Made>,
+    /// Unix sockets, until what waits in them is there.
+    pub(crate) sockets: file::unix::Sockets,
     pub(crate) directories: BTreeMap<Objref, fs::Directories>,
     /// How what is opened late gets to them.
     pub(crate) late: Option<Late>,
@@ -124,6 +126,10 @@ pub(crate) fn open(
             inode_kind::UNLINKED => file::unlinked::make(inode, &scribe)?,
             inode_kind::PIPE => file::pipe::make(inode, &scribe)?,
             inode_kind::MEMFD => file::memfd::make(inode)?,
+            inode_kind::UNIX => match file::unix::reserve(inode)? {
+                Some(made) => made,
+                None => continue,
+            },
             inode_kind::EMBEDDED => match file::embedded::make(inode, &scribe)? {
                 Some(made) => made,
                 None => continue,
@@ -133,12 +139,20 @@ pub(crate) fn open(
         inodes.insert(*objref, park_made(made)?);
     }
     if options.pids == Pids::Original {
-        await_ptys(image, reader, observer)?;
+        await_original(image, reader, observer)?;
     }
     for (objref, made) in file::pty::make_all(image, observer)? {
         inodes.insert(objref, park_made(made)?);
     }
-    let context = OpenContext { image, options, scribe: &scribe, removed: &removed, inodes: &inodes };
+    let sockets = file::unix::make(image, &scribe, &park)?;
+    let context = OpenContext {
+        image,
+        options,
+        scribe: &scribe,
+        removed: &removed,
+        inodes: &inodes,
+        sockets: &sockets,
+    };
     let files = file::open_all(&context, &park)?;
     file::pty::hang_up(image, &mut inodes);
     let mut directories = BTreeMap::new();
@@ -150,14 +164,15 @@ pub(crate) fn open(
     let inherited = external::inherit(image, &options.inherit, &park)?;
     let late = Late::of(image, &numbers)?;
     drop(reserved);
-    Ok(Opened { files, inherited, inodes, directories, late, scribe })
+    Ok(Opened { files, inherited, inodes, sockets, directories, late, scribe })
 }
 
-/// In `checkpoint --kill PID | restart` the original has its terminals, and ends only when it has seen all of the
-/// image off: then the image is taken in first, and waited for its end.
-fn await_ptys(image: &Image, reader: &mut ImageReader, observer: &mut dyn Observer) -> Result<()> {
+/// In `checkpoint --kill PID | restart` the original has its terminals and the names of its sockets, and ends only when it
+/// has seen all of the image off: then the image is taken in first, and waited for its end.
+fn await_original(image: &Image, reader: &mut ImageReader, observer: &mut dyn Observer) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(10);
-    let taken = || file::pty::wanted(image).any(|path| rustix::fs::stat(path).is_ok());
+    let ptys = || file::pty::wanted(image).any(|path| rustix::fs::stat(path).is_ok());
+    let taken = || ptys() || file::unix::taken(image);
     if !reader.source_mut().is_stream() || !taken() {
         return Ok(());
     }

@@ -2,7 +2,7 @@
 
 use crate::resource::file::{
     FileKind, chardev, current, directory, epoll, eventfd, external, inotify, memfd, mqueue, path, pidfd,
-    pipe, proc, pty, regular, signalfd, timerfd, unlinked,
+    pipe, proc, pty, regular, signalfd, timerfd, unix, unlinked,
 };
 
 /// All kinds.
@@ -13,6 +13,7 @@ pub(crate) const FILE_KINDS: &[&dyn FileKind] = &[
     &current::Current,
     &external::Terminal,
     &external::Pipe,
+    &unix::Socket,
     &external::Socket,
     &external::Named,
     &pipe::InnerPipe,

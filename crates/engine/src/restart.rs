@@ -27,7 +27,7 @@ use crate::{
     freezer::Freezer,
     machine,
     milestone::{Stage, pass, reach},
-    opened,
+    opened::{self, Opened},
     options::{Input, Observer, Pids, RestartOptions, RestartReport, interrupted},
     phases::{self, Materials},
     puppets::Puppets,
@@ -123,6 +123,8 @@ fn build(
     let image = materials.image;
     let page_bytes = phases::memory(puppets, materials, &mut reader, observer)?;
     file::pty::settle(image, &materials.opened.inodes)?;
+    let Opened { sockets, inodes, .. } = &mut materials.opened;
+    file::unix::settle(image, sockets, inodes)?;
     phases::threads(puppets, materials, observer)?;
     let tasks = phases::tasks(puppets, image);
     phases::watched_files(puppets, materials, &tasks, observer)?;

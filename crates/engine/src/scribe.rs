@@ -9,6 +9,8 @@
 //! Names come from an image, and directories may belong to somebody else: no link is followed on the
 //! way to a name, and nothing that exists is touched (openat2(2), O_EXCL, mkdirat, linkat).
 
+pub(crate) mod socket;
+
 use crate::{
     error::{Error, Result},
     task::show,
@@ -41,14 +43,27 @@ enum Task {
     Link,
     /// A regular file whose name stays if all goes well.
     Lasting,
+    /// The name of a socket, which stays if all goes well.
+    Socket,
+    /// The name of a socket, which is taken away again.
+    BriefSocket,
     /// All went well.
     Keep,
     /// It did not, after all.
     Discard,
 }
 
-const TASKS: [Task; 7] =
-    [Task::File, Task::Fifo, Task::Directory, Task::Link, Task::Lasting, Task::Keep, Task::Discard];
+const TASKS: [Task; 9] = [
+    Task::File,
+    Task::Fifo,
+    Task::Directory,
+    Task::Link,
+    Task::Lasting,
+    Task::Socket,
+    Task::BriefSocket,
+    Task::Keep,
+    Task::Discard,
+];
 
 /// The scribe, forked when there is something to do.
 #[derive(Debug, Default)]
@@ -87,6 +102,29 @@ impl Scribe {
         }
     }
 
+    /// Binds `socket` to a name. If that is `lasting`, it is taken away again unless [`Scribe::keep`] is called; a dead socket
+    /// that was left there makes place. Else it is taken away at once.
+    pub(crate) fn bind(&self, socket: BorrowedFd<'_>, name: &socket::Name<'_>, lasting: bool) -> Result<()> {
+        let task = if lasting { Task::Socket } else { Task::BriefSocket };
+        let path = show(name.path);
+        match self.request(task, &name.request(), Some(socket)) {
+            Ok(_) => Ok(()),
+            Err(Errno::EXIST) => {
+                let what = format!("{path} is there, and is not what the socket had left behind");
+                Err(Error::failed(what).advice("remove it"))
+            }
+            Err(Errno::ADDRINUSE) => {
+                let what = format!("{path}: a program has a socket of that name");
+                Err(Error::failed(what).advice("end that program first"))
+            }
+            Err(Errno::XDEV) => {
+                let what = format!("{} leads to another place than {path} now", show(name.address));
+                Err(Error::failed(what).advice("put the directories back"))
+            }
+            Err(error) => Err(self.trouble("make the socket", name.path, error)),
+        }
+    }
+
     /// What lasts is to stay if process `root` does, until [`Scribe::discard`].
     pub(crate) fn keep(&self, root: i32) -> Result<()> {
         self.tell(Task::Keep, root)
@@ -115,11 +153,15 @@ impl Scribe {
 
     fn tell(&self, task: Task, pid: i32) -> Result<()> {
         let Some(servant) = self.0.get() else { return Ok(()) };
-        let told = servant.ask(&[&[task as u8][..], &pid.to_le_bytes()].concat()).map(drop);
+        let told = servant.ask(&[&[task as u8][..], &pid.to_le_bytes()].concat(), None).map(drop);
         told.map_err(|e| self.silent(e))
     }
 
     fn ask(&self, task: Task, paths: &[&[u8]]) -> Result<OwnedFd, Errno> {
+        self.request(task, &paths.join(&0), None)
+    }
+
+    fn request(&self, task: Task, what: &[u8], with: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Errno> {
         let servant = match self.0.get() {
             Some(servant) => servant,
             None => {
@@ -127,8 +169,7 @@ impl Scribe {
                 self.0.get_or_init(|| servant)
             }
         };
-        let request = [&[task as u8], paths.join(&0).as_slice()].concat();
-        match servant.ask(&request)? {
+        match servant.ask(&[&[task as u8], what].concat(), with)? {
             (_, Some(fd)) => Ok(fd),
             (answer, None) => {
                 let code = answer.first_chunk().map_or(0, |code| i32::from_le_bytes(*code));
@@ -138,8 +179,39 @@ impl Scribe {
     }
 }
 
-/// A file that is to stay: its directory, name, device and inode.
-type Lasting = (OwnedFd, Vec<u8>, (u64, u64));
+/// A file that is to stay.
+#[derive(Debug)]
+struct Lasting {
+    dir: OwnedFd,
+    name: Vec<u8>,
+    /// Its device and inode.
+    dev_ino: (u64, u64),
+    /// The name of what was put aside for it, which is not to stay then.
+    aside: Option<Vec<u8>>,
+}
+
+impl Lasting {
+    fn forget(&self, name: &[u8]) {
+        let _ = rustix::fs::unlinkat(&self.dir, name, AtFlags::empty());
+    }
+
+    /// It stays.
+    fn keep(&self) {
+        self.aside.iter().for_each(|aside| self.forget(aside));
+    }
+
+    /// It does not stay, if it is still the one that was made.
+    fn undo(&self) {
+        let same = rustix::fs::statat(&self.dir, self.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
+        if same.is_ok_and(|s| (s.st_dev, s.st_ino) == self.dev_ino) {
+            self.forget(&self.name);
+        }
+        if let Some(aside) = &self.aside {
+            let flags = rustix::fs::RenameFlags::NOREPLACE;
+            let _ = rustix::fs::renameat_with(&self.dir, aside, &self.dir, &self.name, flags);
+        }
+    }
+}
 
 /// The scribe's life.
 fn work(line: Line) {
@@ -149,8 +221,8 @@ fn work(line: Line) {
     // The root of the tasks for which it is to stay.
     let mut kept = None;
     let dismissed = loop {
-        let request = match line.request() {
-            Request::Some(request) => request,
+        let (request, with) = match line.request() {
+            Request::Some(request, with) => (request, with),
             other => break matches!(other, Request::Dismissed),
         };
         let Some((code, paths)) = request.split_first() else { break false };
@@ -166,6 +238,13 @@ fn work(line: Line) {
             Some(Task::Directory) => directory(path),
             Some(Task::Link) => briefly(path, false, |dir, name| link(other, dir, name)),
             Some(Task::Lasting) => last(path, &mut lasting),
+            Some(task @ (Task::Socket | Task::BriefSocket)) => {
+                let name = request.get(1..).and_then(socket::Name::of_request).zip(with.as_ref());
+                name.ok_or(Errno::INVAL).and_then(|(name, with)| match task {
+                    Task::Socket => socket::last(with.as_fd(), &name, &mut lasting),
+                    _ => socket::briefly(with.as_fd(), &name),
+                })
+            }
             told => {
                 let root = Pid::from_raw(pid).filter(|_| told == Some(&Task::Keep));
                 kept = root.and_then(|root| pidfd_open(root, PidfdFlags::empty()).ok());
@@ -181,13 +260,9 @@ fn work(line: Line) {
         }
     };
     if kept.is_some_and(|root| dismissed || outlives(&root)) {
-        return;
-    }
-    for (dir, name, dev_ino) in &lasting {
-        let same = rustix::fs::statat(dir, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
-        if same.is_ok_and(|s| (s.st_dev, s.st_ino) == *dev_ino) {
-            let _ = rustix::fs::unlinkat(dir, name.as_slice(), AtFlags::empty());
-        }
+        lasting.iter().for_each(Lasting::keep);
+    } else {
+        lasting.iter().for_each(Lasting::undo);
     }
 }
 
@@ -258,7 +333,7 @@ fn briefly(
 }
 
 /// Calls `make` with names derived from one until one is not taken.
-fn fresh_name(name: &[u8], make: impl Fn(&[u8]) -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+fn fresh_name(name: &[u8], mut make: impl FnMut(&[u8]) -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
     const ATTEMPTS: u32 = 100;
     let derived = |attempt: u32| [name, format!(".{attempt}").as_bytes()].concat();
     let names = std::iter::once(name.to_vec()).chain((1..ATTEMPTS).map(derived));
@@ -304,6 +379,6 @@ fn last(path: &[u8], lasting: &mut Vec<Lasting>) -> Result<OwnedFd, Errno> {
     let (dir, name, _) = parent(path, false)?;
     let fd = create(dir.as_fd(), &name)?;
     let stat = rustix::fs::fstat(&fd)?;
-    lasting.push((dir, name, (stat.st_dev, stat.st_ino)));
+    lasting.push(Lasting { dir, name, dev_ino: (stat.st_dev, stat.st_ino), aside: None });
     Ok(fd)
 }

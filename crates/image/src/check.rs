@@ -3,6 +3,7 @@
 
 mod anon;
 mod pidns;
+mod unix;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -323,6 +324,7 @@ fn check_file_details(file: &File, refs: &mut Refs<'_>) -> Check {
             rule(queue.notify_pid >= 0 && queue.notify <= 1, "an unknown notification")?;
             rule(queue.signal as usize <= NR_SIGNALS, "an unknown signal")
         }
+        file_kind::UNIX => unix::check(file, refs),
         file_kind::EXTERNAL_TTY | file_kind::TTY_CURRENT
             if file.details.len() == size_of::<record::Tty>() =>
         {
@@ -371,6 +373,7 @@ fn check_inode(inode: &Inode) -> Check {
     match inode.record.kind {
         inode_kind::PIPE => check_pipe(inode)?,
         inode_kind::PTY => check_pty(inode)?,
+        inode_kind::UNIX => unix::check_waiting(inode)?,
         inode_kind::MEMFD => {
             let [memfd] = of_kind::<record::Memfd>(&inode.details)?[..] else {
                 return Err("a memfd without its seals");

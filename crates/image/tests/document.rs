@@ -13,6 +13,8 @@ const PARTS: &[(&str, &[Member])] = &[
     ("FileDesc", record::FileDesc::MEMBERS),
     ("FileLock", record::FileLock::MEMBERS),
     ("Mqueue", record::Mqueue::MEMBERS),
+    ("UnixSocket", record::UnixSocket::MEMBERS),
+    ("UnixMessage", record::UnixMessage::MEMBERS),
     ("ExternalName", record::ExternalName::MEMBERS),
     ("PipePart", record::PipePart::MEMBERS),
     ("Memfd", record::Memfd::MEMBERS),

@@ -30,6 +30,7 @@ pub mod shared;
 mod sys;
 pub mod tracee;
 pub mod tty;
+pub mod unix;
 pub mod userfault;
 pub mod visit;
 

@@ -56,6 +56,12 @@ pub fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     open(&format!("self/fd/{}", fd.as_fd().as_raw_fd()), flags)
 }
 
+/// How /proc shows a descriptor of ours.
+pub fn link(fd: impl AsFd) -> Result<Vec<u8>, Errno> {
+    let name = format!("self/fd/{}", fd.as_fd().as_raw_fd());
+    Ok(rustix::fs::readlinkat(root()?, name, Vec::new())?.into_bytes())
+}
+
 /// The numbers that name the entries of the directory `path` below /proc, ascending.
 pub fn numbers(path: &str) -> Result<Vec<i32>, Errno> {
     numbers_in(open(path, OFlags::RDONLY | OFlags::DIRECTORY)?)

@@ -29,8 +29,8 @@ const DISMISSED: &[u8] = b"\0";
 /// What a servant hears.
 #[derive(Debug)]
 pub enum Request {
-    /// What it is to do.
-    Some(Vec<u8>),
+    /// What it is to do, and with what.
+    Some(Vec<u8>, Option<OwnedFd>),
     /// There is nothing more to do.
     Dismissed,
     /// The master has died.
@@ -70,7 +70,7 @@ impl Line {
     pub fn request(&self) -> Request {
         match self.receive() {
             Ok((request, _)) if request == DISMISSED => Request::Dismissed,
-            Ok((request, _)) if !request.is_empty() => Request::Some(request),
+            Ok((request, fd)) if !request.is_empty() => Request::Some(request, fd),
             _ => Request::Abandoned,
         }
     }
@@ -133,9 +133,13 @@ impl Servant {
         self.pid
     }
 
-    /// Asks for something, and waits for the answer.
-    pub fn ask(&self, request: &[u8]) -> Result<(Vec<u8>, Option<OwnedFd>), Errno> {
-        self.line.send(request, None)?;
+    /// Asks for something, to be done with `fd` if that is given, and waits for the answer.
+    pub fn ask(
+        &self,
+        request: &[u8],
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<(Vec<u8>, Option<OwnedFd>), Errno> {
+        self.line.send(request, fd)?;
         match self.line.receive()? {
             (answer, _) if answer.is_empty() => Err(Errno::PIPE),
             answer => Ok(answer),

@@ -19,6 +19,7 @@
 //! | `/proc/PID/syscall`, `wchan` | [`syscall::parse_syscall`], [`syscall::parse_wchan`] |
 //! | `/proc/PID/auxv` | [`auxv::parse_auxv`] |
 //! | targets of `/proc/PID/fd/*`, `ns/*` | [`link::namespace_id`], [`link::FdLink::parse`] |
+//! | sock_diag(7) of unix sockets | [`unix_diag::parse_unix_diag`] |
 //! | an ELF file | [`elf::build_id`] |
 
 #![forbid(unsafe_code)]
@@ -41,5 +42,6 @@ pub mod syscall;
 mod text;
 pub mod timer_list;
 pub mod timers;
+pub mod unix_diag;
 
 pub use error::{ParseError, Problem};

@@ -282,6 +282,7 @@ pub(super) fn kind(kind: u32) -> &'static str {
         file_kind::TIMERFD => "timerfd",
         file_kind::PIDFD => "pidfd",
         file_kind::INOTIFY => "inotify",
+        file_kind::UNIX => "unix socket",
         file_kind::EXTERNAL_TTY => "ext. tty",
         file_kind::EXTERNAL_PIPE => "ext. pipe",
         file_kind::EXTERNAL_SOCKET => "ext. socket",
@@ -308,6 +309,8 @@ fn unnamed(out: &mut String, contents: &Contents) {
             inode_kind::PIPE => format!("pipe, {}", name(&inode.path)),
             inode_kind::MEMFD => format!("memfd, {}", name(&inode.path)),
             inode_kind::PTY => format!("what waits in the terminal {}", name(&inode.path)),
+            inode_kind::UNIX if inode.path.is_empty() => "what waits in a unix socket".to_owned(),
+            inode_kind::UNIX => format!("unix socket {}", name(&inode.path)),
             _ => "shared memory".to_owned(),
         };
         let _ = writeln!(out, "{objref:8}     {}  {what}", sizes(inode.record.size, pages));

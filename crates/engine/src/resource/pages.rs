@@ -152,7 +152,7 @@ impl Plan {
 impl Contents {
     /// Finds what to store of `contents`, which are open for reading.
     pub(crate) fn plan(contents: Vec<(Objref, File)>, image: &Image) -> Result<Contents> {
-        const QUEUES: [u32; 2] = [inode_kind::PIPE, inode_kind::PTY];
+        const QUEUES: [u32; 3] = [inode_kind::PIPE, inode_kind::PTY, inode_kind::UNIX];
         let is_pipe = |o: Objref| image.inode(o).is_some_and(|i| QUEUES.contains(&i.record.kind));
         let plan = |(objref, file): (Objref, File)| {
             // Zeros in a pipe are data; elsewhere they are holes.
@@ -479,6 +479,8 @@ fn fill_file(made: &Made, inode: &model::Inode, chunk: &Chunk) -> Result<()> {
         let mut left = data.get(..len.min(whole)).unwrap_or_default();
         if inode.record.kind == inode_kind::PIPE {
             crate::resource::file::pipe::fill(made, chunk.objref, inode, std::mem::take(&mut left))?;
+        } else if inode.record.kind == inode_kind::UNIX {
+            crate::resource::file::unix::collect(made, std::mem::take(&mut left));
         } else if let Some(pty) = inode.pty() {
             pty::fill(made, &pty, at, std::mem::take(&mut left))?;
         }

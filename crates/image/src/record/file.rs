@@ -126,6 +126,115 @@ wire! {
 }
 
 wire! {
+    /// Details of a unix socket. What waits in it, and its name in the file system, are those of its
+    /// [`Inode`]; it has none if it has neither.
+    struct UnixSocket {
+        /// SOCK_STREAM (1), SOCK_DGRAM (2) or SOCK_SEQPACKET (5).
+        pub kind: u32,
+        /// [`unix_flags`].
+        pub flags: u32,
+        /// Halves that are shut down: 1 receiving, 2 sending.
+        pub shutdown: u32,
+        /// Of one that listens: how many may wait to be accepted.
+        pub backlog: u32,
+        /// st_ino of the socket it is connected to, or 0.
+        pub peer: u64,
+        /// Options that are on: [`unix_options`].
+        pub options: u32,
+        /// SO_SNDBUF, as getsockopt(2) gives it.
+        pub send_buffer: u32,
+        /// SO_RCVBUF, likewise.
+        pub receive_buffer: u32,
+        /// SO_RCVLOWAT.
+        pub low_water: u32,
+        /// SO_PEEK_OFF.
+        pub peek_offset: i32,
+        /// SO_LINGER in seconds, -1 if it is off.
+        pub linger: i32,
+        /// SO_RCVTIMEO in microseconds, 0 if there is none.
+        pub receive_timeout: u64,
+        /// SO_SNDTIMEO, likewise.
+        pub send_timeout: u64,
+        /// st_dev of its name in the file system.
+        pub name_dev: u64,
+        /// st_ino of that.
+        pub name_ino: u64,
+        /// st_mtime of that, seconds.
+        pub name_mtime_sec: i64,
+        /// And nanoseconds.
+        pub name_mtime_nsec: u32,
+        /// Bytes of the address that are used.
+        pub address_len: u32,
+        /// What getsockname(2) gives, without the family: a path, or an abstract name behind a zero. Zeros behind it.
+        pub address: [[u8; 16]; 7],
+    }
+}
+
+impl UnixSocket {
+    /// Longest address (sun_path).
+    pub const MAX_ADDRESS: usize = 108;
+
+    /// With this address, if it is not too long.
+    pub fn with_address(self, address: &[u8]) -> Option<Self> {
+        let mut wire = Self { address_len: address.len() as u32, address: Default::default(), ..self };
+        let space = wire.address.as_flattened_mut().get_mut(..Self::MAX_ADDRESS)?;
+        space.get_mut(..address.len())?.copy_from_slice(address);
+        Some(wire)
+    }
+
+    /// Its address, empty if it has none.
+    pub fn address(&self) -> &[u8] {
+        let address = self.address.as_flattened();
+        address.get(..self.address_len as usize).unwrap_or(address)
+    }
+
+    /// Whether all of its flags are set.
+    pub fn is(&self, flags: u32) -> bool {
+        self.flags & flags == flags
+    }
+}
+
+/// Bits of [`UnixSocket::flags`].
+pub mod unix_flags {
+    /// It listens.
+    pub const LISTENING: u32 = 1;
+    /// It was connected to one that is closed.
+    pub const CLOSED: u32 = 1 << 1;
+    /// And it has yet to be told that this one had not read everything (ECONNRESET).
+    pub const RESET: u32 = 1 << 2;
+    /// Its name in the file system is gone, or another file's.
+    pub const REMOVED: u32 = 1 << 3;
+    /// Every bit above; a reader refuses any other.
+    pub const ALL: u32 = LISTENING | CLOSED | RESET | REMOVED;
+}
+
+/// Bits of [`UnixSocket::options`].
+pub mod unix_options {
+    /// SO_PASSCRED.
+    pub const PASSCRED: u32 = 1;
+    /// SO_PASSSEC.
+    pub const PASSSEC: u32 = 1 << 1;
+    /// SO_PASSPIDFD.
+    pub const PASSPIDFD: u32 = 1 << 2;
+    /// SO_KEEPALIVE.
+    pub const KEEPALIVE: u32 = 1 << 3;
+    /// Every bit above; a reader refuses any other.
+    pub const ALL: u32 = PASSCRED | PASSSEC | PASSPIDFD | KEEPALIVE;
+}
+
+wire! {
+    /// A message that waits in a unix socket that keeps their borders. They are the contents, in order.
+    struct UnixMessage {
+        /// st_ino of the socket that sent it, or 0: one that is closed and has no name.
+        pub sender: u64,
+        /// Its bytes.
+        pub len: u32,
+        /// Zero.
+        pub pad: u32,
+    }
+}
+
+wire! {
     /// Details of a file that comes from outside: what the checkpoint called it (`--external`).
     struct ExternalName {
         /// Zeros behind it.
@@ -177,6 +286,8 @@ pub mod file_kind {
     pub const PIDFD: u32 = 11;
     /// inotify(7): [`super::InotifyWatch`].
     pub const INOTIFY: u32 = 12;
+    /// A unix socket that is not connected to the outside: [`super::UnixSocket`].
+    pub const UNIX: u32 = 13;
     /// A file of a file system that shows the kernel's state (proc, sysfs, cgroup): [`super::ProcFile`].
     pub const PROC: u32 = 22;
     /// An end of a pty, by its device: 5:2 is the master, the others are slaves. Its [`Inode`](super::Inode) is the pty.
@@ -210,6 +321,7 @@ pub mod file_kind {
         TIMERFD,
         PIDFD,
         INOTIFY,
+        UNIX,
         PTY,
         TTY_CURRENT,
         PROC,
@@ -310,7 +422,7 @@ pub mod pty_flags {
 }
 
 wire! {
-    /// Contents: an unlinked regular file, memory shared anonymously, a pipe, a memfd, a pty, or an embedded file. Its pages
+    /// Contents: an unlinked regular file, memory shared anonymously, a pipe, a memfd, a pty, a unix socket, or an embedded file. Its pages
     /// are stored in [`Pgarr`] chunks addressed by file offset. Fields: path it once had, details: an array
     /// of the structure its kind has, if any.
     310 "INODE" [path, details] struct Inode {
@@ -343,8 +455,10 @@ pub mod inode_kind {
     pub const MEMFD: u32 = 5;
     /// A regular file with a name, embedded in the image.
     pub const EMBEDDED: u32 = 6;
+    /// What waits in a unix socket; its path, mode and owner are those of its name in the file system.
+    pub const UNIX: u32 = 7;
     /// Every value above; a reader refuses any other.
-    pub const ALL: &[u32] = &[UNLINKED, SHMEM, PIPE, PTY, MEMFD, EMBEDDED];
+    pub const ALL: &[u32] = &[UNLINKED, SHMEM, PIPE, PTY, MEMFD, EMBEDDED, UNIX];
 }
 
 wire! {

@@ -9,7 +9,8 @@ use ckpt_image::model::{
 use ckpt_image::record::{
     self, ARCH_X86_64, ExternalName, FileDesc, FileLock, HEADER_MAGIC, Header, HeaderArch, PAGE_SIZE,
     PidLevel, PipePart, Pty, REV, Record, RestartBlock, Run, Task, Tree, children_pidns, file_kind,
-    inode_kind, lock_kind, owner_kind, pipe_part, pty_flags, restart_kind, task_state, vma_flags, vma_kind,
+    inode_kind, lock_kind, owner_kind, pipe_part, pty_flags, restart_kind, task_state, unix_flags,
+    unix_options, vma_flags, vma_kind,
 };
 use ckpt_image::{Block, BlockSink, Chunk, Objref, PagesWritten, ReadError, Reader, Writer, ZeroPages};
 use zerocopy::{FromBytes, IntoBytes};
@@ -345,6 +346,13 @@ impl Builder<'_, '_> {
                 record::Mqueue { notify, signal, notify_pid, pad: 0, ..self.source.wire() }
                     .as_bytes()
                     .to_vec()
+            }
+            file_kind::UNIX => {
+                let wild: record::UnixSocket = self.source.wire();
+                let (kind, options) = (self.source.pick(&[1, 2, 5]), wild.options & unix_options::ALL);
+                let flags = wild.flags & unix_flags::REMOVED;
+                let socket = record::UnixSocket { kind, flags, shutdown: wild.shutdown & 3, options, ..wild };
+                to_details(&[socket.with_address(&self.source.text(108)).unwrap()])
             }
             file_kind::EXTERNAL_TTY
             | file_kind::EXTERNAL_PIPE

@@ -5,9 +5,10 @@
 //! others come from `--inherit-fd` by number, or share the description of one that does. Of a terminal any other number
 //! becomes the restarter's terminal, too: the one that took the place of the same terminal at 0, 1 or 2, else any of those
 //! that is one; of /dev/tty the restarter's own. Its settings: see `terminal.rs`. *Lost*: what was in flight, which
-//! belongs to the outside; flags and offset, which are those of what takes its place. *Refused*: sockets without another
-//! end (listening, not connected) and socket pairs made by the process itself, unless they are named. A pipe with both
-//! ends inside is not outside at all, unless it is named: see `pipe.rs`; a terminal whose master is inside: `pty.rs`.
+//! belongs to the outside; flags and offset, which are those of what takes its place. *Refused*: network sockets without
+//! another end (listening, not connected), unless they are named. A pipe with both ends inside is not outside at all, unless
+//! it is named: see `pipe.rs`; nor is a terminal whose master is inside: `pty.rs`; or a unix socket that is not connected, or to
+//! another one inside: `unix.rs`.
 
 use super::{Descriptor, FileKind, OpenContext, pty};
 use crate::{
@@ -111,9 +112,14 @@ macro_rules! external {
 
 external!(Pipe, file_kind::EXTERNAL_PIPE, |d| d.file_type() == FileType::Fifo, |_, _| Ok(()));
 external!(Named, file_kind::EXTERNAL_FILE, |_| false, |_, _| Ok(()));
-external!(Socket, file_kind::EXTERNAL_SOCKET, |d| d.file_type() == FileType::Socket, connected_to_outside);
+external!(
+    Socket,
+    file_kind::EXTERNAL_SOCKET,
+    |d| d.file_type() == FileType::Socket && !super::unix::is_unix(d),
+    connected_to_outside
+);
 
-/// Refuses sockets that have no other end, or have it inside.
+/// Refuses sockets that have no other end.
 fn connected_to_outside(descriptor: &Descriptor<'_>, objects: &Objects) -> Result<()> {
     let socket = descriptor.copy()?;
     let refused = |what: &str| Err(Error::unsupported(format!("{what} cannot be carried yet")));
@@ -123,12 +129,7 @@ fn connected_to_outside(descriptor: &Descriptor<'_>, objects: &Objects) -> Resul
     if rustix::net::getpeername(socket).is_err() {
         return refused("a socket that is not connected");
     }
-    let inside = sockopt::socket_peercred(socket)
-        .is_ok_and(|c| objects.members.contains(&c.pid.as_raw_nonzero().get()));
     let domain = sockopt::socket_domain(socket);
-    if inside && domain == Ok(AddressFamily::UNIX) {
-        return refused("a socket pair with both ends inside");
-    }
     if domain == Ok(AddressFamily::UNIX) && objects.policy.refuses(|allowed| allowed.ext_unix_sk) {
         let what = "a connected unix socket whose other end is outside the tree";
         return Err(Error::unsupported(what).advice("give --ext-unix-sk if the restarter has another for it"));

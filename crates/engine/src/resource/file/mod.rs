@@ -31,6 +31,7 @@ mod refuse;
 pub(crate) mod regular;
 pub(crate) mod signalfd;
 pub(crate) mod timerfd;
+pub(crate) mod unix;
 pub(crate) mod unlinked;
 
 use crate::{
@@ -214,6 +215,8 @@ pub(crate) struct OpenContext<'a> {
     pub(crate) removed: &'a directory::Removed,
     /// Inodes without a name, made again.
     pub(crate) inodes: &'a BTreeMap<Objref, Made>,
+    /// Unix sockets, made again.
+    pub(crate) sockets: &'a unix::Sockets,
 }
 
 /// Both directions of one kind of file.
@@ -245,6 +248,9 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
 pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut Objects) -> Result<()> {
     let certainty = if frozen { epoll::Certainty::Exact } else { epoll::Certainty::Likely };
     pipe::adopt(tables.iter().copied(), frozen, objects)?;
+    if frozen {
+        unix::adopt(tables, objects)?;
+    }
     epoll::adopt(tables.iter().copied(), certainty, objects)
 }
 
@@ -398,6 +404,7 @@ mod tests {
         std::fs::remove_file(path("gone")).unwrap();
         let (read, write) = rustix::pipe::pipe().unwrap();
         let (socket, peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
         let huge = memfd_create("huge", MemfdFlags::HUGETLB);
         let named = [
             (of(path("file"), create), file_kind::REGULAR),
@@ -407,12 +414,16 @@ mod tests {
             (of(path("fifo"), OFlags::RDWR), file_kind::EXTERNAL_PIPE),
             (read, file_kind::EXTERNAL_PIPE),
             (write, file_kind::EXTERNAL_PIPE),
-            (socket.into(), file_kind::EXTERNAL_SOCKET),
-            (peer.into(), file_kind::EXTERNAL_SOCKET),
+            (socket.into(), file_kind::UNIX),
+            (peer.into(), file_kind::UNIX),
+            (listener.into(), file_kind::UNIX),
+            (std::os::unix::net::UnixDatagram::unbound().unwrap().into(), file_kind::UNIX),
+            (std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(), file_kind::EXTERNAL_SOCKET),
             (of("/dev/null".into(), OFlags::RDWR), file_kind::CHARDEV),
             (memfd_create("a", MemfdFlags::CLOEXEC).unwrap(), file_kind::MEMFD),
         ];
-        let places = ["file", "link", "fifo"].map(|name| of(path(name), OFlags::PATH | OFlags::NOFOLLOW));
+        let places =
+            ["file", "link", "fifo", "socket"].map(|name| of(path(name), OFlags::PATH | OFlags::NOFOLLOW));
         let places = places.into_iter().chain([of("/dev/null".into(), OFlags::PATH)]);
         let places = places.map(|fd| (fd, file_kind::PATH));
         let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
