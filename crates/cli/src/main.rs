@@ -30,7 +30,7 @@ use console::Console;
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().collect();
     if let Some(words) = args::criu(&words) {
-        return ExitCode::from(ckpt_criu::main(words));
+        return ExitCode::from(ckpt_criu::main(&words));
     }
     let command = match args::parse(words) {
         Ok(command) => command,
