@@ -130,10 +130,6 @@ fn connected_to_outside(descriptor: &Descriptor<'_>, objects: &Objects) -> Resul
         return refused("a socket that is not connected");
     }
     let domain = sockopt::socket_domain(socket);
-    if domain == Ok(AddressFamily::UNIX) && objects.policy.refuses(|allowed| allowed.ext_unix_sk) {
-        let what = "a connected unix socket whose other end is outside the tree";
-        return Err(Error::unsupported(what).advice("give --ext-unix-sk if the restarter has another for it"));
-    }
     let of_tcp = [Ok(AddressFamily::INET), Ok(AddressFamily::INET6)].contains(&domain)
         && sockopt::socket_type(socket) == Ok(SocketType::STREAM);
     if of_tcp && objects.policy.refuses(|allowed| allowed.tcp_established) {

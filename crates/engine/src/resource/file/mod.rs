@@ -248,9 +248,7 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
 pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut Objects) -> Result<()> {
     let certainty = if frozen { epoll::Certainty::Exact } else { epoll::Certainty::Likely };
     pipe::adopt(tables.iter().copied(), frozen, objects)?;
-    if frozen {
-        unix::adopt(tables, objects)?;
-    }
+    unix::adopt(tables, frozen, objects)?;
     epoll::adopt(tables.iter().copied(), certainty, objects)
 }
 

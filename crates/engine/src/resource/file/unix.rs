@@ -106,14 +106,25 @@ struct Held<'a> {
 }
 
 /// Makes the unix sockets that are not connected to the outside part of the image. `tables` are the tree's processes, with
-/// the objrefs of their descriptor tables; they stand still.
-pub(crate) fn adopt(tables: &[(&Process, Objref)], objects: &mut Objects) -> Result<()> {
+/// the objrefs of their descriptor tables. Before they are `frozen` connections to the outside are refused if they are to
+/// be, and that is all.
+pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut Objects) -> Result<()> {
     let held = sockets(tables, objects);
-    if held.is_empty() {
+    let refused = objects.policy.refuses(|allowed| allowed.ext_unix_sk);
+    if held.is_empty() || !frozen && !refused {
         return Ok(());
     }
     let all = diagnosis()?;
     let inside = inside(&held, &all);
+    let outside = held.iter().find(|(ino, held)| held.connected && !inside.contains(ino));
+    if let Some((_, held)) = outside.filter(|_| refused) {
+        let error = Error::unsupported("a connected unix socket whose other end is outside the tree");
+        let error = error.advice("give --ext-unix-sk if the restarter has another for it");
+        return Err(error.object(format!("fd {}", held.fd)).task(held.process.label()));
+    }
+    if !frozen {
+        return Ok(());
+    }
     for (ino, held) in held.iter().filter(|(ino, held)| inside.contains(ino) || !held.connected) {
         let adopted = match all.get(ino) {
             Some(socket) => adopt_one(*held, socket, &all, &inside, objects),
