@@ -151,9 +151,34 @@ impl Opt {
             Status::Refused(why) => format!("refused: {why}"),
             Status::Later(why) => format!("not yet: {why}"),
             _ if self.group == Group::Check => "parsed; its action is not supported yet".to_owned(),
-            _ => "parsed and handed to the action".to_owned(),
+            _ => limits(self.long).map_or("works".to_owned(), |limits| format!("works: {limits}")),
         }
     }
+}
+
+/// How far an option works that does so in part, or has nothing to do.
+#[cfg(test)]
+fn limits(long: &str) -> Option<&'static str> {
+    Some(match long {
+        "timeout" => "bounds the stopping of the tree, of a restore the making of its processes",
+        "link-remap" => "nothing to do, unlinked files are in the image",
+        "evasive-devices" => "no other path than the one it had is looked for",
+        "external" => {
+            "file, tty, unix, pipe; net and pid of one's own namespace; mnt has nothing to do; others are refused"
+        }
+        "ext-mount-map" | "enable-external-sharing" | "enable-external-masters" => {
+            "nothing to do, tasks with mounts of their own are refused"
+        }
+        "tcp-established" => "accepted, but a dump of an established connection is refused",
+        "tcp-close" | "skip-in-flight" | "network-lock" => {
+            "nothing to do, no connection of the network is carried yet"
+        }
+        "empty-ns" => "refused by the action: network namespaces are not carried yet",
+        "join-ns" => "refused by the action: namespaces are not carried yet",
+        "manage-cgroups" => "ignore and none; other modes are refused",
+        "cgroup-root" => "refused by restore: cgroups are not managed yet",
+        _ => return None,
+    })
 }
 
 /// The option called `name`, whole or by a prefix that no other has, and whether it is its `--no-` form.
