@@ -21,7 +21,7 @@ mod waiting;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::Fixture;
@@ -73,17 +73,32 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("waiting", waiting::TESTS),
 ];
 
+/// Trials that leave nothing of the machine to others: no other runs beside them.
+const ALONE: &[&str] = &["tree::fork_bomb"];
+
+/// Runs a trial beside others, or alone.
+fn beside<T>(name: &str, run: impl FnOnce() -> T) -> T {
+    static MACHINE: RwLock<()> = RwLock::new(());
+    if ALONE.contains(&name) {
+        let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+        run()
+    } else {
+        let _shared = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+        run()
+    }
+}
+
 fn special_trial(ctx: &Arc<Context>, area: &str, (name, test): common::Test) -> Trial {
     let ctx = Arc::clone(ctx);
     let name = format!("{area}::{name}");
     Trial::test(name.clone(), move || {
-        let result = match test(&ctx) {
+        let result = beside(&name, || match test(&ctx) {
             Err(e) if runner::pid_was_taken(&e) => {
                 ctx.ledger.retry(format!("{name}: {e:#}"));
                 test(&ctx)
             }
             result => result,
-        };
+        });
         result.map_err(|e| Failed::from(format!("{e:#}")))
     })
 }
@@ -98,8 +113,11 @@ fn fixture_trials(ctx: &Arc<Context>) -> Vec<Trial> {
             }
             let (ctx, fixture) = (Arc::clone(ctx), Arc::clone(&fixture));
             let name = format!("{}::{}", fixture.name, variant.name());
-            let run =
-                move || runner::run(&ctx, &fixture, *variant).map_err(|e| Failed::from(format!("{e:#}")));
+            let trial = name.clone();
+            let run = move || {
+                let result = beside(&trial, || runner::run(&ctx, &fixture, *variant));
+                result.map_err(|e| Failed::from(format!("{e:#}")))
+            };
             trials.push(Trial::test(name, run).with_kind("fixture"));
         }
     }
