@@ -122,8 +122,9 @@ fn no_error(ctx: &Context) -> Result<()> {
 }
 
 fn demo(ctx: &Context) -> Result<()> {
-    // It starts python3 twice, which where that is a shim (pyenv) is a hundred processes each.
-    let outcome = ctx.run("demo", &[]).start()?.finish(Duration::from_secs(60))?;
+    // It starts python3 twice, which where that is a shim (pyenv) is a hundred processes each, read from a disk that has
+    // the images of all the other tests to write.
+    let outcome = ctx.run("demo", &[]).start()?.finish(Duration::from_secs(250))?;
     outcome.expect_code(0)?;
     ensure(outcome.stdout.len() > 200, "the demo says next to nothing")
 }

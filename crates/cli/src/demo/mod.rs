@@ -24,7 +24,7 @@ use crate::{
 use program::Program;
 
 /// How long the program may take to begin, and to end.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Shows it.
 pub(crate) fn run(args: &DemoArgs, _: &Console) -> Outcome {
