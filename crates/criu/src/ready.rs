@@ -5,11 +5,11 @@ use crate::{
     watch::Hook,
 };
 use ckpt_engine::Stage;
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use rustix::io::Errno;
 use std::{
     fs::{File, OpenOptions},
     io::{ErrorKind, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -17,18 +17,12 @@ use std::{
     },
 };
 
-/// A duplicate of our descriptor `number`, which `option` named. Goes through a pidfd of ourselves: unlike a raw number
-/// this is checked by the kernel.
+/// A duplicate of our descriptor `number`, which `option` named.
 pub(crate) fn our_fd(option: &str, number: i32) -> Outcome<OwnedFd> {
-    let copy = match number {
-        0 => std::io::stdin().as_fd().try_clone_to_owned(),
-        1 => std::io::stdout().as_fd().try_clone_to_owned(),
-        2 => std::io::stderr().as_fd().try_clone_to_owned(),
-        number => pidfd_open(getpid(), PidfdFlags::empty())
-            .and_then(|ourselves| pidfd_getfd(ourselves, number, PidfdGetfdFlags::empty()))
-            .map_err(std::io::Error::from),
-    };
-    copy.map_err(|cause| Failure::options(format!("{option} {number}: {cause}")))
+    ckpt_foreground::descriptor(number).map_err(|cause| match cause {
+        Errno::BADF => Failure::options(format!("{option} {number}: that descriptor is not open")),
+        cause => Failure::options(format!("{option} {number}: {cause}")),
+    })
 }
 
 /// A descriptor that is written a NUL byte, and closed, when an action has come to a stage.

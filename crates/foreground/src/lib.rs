@@ -1,4 +1,4 @@
-//! Signals that end or pass through a command.
+//! What commands have in common beside the engine: signals that end or pass through them, and descriptors they are given.
 //!
 //! While the engine works, the first SIGINT, SIGTERM, SIGHUP or SIGQUIT asks it to give up cleanly
 //! ([`Cancel`]); the second ends us at once, which is safe as well: the kernel detaches and
@@ -6,6 +6,7 @@
 //! that ([`Passing`]). A signal that was ignored when we were started (nohup, a background job) stays ignored.
 #![forbid(unsafe_code)]
 
+mod descriptor;
 mod waiting;
 
 use std::{
@@ -28,6 +29,7 @@ use signal_hook::{
     low_level::{siginfo::Origin, unregister},
 };
 
+pub use descriptor::descriptor;
 pub use waiting::wait;
 
 /// The signals that ask a command to end.
