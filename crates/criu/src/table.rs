@@ -241,8 +241,11 @@ Exit code: 0 done, 1 failed.
 pub(crate) fn help() -> String {
     let mut text = USAGE.to_owned();
     for (group, title) in Group::ALL {
-        let _ = write!(text, "\n{title}:\n");
-        for opt in TABLE.iter().filter(|opt| opt.group == group && opt.refusal().is_none()) {
+        let mut opts = TABLE.iter().filter(|opt| opt.group == group && opt.refusal().is_none()).peekable();
+        if opts.peek().is_some() {
+            let _ = write!(text, "\n{title}:\n");
+        }
+        for opt in opts {
             let usage = opt.usage();
             let gap = if usage.len() < 34 { "" } else { "\n                                    " };
             let on = if opt.on.is_empty() { String::new() } else { format!(" ({})", opt.on) };
