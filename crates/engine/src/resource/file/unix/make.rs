@@ -318,8 +318,8 @@ fn end(socket: &OwnedFd, wanted: &UnixSocket, peer: Option<&OwnedFd>) -> Result<
             set(number, value / 2)?;
         }
     }
-    for (switch, bit) in SWITCHES.iter().filter(|(_, bit)| wanted.options & bit != 0) {
-        set(*switch, u32::from(bit & wanted.options != 0))?;
+    for (switch, _) in SWITCHES.iter().filter(|(_, bit)| wanted.options & bit != 0) {
+        set(*switch, 1)?;
     }
     set(Number::LowWater, wanted.low_water)?;
     set(Number::PeekOffset, wanted.peek_offset as u32)?;

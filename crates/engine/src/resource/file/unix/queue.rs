@@ -1,7 +1,9 @@
 //! What waits in a unix socket: taken by a look (MSG_PEEK), sent again by who sent it.
 //!
-//! A look does not take anything out, nor does it wake anybody. To see messages behind the first, SO_PEEK_OFF goes over them,
-//! and is put back. An error that waits would be taken by a look: where one does, nobody looks.
+//! A look does not take anything out, nor does it wake anybody. A stream is looked at in one go. To see messages behind the
+//! first, SO_PEEK_OFF goes over them, and is put back; if we are killed in between (some microseconds), the program's own
+//! looks, should it ever look, begin where ours ended. An error that waits would be taken by a look: where one does,
+//! nobody looks.
 
 use super::{SOCK_STREAM, has_error};
 use crate::error::{Doing, Error, Result};
@@ -27,6 +29,8 @@ pub(super) struct Waiting {
 
 /// Longest message that is looked at.
 const LONGEST: usize = 16 << 20;
+const LOOK: RecvFlags =
+    RecvFlags::PEEK.union(RecvFlags::DONTWAIT).union(RecvFlags::TRUNC).union(RecvFlags::CMSG_CLOEXEC);
 
 /// Looks at what waits. `by_name` knows the sockets of the tree by address.
 pub(super) fn peek(
@@ -47,9 +51,15 @@ pub(super) fn peek(
         )
         .advice("checkpoint when the program has read them"));
     }
-    let looked = look(socket, details, first as usize, by_name);
-    Number::PeekOffset.set(socket, details.peek_offset)?;
-    let (bytes, messages) = looked?;
+    let first = first as usize;
+    let (bytes, messages) = if details.kind == SOCK_STREAM && details.peek_offset < 0 && first <= LONGEST {
+        (look_at_once(socket, details, first)?, Vec::new())
+    } else {
+        Number::PeekOffset.set(socket, 0)?;
+        let looked = look(socket, details, first, by_name);
+        Number::PeekOffset.set(socket, details.peek_offset)?;
+        looked?
+    };
     if bytes.is_empty() && messages.is_empty() {
         return Ok(None);
     }
@@ -60,22 +70,35 @@ pub(super) fn peek(
     Ok(Some(Waiting { contents: contents.into(), size: bytes.len() as u64, messages }))
 }
 
+/// All of a stream in which `len` bytes wait.
+fn look_at_once(socket: &OwnedFd, details: &UnixSocket, len: usize) -> Result<Vec<u8>> {
+    let mut room = vec![0; len];
+    let mut none = RecvAncillaryBuffer::new(&mut []);
+    let message = recvmsg(socket, &mut [IoSliceMut::new(&mut room)], &mut none, LOOK);
+    let message = message.doing(|| "look at what waits in a socket".to_owned())?;
+    refuse(message.flags, details)?;
+    if message.bytes != len {
+        let what = format!("only {} of {len} bytes that wait in a unix socket can be seen", message.bytes);
+        return Err(Error::unsupported(what).advice("checkpoint when the program has read them").passing());
+    }
+    Ok(room)
+}
+
+/// All messages, or all of a stream whose program has set SO_PEEK_OFF itself.
 fn look(
     socket: &OwnedFd,
     details: &UnixSocket,
     first: usize,
     by_name: &dyn Fn(&[u8]) -> Option<u64>,
 ) -> Result<(Vec<u8>, Vec<UnixMessage>)> {
-    Number::PeekOffset.set(socket, 0)?;
     let (mut bytes, mut messages) = (Vec::new(), Vec::new());
     let mut room = vec![0; first.clamp(256 << 10, LONGEST)];
     loop {
         if details.kind == SOCK_STREAM && bytes.len() >= first {
             return Ok((bytes, messages));
         }
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::TRUNC | RecvFlags::CMSG_CLOEXEC;
         let mut none = RecvAncillaryBuffer::new(&mut []);
-        let message = match recvmsg(socket, &mut [IoSliceMut::new(&mut room)], &mut none, flags) {
+        let message = match recvmsg(socket, &mut [IoSliceMut::new(&mut room)], &mut none, LOOK) {
             Err(Errno::AGAIN) => return Ok((bytes, messages)),
             other => other.doing(|| "look at what waits in a socket".to_owned())?,
         };
