@@ -119,7 +119,9 @@ fn freeze_cgroup_fails(ctx: &Context, kind: Kind) -> Result<()> {
     sys::poll("the stage network-lock", LIMIT, || {
         Ok(case.log("dump.log").contains("network-lock").then_some(()))
     })?;
-    let sleeper = sys::poll("the script", LIMIT, || Ok(children(running.pid()).into_iter().next_back()))?;
+    // The guardian is a child, too, and must live.
+    let sleeps = |pid: &i32| std::fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == b"sleep\n");
+    let sleeper = sys::poll("the script", LIMIT, || Ok(children(running.pid()).into_iter().find(sleeps)))?;
     ensure(running.kill(), "it ended by itself")?;
     if let Some(pid) = rustix::process::Pid::from_raw(sleeper) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
