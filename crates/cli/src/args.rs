@@ -251,6 +251,9 @@ pub(crate) struct BenchArgs {
     /// Fewer runs, no more than 1000 tasks, and 256 MiB instead of 1 GiB
     #[arg(long)]
     pub(crate) quick: bool,
+    /// Measure only the programs whose name contains TEXT, such as "threads"
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) only: Option<String>,
     /// Directory the images go to
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,

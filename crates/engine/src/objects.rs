@@ -70,12 +70,13 @@ impl Objects {
         Objects { guess: true, ..Objects::running(members, options) }
     }
 
+    /// Whether which are the same is guessed.
+    pub(crate) fn is_guessing(&self) -> bool {
+        self.guess
+    }
+
     /// The type of the file system with this st_dev, asked for once. 0 is none.
-    pub(crate) fn file_system(
-        &mut self,
-        dev: u64,
-        ask: impl FnOnce() -> rustix::io::Result<rustix::fs::StatFs>,
-    ) -> i64 {
+    pub(crate) fn file_system(&mut self, dev: u64, ask: impl FnOnce() -> Result<rustix::fs::StatFs>) -> i64 {
         if let Some(known) = self.file_systems.get(&dev) {
             return *known;
         }

@@ -13,7 +13,7 @@ use ckpt_proc::{
     status::{Status, parse_status},
 };
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, Stat as FileStat, StatxFlags},
+    fs::{AtFlags, Mode, OFlags, Stat as FileStat, StatFs, StatxFlags},
     io::Errno,
     process::{Pid, PidfdFlags},
 };
@@ -116,6 +116,12 @@ impl ProcDir {
     /// What the link `name` leads to.
     pub(crate) fn stat(&self, name: &str) -> Result<FileStat> {
         rustix::fs::statat(&self.0, name, AtFlags::empty()).doing(|| format!("stat {name}"))
+    }
+
+    /// The file system of what the link `name` leads to.
+    pub(crate) fn statfs(&self, name: &str) -> Result<StatFs> {
+        let there = self.open(name, OFlags::PATH)?;
+        rustix::fs::fstatfs(there).doing(|| format!("statfs {name}"))
     }
 
     /// Device and inode of what the link `name` leads to; no file system is asked anything for it that it

@@ -38,6 +38,14 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Outcome {
     let dir = TempDir::with_prefix_in("ckpt-bench-", &args.dir);
     let dir = dir.map_err(|cause| Failure::os(args.dir.display().to_string(), cause))?;
     let bench = Bench { dir: dir.path().to_owned(), peer: args.peer.clone(), cancel };
+    let mut programs = programs::all(dir.path(), args.quick)?;
+    if let Some(text) = &args.only {
+        let names = programs.iter().map(|program| program.name).collect::<Vec<_>>().join(", ");
+        programs.retain(|program| program.name.contains(text.as_str()));
+        if programs.is_empty() {
+            return Err(Failure::failed(format!("no program's name contains {text:?}; there are: {names}")));
+        }
+    }
     if !console.is_json() {
         data(&table::head(args.peer.is_some()))?;
     }
@@ -45,7 +53,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Outcome {
         console.say(&what);
     }
     let (mut rows, mut failed) = (Vec::new(), 0u32);
-    for program in programs::all(dir.path(), args.quick)? {
+    for program in programs {
         let row = bench.program(&program)?;
         if !console.is_json() {
             data(&table::row(&row, args.peer.is_some()))?;

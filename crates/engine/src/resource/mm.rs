@@ -219,8 +219,9 @@ fn mapped_file(
         other => other?,
     };
     let info = FdInfo { flags: flags.bits(), ..FdInfo::default() };
-    let fs = objects.file_system(stat.st_dev, || rustix::fs::statfs(link.as_slice()));
-    let descriptor = Descriptor { process, name, link, stat, info, fs, copy: None };
+    let statfs = || rustix::fs::statfs(link.as_slice()).doing(|| format!("statfs {}", show(&link)));
+    let fs = objects.file_system(stat.st_dev, statfs);
+    let descriptor = Descriptor { process, name, link, stat, info, fs, copy: None, by_path: false };
     let what =
         || Error::unsupported(format!("a mapping of {} cannot be carried yet", show(&descriptor.link)));
     let kind = kind_of(&descriptor).ok_or_else(what)?;

@@ -8,6 +8,7 @@
 
 pub(crate) mod chardev;
 pub(crate) mod current;
+mod descriptor;
 pub(crate) mod directory;
 pub(crate) mod embedded;
 pub(crate) mod epoll;
@@ -34,8 +35,10 @@ pub(crate) mod timerfd;
 pub(crate) mod unix;
 pub(crate) mod unlinked;
 
+pub(crate) use descriptor::Descriptor;
+
 use crate::{
-    error::{Context, Doing, Error, Result},
+    error::{Doing, Error, Result},
     objects::Objects,
     options::RestartOptions,
     registry::FILE_KINDS,
@@ -46,124 +49,17 @@ use ckpt_image::{
     Image, Object, Objref, model,
     record::{self, FileDesc},
 };
-use ckpt_proc::{
-    fdinfo::{FdInfo, parse_fdinfo},
-    link::FdLink,
-};
 use rustix::{
-    fs::{FileType, Mode, OFlags, Stat},
+    fs::{FileType, Mode, OFlags},
     io::Errno,
     process::{Resource, Rlimit},
 };
 use std::{
     collections::BTreeMap,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::{Mutex, atomic::AtomicBool},
 };
-use zerocopy::{FromBytes, Immutable, IntoBytes};
-
-/// What is known of a descriptor before anybody looks inside.
-#[derive(Debug)]
-pub(crate) struct Descriptor<'a> {
-    /// Its process.
-    pub(crate) process: &'a Process,
-    /// Its name below /proc/PID: `fd/3`, or `map_files/7f..-7f..` for a mapped file.
-    pub(crate) name: String,
-    /// Target of the link.
-    pub(crate) link: Vec<u8>,
-    /// The file.
-    pub(crate) stat: Stat,
-    /// /proc/PID/fdinfo/N.
-    pub(crate) info: FdInfo,
-    /// statfs(2) f_type of its file system.
-    pub(crate) fs: i64,
-    /// A copy of a descriptor, sharing the description; none of a mapped file.
-    pub(crate) copy: Option<OwnedFd>,
-}
-
-impl Descriptor<'_> {
-    /// The link, taken apart.
-    pub(crate) fn target(&self) -> FdLink<'_> {
-        FdLink::parse(&self.link)
-    }
-
-    /// Whether it was opened with O_PATH: a place, whatever is there.
-    pub(crate) fn is_place(&self) -> bool {
-        OFlags::from_bits_retain(self.flags()).contains(OFlags::PATH)
-    }
-
-    /// Whether its last name is gone.
-    pub(crate) fn is_unlinked(&self) -> bool {
-        self.stat.st_nlink == 0 && matches!(self.target(), FdLink::Path { deleted: true, .. })
-    }
-
-    /// Its path, when it has one.
-    pub(crate) fn path(&self) -> &[u8] {
-        match self.target() {
-            // A name may end as if it were gone.
-            FdLink::Path { deleted: true, .. } if self.stat.st_nlink > 0 && self.leads_here(&self.link) => {
-                &self.link
-            }
-            FdLink::Path { path, .. } => path,
-            _ => &self.link,
-        }
-    }
-
-    /// open(2) flags without O_CLOEXEC, which is the descriptor's.
-    pub(crate) fn flags(&self) -> u32 {
-        self.info.flags & !OFlags::CLOEXEC.bits()
-    }
-
-    /// S_IFMT of the file.
-    pub(crate) fn file_type(&self) -> FileType {
-        FileType::from_raw_mode(self.stat.st_mode)
-    }
-
-    /// Whether the path leads to this very file.
-    pub(crate) fn path_leads_here(&self) -> bool {
-        self.leads_here(self.path())
-    }
-
-    /// Whether `path` leads to this very file.
-    pub(crate) fn leads_here(&self, path: &[u8]) -> bool {
-        rustix::fs::stat(path).is_ok_and(|s| self.is(&s))
-    }
-
-    /// Whether a file is this one.
-    pub(crate) fn is(&self, other: &Stat) -> bool {
-        (other.st_dev, other.st_ino) == (self.stat.st_dev, self.stat.st_ino)
-    }
-
-    /// The record all kinds share.
-    pub(crate) fn record(&self, kind: u32) -> model::File {
-        let stat = &self.stat;
-        let record = record::File {
-            kind,
-            flags: self.flags(),
-            pos: self.info.pos.max(0) as u64,
-            inode: 0,
-            mode: stat.st_mode,
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-            rdev: stat.st_rdev,
-            size: stat.st_size.max(0) as u64,
-            mtime_sec: stat.st_mtime,
-            mtime_nsec: stat.st_mtime_nsec as u32,
-            ..record::File::default()
-        };
-        model::File { record, path: self.path().to_vec(), ..model::File::default() }
-    }
-
-    /// The same with what only its kind has.
-    pub(crate) fn detailed<T: IntoBytes + Immutable>(&self, kind: u32, details: &[T]) -> model::File {
-        model::File { details: model::to_details(details), ..self.record(kind) }
-    }
-
-    /// A descriptor of ours for the same open description; of a file that is only mapped, there is none.
-    pub(crate) fn copy(&self) -> Result<BorrowedFd<'_>> {
-        self.copy.as_ref().map(AsFd::as_fd).ok_or_else(|| Error::failed("it is no descriptor"))
-    }
-}
+use zerocopy::FromBytes;
 
 /// What only the kind of a file has.
 pub(crate) fn details_of<T: FromBytes>(file: &model::File) -> Result<Vec<T>> {
@@ -234,12 +130,12 @@ pub(crate) trait FileKind: Sync {
 /// The descriptor table of a process.
 pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<model::FileTable> {
     let mut descs = Vec::new();
-    for fd in process.proc.numbers("fd")? {
-        let descriptor = look(process, fd, objects).object(|| format!("fd {fd}"))?;
-        let file = object(&descriptor, fd, objects).object(|| format!("fd {fd}"))?;
+    descriptor::look_at_all(process, objects, |fd, descriptor, objects| {
+        let file = object(&descriptor, fd, objects)?;
         let cloexec = u32::from(descriptor.info.flags & OFlags::CLOEXEC.bits() != 0);
         descs.push(FileDesc { fd, flags: cloexec, file, pad: 0 });
-    }
+        Ok(())
+    })?;
     Ok(model::FileTable { descs })
 }
 
@@ -256,25 +152,6 @@ pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut O
 pub(crate) fn settle(image: &Image, files: &BTreeMap<Objref, OwnedFd>) -> Result<()> {
     inotify::settle(image, files)?;
     timerfd::settle(image, files)
-}
-
-/// Looks at descriptor `fd`: by a copy where that will do, as every question about /proc/PID/fd is a
-/// walk through three directories.
-pub(crate) fn look<'a>(process: &'a Process, fd: i32, objects: &mut Objects) -> Result<Descriptor<'a>> {
-    const ATTEMPTS: u32 = 100;
-    let name = format!("fd/{fd}");
-    for _ in 0..ATTEMPTS {
-        let link = process.proc.readlink(&name)?;
-        let copy = process.descriptor(fd)?;
-        let info = process.proc.parse(&format!("fdinfo/{fd}"), parse_fdinfo)?;
-        // During the survey the process runs: the three must be of one file.
-        if objects.frozen || process.proc.readlink(&name)? == link {
-            let stat = rustix::fs::fstat(&copy).doing(|| format!("stat {name}"))?;
-            let fs = objects.file_system(stat.st_dev, || rustix::fs::fstatfs(&copy));
-            return Ok(Descriptor { process, name, link, stat, info, fs, copy: Some(copy) });
-        }
-    }
-    Err(Error::failed("it is another file at every look").advice("try again"))
 }
 
 /// The objref of the open description behind a descriptor.
@@ -384,6 +261,7 @@ pub(crate) fn raise_nofile(wanted: u64) -> u64 {
 mod tests {
     use super::*;
     use ckpt_image::record::file_kind;
+    use descriptor::look;
     use rustix::fs::{MemfdFlags, memfd_create, open};
     use std::os::fd::AsRawFd;
 
