@@ -166,7 +166,7 @@ impl Collector {
         let (frozen, answers) = visit(&process, frozen, &own, observer)?;
         let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
         self.unseen.extend(unseen);
-        let mut threads = threads(&process, &frozen, &answers, &mut self.objects)?;
+        let mut threads = threads(&frozen, &answers, &mut self.objects)?;
         if process.witness != process.pid {
             threads.insert(0, ended_leader(&process, &mut self.objects)?);
         }
@@ -259,6 +259,10 @@ fn visit(
     timers::posix_questions(&mut questions, &timers);
     thread::questions(&mut questions);
     let statuses = statuses(process, &frozen)?;
+    // Before our own calls, which a filter may answer with SIGKILL.
+    for (frozen, status) in frozen.iter().zip(&statuses) {
+        refuse_seccomp(process, frozen.kept.tid, status)?;
+    }
     let (visitors, mut kept) = visitors(frozen, &statuses)?;
     let texts = texts_in(&maps);
     let traces = Traces::find(process.witness, &texts, &slots_in(&maps));
@@ -323,11 +327,14 @@ fn unseen(answer: &Outcome) -> Option<i32> {
     (answer.ok() && pid != 0).then_some((signal as i32 & 0xff) << 8 | 0x7f)
 }
 
-fn park_signal_of(status: &Status, mask: u64) -> Result<i32> {
+fn park_signal_of(status: &Status, mask: u64, stopped: bool) -> Result<i32> {
     let pending = status.sig_pending.0 | status.sig_shared_pending.0;
-    park_signal(status.sig_caught.0, status.sig_ignored.0, mask, pending).ok_or_else(|| {
-        Error::unsupported("it handles or has pending every signal that could be used to park it")
-            .advice("one of URG, WINCH, CHLD, CONT must be free, or any signal ignored")
+    park_signal(status.sig_caught.0, status.sig_ignored.0, mask, pending, stopped).ok_or_else(|| {
+        let what = "it handles or has pending every signal that could be used to park it";
+        Error::unsupported(what).advice(match stopped {
+            true => "SIGCONT would do if it were not stopped: let it go on first",
+            false => "one of URG, WINCH, CHLD, CONT must be free, or any signal ignored",
+        })
     })
 }
 
@@ -338,8 +345,9 @@ pub(crate) fn statuses(process: &Process, frozen: &[FrozenThread]) -> Result<Vec
 
 /// Makes frozen threads visitors; what is kept of each meanwhile.
 pub(crate) fn visitors(frozen: Vec<FrozenThread>, statuses: &[Status]) -> Result<(Vec<Visitor>, Vec<Kept>)> {
+    let stopped = frozen.iter().any(|frozen| frozen.thread.group_stop().is_some());
     let visitor = |(FrozenThread { thread, kept }, status): (FrozenThread, &Status)| {
-        let signal = park_signal_of(status, kept.mask)?;
+        let signal = park_signal_of(status, kept.mask, stopped)?;
         let last = |ids: &[i32]| ids.last().copied().unwrap_or(kept.tid);
         let own = Ids { pid: last(&status.ns_tgid), tid: last(&status.ns_pid) };
         Ok((Visitor { thread, own, raw: kept.raw, mask: kept.mask, signal }, kept))
@@ -368,15 +376,9 @@ pub(crate) fn slots_in(maps: &[Mapping]) -> Vec<Span> {
     maps.iter().filter(slot).map(|m| Span { start: m.start, len: m.len() as usize }).collect()
 }
 
-fn threads(
-    process: &Process,
-    frozen: &[FrozenThread],
-    answers: &Answers,
-    objects: &mut Objects,
-) -> Result<Vec<model::Thread>> {
+fn threads(frozen: &[FrozenThread], answers: &Answers, objects: &mut Objects) -> Result<Vec<model::Thread>> {
     let mut threads = Vec::with_capacity(frozen.len());
     for ((frozen, answers), status) in frozen.iter().zip(&answers.threads).zip(&answers.statuses) {
-        refuse_seccomp(process, frozen.thread.tid(), status)?;
         let cred = objects.cred(cred::checkpoint(status));
         threads.push(thread::checkpoint(frozen, answers, cred, status.no_new_privs)?);
     }

@@ -6,8 +6,8 @@
 //! | destination | an output that cannot be created must not cost the tasks a moment |
 //! | pre-dump | whoever has a say may make the tree ready |
 //! | survey | unsupported state is refused before the program is disturbed, and leaks are looked for if asked |
-//! | chill | freezes the cgroup that the caller named |
 //! | guardian | from here on a killed coordinator leaves nothing behind |
+//! | chill | freezes the cgroup that the caller named |
 //! | thaw | what a freezer cgroup holds stops before it can run; it is frozen again before it is let go |
 //! | freeze | the whole tree stands still from here on |
 //! | network-lock | what is sent to the tree from here on is to wait |
@@ -33,6 +33,7 @@ use crate::{
     tree::{self, Held},
 };
 use ckpt_image::{BLOCK_SIZE, Block, Image, Writer, model, record, record::inode_kind};
+use ckpt_kernel::reaper::Reaper;
 use ckpt_kernel::tracee::Stopped;
 use std::time::{Duration, Instant};
 
@@ -95,9 +96,14 @@ fn attempt(
         shared_outside = Some(found.leaks);
     }
     // Outlives all holds, and what is thawed for them.
-    let chill = options.freezer.as_deref().map(|path| Chill::cast(path, observer)).transpose()?;
-    let frost = Frost::find(&members).task(label)?;
+    let chill = options.freezer.as_deref().map(Chill::find).transpose()?;
+    let mut frost = Frost::find(&members).task(label)?;
     let guardian = guard::post(&frost, chill.as_ref()).task(label)?;
+    if let Some(chill) = &chill {
+        chill.cast(observer)?;
+        frost = Frost::find(&members).task(label)?;
+    }
+    let reaper = Reaper::start();
     drop(members);
     let frozen_at = Instant::now();
     // Outlives all holds: its threads are let go by it, after it has frozen them again.
@@ -128,6 +134,8 @@ fn attempt(
             (other, _) => break other.task(label)?,
         }
     };
+    drop(reaper);
+    thawed.confine().task(label)?;
     tracing::info!("captured: {} objects", capture.image.objects.len());
     let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
@@ -260,9 +268,10 @@ impl Still<'_> {
             }
             After::Kill => {
                 let frozen = frozen_at.elapsed();
+                // v1 would hold back even the killed.
+                thawed.release()?;
                 signal_all(&held, rustix::process::Signal::KILL)?;
                 wait_for_all(held, &self.image.processes)?;
-                // Only now: v1 would hold back even the killed.
                 thawed.freeze()?;
                 Ok(frozen)
             }

@@ -12,7 +12,7 @@ use ckpt_kernel::{
     tracee::{Running, Seize, Stopped},
 };
 use ckpt_proc::{
-    stat::{Stat, TaskState},
+    stat::{Stat, TaskState, parse_stat},
     syscall::{Syscall, parse_syscall},
 };
 use std::{
@@ -97,6 +97,15 @@ impl Drop for Asked {
     }
 }
 
+/// A process that stands still.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    /// Its living threads, the leader first.
+    pub(crate) threads: Vec<FrozenThread>,
+    /// A job-control signal had stopped it before we came.
+    pub(crate) stopped: bool,
+}
+
 /// Stops every living thread of `process`, which was as `stat` says; new ones that appear meanwhile are
 /// caught too. Those in
 /// `asked` are about to stop. One of them all is its witness then. `observer` is told which timeouts
@@ -107,9 +116,9 @@ pub(crate) fn freeze(
     purpose: Purpose,
     asked: &mut Asked,
     observer: &mut dyn Observer,
-) -> Result<Vec<FrozenThread>> {
+) -> Result<Frozen> {
     if stat.state == TaskState::DiskSleep {
-        await_vfork(process)?;
+        await_vfork(process, &[process.witness])?;
     }
     let mut frozen: Vec<FrozenThread> = Vec::new();
     let mut tids = process.tids_at(stat)?;
@@ -138,12 +147,27 @@ pub(crate) fn freeze(
         }
         tids = process.tids()?;
     }
+    // As the last of them found it, when none could run any more.
+    let stopped = frozen.last().is_some_and(|last| last.thread.group_stop().is_some());
     frozen.sort_by_key(|f| (f.thread.tid() != process.pid, f.thread.tid()));
     let Some(first) = frozen.first() else {
         return Err(Error::failed("the process ended").task(process.label()));
     };
+    // One that was not caught yet and executes a program ends all others, and takes over the leader's id and its tracer.
+    if frozen.iter().any(FrozenThread::is_another) {
+        let what = "one of its threads executed a program, or ended them all, while they were being stopped";
+        return Err(Error::failed(what).advice("try again in a moment").passing());
+    }
     process.look_through(first.thread.tid())?;
-    Ok(frozen)
+    Ok(Frozen { threads: frozen, stopped })
+}
+
+impl FrozenThread {
+    /// Whether it is gone, or its id is another thread's by now.
+    fn is_another(&self) -> bool {
+        let place = |regs: &Regs| (regs.rip, regs.rsp, regs.fs_base);
+        self.thread.regs().map_or(true, |now| place(&now) != place(&self.kept.raw))
+    }
 }
 
 /// A failure, and whether it only means that the thread ended.
@@ -172,7 +196,7 @@ fn await_thread(
     hold: impl Fn(Stopped) -> Stopped,
     observer: &dyn Observer,
 ) -> Result<FrozenThread, Failure> {
-    let mut thread = hold(wait_stop(Running::born(tid), observer)?);
+    let mut thread = hold(wait_stop(process, Running::born(tid), observer)?);
     let mut raw = thread.regs()?;
     let mask = thread.sigmask()?;
     leave_rseq(&mut thread, &mut raw)?;
@@ -184,15 +208,20 @@ fn await_thread(
     Ok(FrozenThread { thread, kept })
 }
 
-/// Waits for a thread to stop, as long as the observer has patience with one that does not.
-fn wait_stop(running: Running, observer: &dyn Observer) -> Result<Stopped, Failure> {
-    let tid = running.tid();
-    let stopped = running.wait_stop_unless(&|| observer.cancelled().is_some());
-    match (stopped, observer.cancelled()) {
-        (Err(ckpt_kernel::Error::Timeout { .. }), Some(why)) => {
+/// Waits for a thread to stop, as long as the observer has patience with one that does not, and no longer than for the
+/// child of a vfork(2).
+fn wait_stop(process: &Process, running: Running, observer: &dyn Observer) -> Result<Stopped, Failure> {
+    let (tid, begun) = (running.tid(), Instant::now());
+    let suspended = || begun.elapsed() > VFORK_PATIENCE && is_suspended(process, tid);
+    match running.wait_stop_unless(&|| observer.cancelled().is_some() || suspended()) {
+        Err(ckpt_kernel::Error::Timeout { .. }) if observer.cancelled().is_some() => {
+            let why = observer.cancelled().unwrap_or_default();
             Err(Error::failed(why).why(format!("thread {tid} cannot be stopped")).into())
         }
-        (stopped, _) => Ok(stopped?),
+        Err(ckpt_kernel::Error::Timeout { .. }) if suspended() => {
+            Err(vforks(tid).task(process.label()).into())
+        }
+        stopped => Ok(stopped?),
     }
 }
 
@@ -211,11 +240,11 @@ fn freeze_thread(
         let mut thread = match Running::seize(tid, Seize::Catch) {
             Ok(running) => {
                 running.ask()?;
-                wait_stop(running, observer)?
+                wait_stop(process, running, observer)?
             }
             Err(cause) if is_ours(process, tid) => {
                 tracing::trace!("thread {tid} was caught at its birth: {cause}");
-                wait_stop(Running::born(tid), observer)?
+                wait_stop(process, Running::born(tid), observer)?
             }
             Err(cause) => return Err(seize_failure(process, tid, cause)),
         };
@@ -287,24 +316,35 @@ fn is_ours(process: &Process, tid: i32) -> bool {
         .is_ok_and(|s| u32::try_from(s.tracer_pid).is_ok_and(|pid| pid == std::process::id()))
 }
 
-/// A parent suspended in vfork(2) cannot be stopped; it goes on soon, or not for long.
-pub(crate) fn await_vfork(process: &Process) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the child of a vfork(2) may take. Most execute a program at once.
+const VFORK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A parent suspended in vfork(2) cannot be stopped; it goes on soon, or not for long. Waits for those that are
+/// among `tids`.
+pub(crate) fn await_vfork(process: &Process, tids: &[i32]) -> Result<()> {
     let begun = Instant::now();
-    let suspended = || -> Result<bool> {
-        if process.stat()?.state != TaskState::DiskSleep {
-            return Ok(false);
-        }
-        Ok(is_vfork(process.witness, process.proc.parse("syscall", parse_syscall)?))
-    };
-    while suspended().unwrap_or(false) {
-        if begun.elapsed() > PATIENCE {
-            let what = "it is suspended until its vfork child ends or executes a program";
-            return Err(Error::unsupported(what).advice("try again when it has"));
+    while let Some(tid) = tids.iter().find(|tid| is_suspended(process, **tid)) {
+        if begun.elapsed() > VFORK_PATIENCE {
+            return Err(vforks(*tid));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+fn vforks(tid: i32) -> Error {
+    let what = format!("thread {tid} is suspended until its vfork child ends or executes a program");
+    Error::unsupported(what).advice("try again when it has")
+}
+
+/// Whether a thread sleeps in vfork(2).
+fn is_suspended(process: &Process, tid: i32) -> bool {
+    let sleeps = process.leader.parse(&format!("task/{tid}/stat"), parse_stat);
+    sleeps.is_ok_and(|stat| stat.state == TaskState::DiskSleep)
+        && process
+            .leader
+            .parse(&format!("task/{tid}/syscall"), parse_syscall)
+            .is_ok_and(|call| is_vfork(tid, call))
 }
 
 /// Whether a task's call makes it wait for its child. A fork may take long as well, where many processes have an
@@ -329,7 +369,8 @@ fn seize_failure(process: &Process, tid: i32, cause: ckpt_kernel::Error) -> Fail
     let tracer = process.status().map_or(0, |s| s.tracer_pid);
     if tracer == 0 {
         let advice = "it needs the same user and a dumpable process, or CAP_SYS_PTRACE";
-        return Failure { error: failure.error.task(process.label()).advice(advice), gone: false };
+        // A leader that another thread's execve(2) has just replaced is refused, too.
+        return Failure { error: failure.error.task(process.label()).advice(advice).passing(), gone: false };
     }
     Failure { error: traced(&format!("thread {tid}"), tracer).task(process.label()), gone: false }
 }

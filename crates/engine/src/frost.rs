@@ -42,6 +42,11 @@ impl Frost {
         Ok(frost)
     }
 
+    /// With one more, which may not be frozen yet.
+    pub(crate) fn with(&self, freezer: Option<Freezer>) -> Frost {
+        Frost { freezers: self.freezers.iter().cloned().chain(freezer).collect() }
+    }
+
     /// Freezes or thaws all of them.
     pub(crate) fn set(&self, frozen: bool) -> Result<()> {
         // All are tried, whatever becomes of the first.
@@ -68,8 +73,9 @@ impl Frost {
         let members = tree::members(root)?;
         let mut own: BTreeSet<i32> = BTreeSet::new();
         for process in members.iter().filter(|process| !tree::has_ended(process)) {
-            await_vfork(process).task(|| process.label())?;
-            own.extend(process.tids()?);
+            let tids = process.tids()?;
+            await_vfork(process, &tids).task(|| process.label())?;
+            own.extend(tids);
         }
         let mut tids = BTreeSet::new();
         for freezer in &self.freezers {
@@ -108,6 +114,17 @@ impl Thawed {
         }
         self.seized.insert(tid);
         Ok(())
+    }
+
+    /// Has the cgroups frozen again from now on, though the threads are ours: should we die, they freeze before they run.
+    /// Nothing can be run in them any more.
+    pub(crate) fn confine(&self) -> Result<()> {
+        self.frost.set(true)
+    }
+
+    /// Undoes that, for whoever is to end.
+    pub(crate) fn release(&self) -> Result<()> {
+        self.frost.set(false)
     }
 
     /// Freezes the cgroups again, lets the threads go and waits until all is as it was.
@@ -149,15 +166,15 @@ pub(crate) struct Chill {
 }
 
 impl Chill {
-    /// Freezes the cgroup that the caller means by `path`, and waits until it is.
-    pub(crate) fn cast(path: &Path, observer: &dyn Observer) -> Result<Chill> {
+    /// The cgroup that the caller means by `path`. It is not frozen yet.
+    pub(crate) fn find(path: &Path) -> Result<Chill> {
         let freezer = Freezer::at(path)?;
-        let mut chill = Chill { ours: false, freezer };
-        if !chill.freezer.is_set() {
-            chill.ours = true;
-            chill.freezer.freeze_unless(|| interrupted(observer))?;
-        }
-        Ok(chill)
+        Ok(Chill { ours: !freezer.is_set(), freezer })
+    }
+
+    /// Freezes it, and waits until it is.
+    pub(crate) fn cast(&self, observer: &dyn Observer) -> Result<()> {
+        if self.ours { self.freezer.freeze_unless(|| interrupted(observer)) } else { Ok(()) }
     }
 
     /// The cgroup, if it is we who froze it.

@@ -2,6 +2,7 @@
 //! tasks, once none of them is in there any more, and freezes again what was thawed.
 
 use crate::{
+    admit::refuse_seccomp,
     capture::{slot_address, slots_in, statuses, texts_in, visitors},
     error::{Error, Result},
     freeze::{Asked, Purpose, freeze, thaw},
@@ -17,6 +18,7 @@ use ckpt_kernel::{
     guardian::Guardian,
     memory::{self, Span},
     query,
+    reaper::Reaper,
     visit::{Traces, Visit},
 };
 use ckpt_proc::maps::{Mapping, parse_maps};
@@ -30,12 +32,13 @@ const PAUSE: Duration = Duration::from_millis(10);
 const STACK: usize = 64 << 10;
 
 /// Posts a guardian; which processes it watches over is told to it when they are known. `frost` is
-/// what is thawed for the visit, `chill` what is frozen for it alone: that is thawed in the end.
+/// what is thawed for the visit, `chill` what is, or will be, frozen for it alone: that is thawed in the end.
 pub(crate) fn post(frost: &Frost, chill: Option<&Chill>) -> Result<Guardian> {
     let own = chill.and_then(Chill::own);
+    let frost = &frost.with(own.clone());
     Ok(Guardian::start(|pids| {
         let _thawed = Thaw(own.as_ref());
-        // At once: the kernel lets tasks go only after it has closed the pipe that woke us.
+        // At once. What is frozen was so before its tasks were let go if the image was being written by then.
         refreeze(frost);
         let marked = |pid: &i32| Process::open(*pid).is_ok_and(|p| look(&p).is_ok_and(|l| !l.1.is_empty()));
         if !frost.is_empty() {
@@ -44,7 +47,9 @@ pub(crate) fn post(frost: &Frost, chill: Option<&Chill>) -> Result<Guardian> {
             }
             let _ = frost.set(false);
         }
+        let reaper = Reaper::start();
         clean_all(pids);
+        drop(reaper);
         refreeze(frost);
     })?)
 }
@@ -102,7 +107,7 @@ fn clean(process: &mut Process) -> Result<bool> {
         return Ok(true);
     }
     let stat = process.stat()?;
-    let mut frozen = freeze(process, &stat, Purpose::Visit, &mut Asked::default(), &mut Silent)?;
+    let mut frozen = freeze(process, &stat, Purpose::Visit, &mut Asked::default(), &mut Silent)?.threads;
     // Only now does nothing move: a thread on its way home may have mapped the slot meanwhile.
     let (maps, traces) = look(process)?;
     let (texts, spans) = (texts_in(&maps), traces.spans());
@@ -116,6 +121,9 @@ fn clean(process: &mut Process) -> Result<bool> {
         return Ok(false);
     }
     let statuses = statuses(process, &frozen)?;
+    for (frozen, status) in frozen.iter().zip(&statuses) {
+        refuse_seccomp(process, frozen.kept.tid, status)?;
+    }
     let (visitors, kept) = visitors(frozen, &statuses)?;
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;

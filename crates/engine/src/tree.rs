@@ -10,12 +10,12 @@
 use crate::{
     admit::Admission,
     error::{Context, Error, Result},
-    freeze::{Asked, FrozenThread, Purpose, freeze},
+    freeze::{Asked, Frozen, FrozenThread, Purpose, freeze},
     options::{Observer, interrupted},
     task::{Process, show},
 };
 use ckpt_kernel::tracee::Stopped;
-use ckpt_proc::stat::{Stat, TaskState};
+use ckpt_proc::stat::Stat;
 use std::collections::BTreeSet;
 
 /// The holds on all threads of a tree, by process.
@@ -78,7 +78,7 @@ pub(crate) fn members(root: i32) -> Result<Vec<Process>> {
     Ok(members.into_iter().map(|(process, _)| process).collect())
 }
 
-/// So many processes are a crowd, which is asked to stop all at once.
+/// So many processes, or threads of one, are a crowd, which is asked to stop all at once.
 const CROWD: usize = 16;
 
 /// Stops the tree below `root`, a parent before its children. The threads in `asked` are about to stop.
@@ -133,29 +133,32 @@ fn strangers(parents: &[FrozenProcess], known: &mut BTreeSet<i32>) -> Result<Vec
 
 /// Stops one process; `None` when it is gone.
 fn hold(
-    (mut process, stat): (Process, Stat),
+    found: (Process, Stat),
     admission: &Admission,
     asked: &mut Asked,
     observer: &mut dyn Observer,
 ) -> Result<Option<FrozenProcess>> {
     interrupted(observer)?;
-    let stopped = match process.witness == process.pid {
-        true => stat.state == TaskState::Stopped,
-        false => process.witness_stat().is_ok_and(|stat| stat.state == TaskState::Stopped),
+    if usize::try_from(found.1.num_threads).is_ok_and(|threads| threads >= CROWD) {
+        asked.ask(std::iter::once(&found));
+    }
+    let (mut process, stat) = found;
+    let held = |process, Frozen { threads, stopped }| {
+        Ok(Some(FrozenProcess { process, threads, stopped, parent_tid: 0 }))
     };
-    let held = |process, threads| Ok(Some(FrozenProcess { process, threads, stopped, parent_tid: 0 }));
+    let ended = Frozen { threads: Vec::new(), stopped: false };
     if stat.process_has_ended() {
-        return if process.stat().is_ok() { held(process, Vec::new()) } else { Ok(None) };
+        return if process.stat().is_ok() { held(process, ended) } else { Ok(None) };
     }
     // Stopped first: until then it may make children faster than we look at it.
     let frozen = freeze(&mut process, &stat, Purpose::Image, asked, observer)
-        .and_then(|threads| admission.readmit(&process, &threads).map(|()| threads))
+        .and_then(|frozen| admission.readmit(&process, &frozen.threads).map(|()| frozen))
         .task(|| process.label());
     match frozen {
-        Ok(threads) => held(process, threads),
+        Ok(frozen) => held(process, frozen),
         // It ended while it was being stopped.
         Err(_) if process.stat().is_err() => Ok(None),
-        Err(_) if has_ended(&process) => held(process, Vec::new()),
+        Err(_) if has_ended(&process) => held(process, ended),
         Err(error) => Err(error),
     }
 }

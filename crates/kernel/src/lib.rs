@@ -25,6 +25,7 @@ pub mod procfs;
 pub mod program;
 pub mod puppet;
 pub mod query;
+pub mod reaper;
 pub mod servant;
 pub mod shared;
 mod sys;

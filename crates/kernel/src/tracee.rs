@@ -7,7 +7,7 @@
 
 use crate::{
     error::{Error, Named, Result},
-    sys,
+    reaper, sys,
 };
 use ckpt_image::record::Regs;
 use rustix::io::Errno;
@@ -56,6 +56,8 @@ pub struct Stopped {
     lent: bool,
     /// SIGSTOPs taken out of the way while the thread was ours.
     held: Vec<i32>,
+    /// See [`Stopped::group_stop`].
+    group_stop: Option<i32>,
     not_send: PhantomData<*const ()>,
 }
 
@@ -125,7 +127,10 @@ impl Running {
                 Seize::Catch => libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACECLONE,
                 Seize::Puppet => libc::PTRACE_O_EXITKILL,
             };
-        ptraced(tid, "ptrace(PTRACE_SEIZE)", sys::ptrace(libc::PTRACE_SEIZE, tid, 0, options as u64))?;
+        let seizing = reaper::Seizing::begin(tid);
+        let seized = sys::ptrace(libc::PTRACE_SEIZE, tid, 0, options as u64);
+        drop(seizing);
+        ptraced(tid, "ptrace(PTRACE_SEIZE)", seized)?;
         Ok(Running { tid, not_send: PhantomData })
     }
 
@@ -170,12 +175,19 @@ impl Running {
                     let request = libc::PTRACE_CONT;
                     ptraced(tid, "ptrace(PTRACE_CONT)", sys::ptrace(request, tid, 0, 0))?;
                 }
-                Some(Event::Stop(_)) => {
+                // A signal was on its way before we asked. It is delivered: our stop comes before its handler runs.
+                Some(Event::Stop(status)) if status >> 16 == 0 => {
+                    let (request, signal) = (libc::PTRACE_CONT, libc::WSTOPSIG(status));
+                    ptraced(tid, "ptrace(PTRACE_CONT)", sys::ptrace(request, tid, 0, signal as u64))?;
+                }
+                Some(Event::Stop(status)) => {
+                    let signal = libc::WSTOPSIG(status);
                     return Ok(Stopped {
                         tid,
                         attached: true,
                         lent: false,
                         held: Vec::new(),
+                        group_stop: (signal != libc::SIGTRAP).then_some(signal),
                         not_send: PhantomData,
                     });
                 }
@@ -190,6 +202,8 @@ impl Running {
             } else if begin.elapsed() > Duration::from_secs(STOP_SECONDS) || give_up() {
                 return Err(Error::Timeout { tid, seconds: begin.elapsed().as_secs() });
             } else {
+                // It may execute a program, which takes the end of its siblings, some of which are ours to see off.
+                reaper::reap_siblings(tid);
                 std::thread::sleep(Duration::from_micros(if turns < 200 { 50 } else { 2000 }));
             }
         }
@@ -203,6 +217,11 @@ impl Stopped {
     /// Thread id.
     pub fn tid(&self) -> i32 {
         self.tid
+    }
+
+    /// The job-control signal that had stopped its process, or was about to, when it stopped for us.
+    pub fn group_stop(&self) -> Option<i32> {
+        self.group_stop
     }
 
     /// General registers (NT_PRSTATUS).
@@ -530,21 +549,50 @@ impl Stopped {
         true
     }
 
+    /// Queues the SIGSTOPs again that were taken out of the way, once the thread is where it was: they take effect when
+    /// it is let go, unless a SIGCONT comes before.
+    pub(crate) fn requeue(&mut self) {
+        for signal in self.held.drain(..) {
+            // SIGSTOP and its kin are process-wide.
+            let _ = sys::numbers(libc::SYS_kill, [self.tid as u64, signal as u64, 0, 0, 0]);
+        }
+    }
+
     fn let_go(&mut self) -> Result<()> {
         if !std::mem::take(&mut self.attached) {
             return Ok(());
         }
-        for signal in &self.held {
-            // SIGSTOP and its kin are process-wide; one that came meanwhile takes effect now.
-            let _ = sys::numbers(libc::SYS_kill, [self.tid as u64, *signal as u64, 0, 0, 0]);
+        self.requeue();
+        if self.lent {
+            return Ok(());
         }
-        if self.lent { Ok(()) } else { detach(self.tid) }
+        let detached = detach(self.tid);
+        if let Err(Error::Gone { .. }) = detached {
+            see_off(self.tid);
+        }
+        detached
     }
 }
 
 /// Lets a thread of ours go that is stopped and that no [`Stopped`] will let go.
 pub fn detach(tid: i32) -> Result<()> {
     ptraced(tid, "ptrace(PTRACE_DETACH)", sys::ptrace(libc::PTRACE_DETACH, tid, 0, 0)).map(|_| ())
+}
+
+/// Sees off a thread of ours that ended while we held it, or whose id another has by now that executed a program:
+/// that one is ours as well, and stops.
+fn see_off(tid: i32) {
+    for _ in 0..SOON {
+        match wait(tid, false) {
+            Ok(Some(Event::Stop(status))) => {
+                let signal = if status >> 16 == 0 { libc::WSTOPSIG(status) } else { 0 };
+                let _ = sys::ptrace(libc::PTRACE_DETACH, tid, 0, signal as u64);
+                return;
+            }
+            Ok(None) if !has_ended(tid) => std::thread::sleep(Duration::from_micros(50)),
+            _ => return,
+        }
+    }
 }
 
 impl Drop for Stopped {

@@ -43,12 +43,17 @@ const NR_RESTART_SYSCALL: u64 = 219;
 
 /// Picks a signal whose delivery to an untraced task does nothing: neither caught, nor blocked,
 /// nor pending. The arguments are masks as in /proc/PID/status.
-pub fn park_signal(caught: u64, ignored: u64, blocked: u64, pending: u64) -> Option<i32> {
+/// `stopped`: a job-control signal has stopped the process.
+pub fn park_signal(caught: u64, ignored: u64, blocked: u64, pending: u64, stopped: bool) -> Option<i32> {
     let bit = |signal: i32| 1u64 << (signal - 1);
-    let harmless = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD, libc::SIGCONT];
-    let explicitly = (1..32).filter(|s| ignored & bit(*s) != 0);
+    let harmless = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+    let explicitly = (1..32).filter(|s| ignored & bit(*s) != 0 && *s != libc::SIGCONT);
+    // That one does something as soon as it is sent, to a process that is stopped or about to be.
+    let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+    let stopped = stopped || stops.into_iter().any(|s| pending & bit(s) != 0);
+    let last = (!stopped).then_some(libc::SIGCONT);
     let usable = |s: &i32| (caught | pending) & bit(*s) == 0;
-    let candidates: Vec<i32> = harmless.into_iter().chain(explicitly).filter(usable).collect();
+    let candidates: Vec<i32> = harmless.into_iter().chain(explicitly).chain(last).filter(usable).collect();
     candidates.iter().find(|s| blocked & bit(**s) == 0).or(candidates.first()).copied()
 }
 
@@ -293,6 +298,7 @@ impl Guest {
         self.thread.set_sigmask(self.mask)?;
         self.thread.set_regs(&self.raw)?;
         self.inside = false;
+        self.thread.requeue();
         Ok(())
     }
 }

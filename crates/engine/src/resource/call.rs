@@ -4,8 +4,8 @@
 //! issued again with the same registers. Calls with a relative timeout hold what remains of it in
 //! the kernel's `restart_block` (rax -516, then restart_syscall(2)); what remains is read from
 //! the `rmtp` the kernel wrote, or is the timer that vanished from /proc/timer_list when the
-//! thread was interrupted. A few calls (epoll_wait, rt_sigtimedwait, semop, recv with SO_RCVTIMEO)
-//! return a plain EINTR on the interrupt; they are issued again, their relative timeout anew.
+//! thread was interrupted. A few calls (epoll_wait, rt_sigtimedwait, semop, any on a socket with SO_RCVTIMEO)
+//! return a plain EINTR on the interrupt; they are issued again, unless a handler runs first, their relative timeout anew.
 //!
 //! *Saved*: registers, kind of call, nanoseconds that remained. *Restored*: the puppet issues the
 //! call with the remaining time and is interrupted at once, so that the kernel has a fresh restart
@@ -45,11 +45,23 @@ const SYS_SENDMSG: i64 = libc::SYS_sendmsg;
 const SYS_SENDTO: i64 = libc::SYS_sendto;
 const SYS_EPOLL_PWAIT2: i64 = 441;
 const EINTR: u64 = -4i64 as u64;
-const ERESTARTNOINTR: u64 = -513i64 as u64;
+/// Issued again, unless a handler has run: then it is EINTR, as for all calls that this is for.
+const ERESTARTNOHAND: u64 = -514i64 as u64;
 const ERESTART_RESTARTBLOCK: u64 = -516i64 as u64;
 
-/// Calls that answer a ptrace stop with EINTR although no signal came.
-const EINTR_CALLS: [i64; 13] = [
+/// Calls that answer a ptrace stop with EINTR although no signal came; those on sockets do if these have a timeout
+/// (SO_RCVTIMEO, SO_SNDTIMEO).
+const EINTR_CALLS: [i64; 23] = [
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_preadv2,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pwritev2,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_sendmmsg,
     SYS_EPOLL_WAIT,
     SYS_EPOLL_PWAIT,
     SYS_EPOLL_PWAIT2,
@@ -129,7 +141,7 @@ pub(crate) fn hide_eintr(process: &Process, tid: i32, mask: u64, raw: &mut Regs)
     let status = process.thread_status(tid)?;
     let ours = (status.sig_pending.0 | status.sig_shared_pending.0) & !mask == 0;
     if ours {
-        raw.rax = ERESTARTNOINTR;
+        raw.rax = ERESTARTNOHAND;
     }
     Ok(ours)
 }
@@ -197,7 +209,7 @@ pub(crate) fn settle(
         }
         // No timeout, or an absolute one: the call is simply issued again.
         SYS_POLL | SYS_FUTEX => {
-            saved.rax = ERESTARTNOINTR;
+            saved.rax = ERESTARTNOHAND;
             Ok(Some(none))
         }
         nr => {
