@@ -473,15 +473,15 @@ fn pid_in_use(ctx: &Context) -> Result<()> {
 fn timeout(ctx: &Context) -> Result<()> {
     let mut case = Case::start(ctx, "vforks", &[])?;
     let begun = Instant::now();
-    let outcome = case.dump(&["--timeout", "2"]).finish()?;
+    let outcome = case.dump(&["--timeout", "1"]).finish()?;
     let took = begun.elapsed();
     case.failed(
         &outcome,
         "dump.log",
         "Dumping FAILED.",
-        &["timeout of 2 s", "--timeout", "cannot be stopped"],
+        &["timeout of 1 s", "--timeout", "cannot be stopped"],
     )?;
-    let as_said = took > Duration::from_millis(1900) && took < Duration::from_secs(6);
+    let as_said = took > Duration::from_millis(900) && took < Duration::from_secs(6);
     ensure(as_said, format!("it took {took:?}"))?;
     ensure(!case.path("checkpoint.img").exists(), "it left an image")?;
     case.program.ends_with(7)
