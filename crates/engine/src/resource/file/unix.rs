@@ -156,6 +156,14 @@ fn sockets<'a>(tables: &[(&'a Process, Objref)], objects: &Objects) -> BTreeMap<
     held
 }
 
+/// Inode numbers of what sockets of our network namespace are connected to, by theirs.
+pub(crate) fn peers() -> Result<BTreeMap<u64, u64>> {
+    let peer = |(ino, socket): (u64, unix_diag::UnixSocket)| {
+        Some((ino, socket.peer.filter(|peer| *peer != 0)?.into()))
+    };
+    Ok(diagnosis()?.into_iter().filter_map(peer).collect())
+}
+
 /// All unix sockets of our network namespace, by inode.
 fn diagnosis() -> Result<BTreeMap<u64, unix_diag::UnixSocket>> {
     const ROOM: usize = 64 << 10;
