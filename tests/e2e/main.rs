@@ -14,6 +14,7 @@ mod info;
 mod leaks;
 mod outside;
 mod pidns;
+mod sockets;
 mod sweep;
 mod terminal;
 mod tree;
@@ -67,6 +68,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("leaks", leaks::TESTS),
     ("outside", outside::TESTS),
     ("pidns", pidns::TESTS),
+    ("sockets", sockets::TESTS),
     ("sweep", sweep::TESTS),
     ("terminal", terminal::TESTS),
     ("tree", tree::TESTS),

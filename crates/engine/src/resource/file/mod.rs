@@ -244,12 +244,18 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
 }
 
 /// What can be told of files only when all descriptors of the tree are known. `tables` are its processes, with the
-/// objrefs of their descriptor tables; they stand still, or not.
-pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut Objects) -> Result<()> {
+/// objrefs of their descriptor tables; they stand still, or not. What waits in sockets and can only be seen by the
+/// processes themselves is yet to be looked at.
+pub(crate) fn adopt(
+    tables: &[(&Process, Objref)],
+    frozen: bool,
+    objects: &mut Objects,
+) -> Result<unix::queue::Looks> {
     let certainty = if frozen { epoll::Certainty::Exact } else { epoll::Certainty::Likely };
     pipe::adopt(tables.iter().copied(), frozen, objects)?;
-    unix::adopt(tables, frozen, objects)?;
-    epoll::adopt(tables.iter().copied(), certainty, objects)
+    let looks = unix::adopt(tables, frozen, objects)?;
+    epoll::adopt(tables.iter().copied(), certainty, objects)?;
+    Ok(looks)
 }
 
 /// What is done to files last of all: from then on time passes for them, and they notice what happens.

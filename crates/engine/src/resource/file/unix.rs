@@ -19,6 +19,7 @@ mod make;
 pub(crate) mod queue;
 
 pub(crate) use make::{Sockets, collect, make, reserve, settle, taken};
+use queue::Seen;
 
 use super::{Descriptor, FileKind, OpenContext};
 use crate::{
@@ -47,7 +48,6 @@ use rustix::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     os::fd::OwnedFd,
     time::Duration,
 };
@@ -57,6 +57,7 @@ pub(crate) struct Socket;
 
 pub(crate) const SOCK_STREAM: u32 = 1;
 pub(crate) const SOCK_DGRAM: u32 = 2;
+pub(crate) const SOCK_SEQPACKET: u32 = 5;
 
 /// Options that are on or off.
 const SWITCHES: [(Number, u32); 4] = [
@@ -107,12 +108,17 @@ struct Held<'a> {
 
 /// Makes the unix sockets that are not connected to the outside part of the image. `tables` are the tree's processes, with
 /// the objrefs of their descriptor tables. Before they are `frozen` connections to the outside are refused if they are to
-/// be, and that is all.
-pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut Objects) -> Result<()> {
+/// be, and that is all. What only processes of the tree can see is yet to be looked at.
+pub(crate) fn adopt(
+    tables: &[(&Process, Objref)],
+    frozen: bool,
+    objects: &mut Objects,
+) -> Result<queue::Looks> {
+    let mut looks = queue::Looks::default();
     let held = sockets(tables, objects);
     let refused = objects.policy.refuses(|allowed| allowed.ext_unix_sk);
     if held.is_empty() || !frozen && !refused {
-        return Ok(());
+        return Ok(looks);
     }
     let all = diagnosis()?;
     let inside = inside(&held, &all);
@@ -123,11 +129,11 @@ pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut O
         return Err(error.object(format!("fd {}", held.fd)).task(held.process.label()));
     }
     if !frozen {
-        return Ok(());
+        return Ok(looks);
     }
     for (ino, held) in held.iter().filter(|(ino, held)| inside.contains(ino) || !held.connected) {
         let adopted = match all.get(ino) {
-            Some(socket) => adopt_one(*held, socket, &all, &inside, objects),
+            Some(socket) => adopt_one(*held, socket, &mut looks, objects),
             None => {
                 Err(Error::unsupported("a unix socket of another network namespace cannot be carried yet")
                     .advice("let the program close it"))
@@ -135,7 +141,12 @@ pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut O
         };
         adopted.object(|| format!("fd {}", held.fd)).task(|| held.process.label())?;
     }
-    Ok(())
+    for (ino, socket) in all.into_iter().filter(|(ino, _)| inside.contains(ino)) {
+        if !socket.name.is_empty() {
+            looks.names.entry(socket.name).or_insert(ino);
+        }
+    }
+    Ok(looks)
 }
 
 /// The sockets of the tree that may be unix sockets, by inode; one that was given a name is outside.
@@ -212,8 +223,7 @@ fn is_closed(socket: &unix_diag::UnixSocket) -> bool {
 fn adopt_one(
     held: Held<'_>,
     socket: &unix_diag::UnixSocket,
-    all: &BTreeMap<u64, unix_diag::UnixSocket>,
-    inside: &BTreeSet<u64>,
+    looks: &mut queue::Looks,
     objects: &mut Objects,
 ) -> Result<()> {
     if socket.listening && socket.waiting != 0 {
@@ -236,26 +246,24 @@ fn adopt_one(
     }
     let long = || Error::failed("a unix socket of a longer address than there are");
     details = details.with_address(&socket.name).ok_or_else(long)?;
-    let mut inode = name(&copy, &mut details)?;
-    let by_name = |address: &[u8]| {
-        let same =
-            |(ino, other): &(&u64, &unix_diag::UnixSocket)| inside.contains(ino) && other.name == address;
-        all.iter().find(same).map(|(ino, _)| *ino)
-    };
-    let waiting = if socket.listening { None } else { queue::peek(&copy, &details, &by_name)? };
-    if let Some(waiting) = &waiting {
-        inode.record.size = waiting.size;
-        inode.details = to_details(&waiting.messages);
-    }
+    let inode = name(&copy, &mut details)?;
+    let seen = if socket.listening { Seen::Nothing } else { queue::look(&copy, &details)? };
     let Some(Object::File(file)) = objects.table.get(&held.file) else { return Ok(()) };
-    let dev_ino = (file.record.dev, file.record.ino);
-    let needed = waiting.is_some() || !inode.path.is_empty();
-    let (objref, _) = if needed { objects.inode(dev_ino, || Object::Inode(inode)) } else { (0, false) };
-    objects.contents.extend(waiting.map(|waiting| (objref, File::from(waiting.contents))));
+    let identity = (file.record.dev, file.record.ino);
+    let is_named = !inode.path.is_empty();
+    let objref = if is_named { objects.inode(identity, || Object::Inode(inode)).0 } else { 0 };
     if let Some(Object::File(file)) = objects.table.get_mut(&held.file) {
         file.record.kind = file_kind::UNIX;
         file.record.inode = objref;
         file.details = to_details(&[details]);
+    }
+    match seen {
+        Seen::Nothing => {}
+        Seen::All(waiting) => queue::keep(held.file, waiting, objects)?,
+        Seen::Some => {
+            let (pid, fd, file) = (held.process.pid, held.fd, held.file);
+            looks.looks.push(queue::Look { pid, fd, file, details });
+        }
     }
     Ok(())
 }
@@ -286,10 +294,15 @@ fn options(socket: &OwnedFd) -> Result<UnixSocket> {
 
 /// Whether an error waits for whoever uses a socket next; asking leaves it there.
 fn has_error(socket: &OwnedFd) -> Result<bool> {
+    Ok(polled(socket)?.contains(PollFlags::ERR))
+}
+
+/// What poll(2) says of a socket.
+fn polled(socket: &OwnedFd) -> Result<PollFlags> {
     let mut polled = [PollFd::new(socket, PollFlags::IN)];
     poll(&mut polled, Some(&Timespec::default())).doing(|| "poll a socket".to_owned())?;
     let [polled] = polled;
-    Ok(polled.revents().contains(PollFlags::ERR))
+    Ok(polled.revents())
 }
 
 /// The inode of a socket: its name in the file system, if it has one; the rest of it is put into its details.

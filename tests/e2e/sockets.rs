@@ -1,0 +1,126 @@
+//! Unix sockets: their names in the file system when a restart fails, and what kills leave.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use ckpt_tests::context::Context;
+use ckpt_tests::sys;
+use ckpt_tests::target::reap_strays;
+use ckpt_tests::tool::LIMIT;
+
+use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
+use crate::sweep::program_untouched;
+use crate::waiting::pipeline;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("name_after_failure", name_after_failure),
+    ("name_after_kill", name_after_kill),
+    ("pipeline", piped),
+    ("killed", |ctx| program_untouched(ctx, "unix_sockets.c", "crowd")),
+];
+
+/// A client is answered.
+fn answers(program: &Program) -> Result<()> {
+    let mut client = UnixStream::connect(program.path("sock")).context("connect")?;
+    client.write_all(b"?")?;
+    let mut answer = [0];
+    client.read_exact(&mut answer).context("no answer")?;
+    ensure(answer == *b"?", "another answer")
+}
+
+/// What tells one name of a socket from another.
+fn name(program: &Program) -> Result<(u64, i64, i64, u32)> {
+    let stat = std::fs::symlink_metadata(program.path("sock")).context("the name of the socket")?;
+    Ok((stat.ino(), stat.mtime(), stat.mtime_nsec(), stat.mode()))
+}
+
+/// A restart that fails, early or late, leaves the name of the dead socket, that very one, and no other.
+fn name_after_failure(ctx: &Context) -> Result<()> {
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    std::fs::write(dir.path().join("data"), "some data")?;
+    let mut program = start(ctx, dir)?;
+    let image = program.save_and_kill(ctx)?;
+    let (dead, whole) = (name(&program)?, std::fs::read(&image)?);
+    std::fs::rename(program.path("data"), program.path("away"))?;
+    let fails = |program: &Program, code| {
+        let before = program.files()?;
+        let outcome = ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?;
+        expect_line(&outcome, "restart", &[code], &[])?;
+        nothing_runs_in(program.dir.path())?;
+        ensure(program.files()? == before, format!("it left {:?}", program.files()?))?;
+        ensure(name(program)? == dead, format!("the name was {dead:?} and is {:?}", name(program)?))
+    };
+    fails(&program, 1)?;
+    std::fs::rename(program.path("away"), program.path("data"))?;
+    std::fs::write(&image, &whole[..whole.len() - 100])?;
+    fails(&program, 5)?;
+    std::fs::write(&image, &whole)?;
+    program.back_from(ctx, &image)?;
+    answers(&program)?;
+    program.ends_with(7)
+}
+
+fn start(ctx: &Context, dir: tempfile::TempDir) -> Result<Program> {
+    let binary = ckpt_tests::fixture::compile_c(ctx, &ctx.helpers.join("serves.c"), &[])?;
+    Program::start_argv(&[binary.into()], dir, None)
+}
+
+/// SIGKILL of `restart` at any moment: the dead socket's name is there, or the program serves.
+fn name_after_kill(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "serves", &[])?;
+    let image = program.save_and_kill(ctx)?;
+    let files = program.files()?;
+    let wall = program.back_from(ctx, &image)?.wall;
+    program.target.kill();
+    let mut dead = name(&program)?;
+    let (mut killed, rounds) = (0, ctx.kills.min(40));
+    for round in 0..rounds {
+        let mut run = ctx.run("restart", &["-W", "-i"]).arg(&image).start()?;
+        std::thread::sleep(Duration::from_nanos(sys::random_below(
+            (wall / (1 << (round % 4))).as_nanos() as u64
+        )));
+        let was_running = run.kill();
+        drop(run);
+        let lives = sys::poll("it to be gone or to be there", Duration::from_secs(5), || {
+            reap_strays();
+            let lives = program.adopt().is_ok();
+            Ok((nothing_runs_in(program.dir.path()).is_ok() != lives).then_some(lives))
+        })?;
+        if lives {
+            answers(&program).with_context(|| format!("round {round}"))?;
+            program.target.kill();
+            dead = name(&program)?;
+        } else {
+            killed += u32::from(was_running);
+            // By the scribe, which outlives it for a moment.
+            let back = || Ok((program.files()? == files && name(&program).ok() == Some(dead)).then_some(()));
+            sys::poll("the dead name to be back", Duration::from_secs(5), back).with_context(|| {
+                format!("round {round}: {:?}, {dead:?}, {:?}", program.files(), name(&program))
+            })?;
+        }
+    }
+    println!("    {killed} of {rounds} killed on their way");
+    program.back_from(ctx, &image).context("the image still works")?;
+    answers(&program)?;
+    ensure(program.files()? == files, format!("beside the socket there is {:?}", program.files()?))?;
+    program.ends_with(7)
+}
+
+/// `checkpoint --kill -o - PID | restart -W`: the address is the original's until that has ended.
+fn piped(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "serves", &[])?;
+    for _ in 0..3 {
+        answers(&program)?;
+        let line = "\"$0\" checkpoint --kill -o - $1 | \"$0\" restart -W";
+        let run = pipeline(ctx, line, &program.pid())?.start()?;
+        program.target.wait(LIMIT)?;
+        run.finish(LIMIT)?.expect_code(0)?;
+        program.adopt()?;
+    }
+    answers(&program)?;
+    ensure(program.files()? == ["err", "out", "sock"], format!("there is {:?}", program.files()?))?;
+    program.ends_with(7)
+}
