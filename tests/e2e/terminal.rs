@@ -14,6 +14,7 @@ use crate::sweep::program_untouched;
 pub(crate) const TESTS: &[Test] = &[
     ("shell_job", shell_job),
     ("tmux", tmux),
+    ("screen", screen),
     ("killed_cooked", |ctx| program_untouched(ctx, "pty_pair.c", "cooked")),
     ("killed_raw", |ctx| program_untouched(ctx, "pty_pair.c", "raw")),
     ("killed_packet", |ctx| program_untouched(ctx, "pty_pair.c", "packet")),
@@ -28,6 +29,12 @@ fn shell_job(ctx: &Context) -> Result<()> {
 fn tmux(ctx: &Context) -> Result<()> {
     find_program("tmux").and(find_program("vim")).context("no tmux, or no vim")?;
     helper(ctx, "tmux.py")
+}
+
+/// The same of screen, with a pager, to which a terminal attaches.
+fn screen(ctx: &Context) -> Result<()> {
+    find_program("screen").and(find_program("less")).context("no screen, or no less")?;
+    helper(ctx, "screen.py")
 }
 
 fn helper(ctx: &Context, name: &str) -> Result<()> {
