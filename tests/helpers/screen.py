@@ -68,7 +68,10 @@ def attached(say, want):
 
 screen('-d', '-m', '-S', 't', '-t', 'shell', 'bash', '--norc', '--noprofile', '-i')
 open('text', 'w').write(''.join('line %d\n' % i for i in range(500)))
-names = os.listdir('s')
+for _ in range(500):
+    names = os.listdir('s')
+    if names: break
+    time.sleep(0.02)
 server = names[0].split('.')[0]
 restart = None
 try:
