@@ -34,6 +34,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("replaced_by_another", replaced_by_another),
     ("table_full", table_full),
     ("table_full_and_watched", table_full_and_watched),
+    ("ten_thousand_watched", ten_thousand_watched),
     ("on_other_mounts", on_other_mounts),
     ("hidden_by_a_mount", hidden_by_a_mount),
     ("other_name_elsewhere", other_name_elsewhere),
@@ -390,6 +391,26 @@ impl Drop for Mounts {
 }
 
 /// overlayfs (a file of the lower layer, one copied up, a new one, unlinked), tmpfs, a bind mount.
+/// An epoll with 10,000 entries, for which `restart` has few numbers more than the program.
+fn ten_thousand_watched(ctx: &Context) -> Result<()> {
+    let binary = compile_c(ctx, &ctx.fixtures.join("poll_many.c"), &[])?;
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    let mut program = Program::start_argv(&[binary.into(), "10000".into()], dir, None)?;
+    for _ in 0..3 {
+        let image = program.save_and_kill(ctx)?;
+        let mut command = Command::new("prlimit");
+        command.arg("--nofile=10300:10300").arg(ctx.ckpt.as_ref().context("binary")?);
+        let run = Run::new(command).args(&["restart", "-W", "-i"]).arg(&image);
+        run.finish()?.expect_code(0)?;
+        program.adopt()?;
+        std::fs::remove_file(&image)?;
+    }
+    std::fs::write(program.path("go.1"), "0 0")?;
+    let ended = program.target.wait(Duration::from_secs(10))?;
+    let said = std::fs::read_to_string(program.path("out"))?;
+    ensure(ended == Ended::Exit(0) && said.ends_with("\nok\n"), format!("it ended with {ended:?}: {said}"))
+}
+
 fn on_other_mounts(ctx: &Context) -> Result<()> {
     let base = tempfile::Builder::new().prefix("ckpt-mounts-").tempdir()?;
     let path = |name: &str| base.path().join(name);

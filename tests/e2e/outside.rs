@@ -10,6 +10,7 @@ use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
 
 pub(crate) const TESTS: &[Test] = &[
     ("lock_taken", lock_taken),
+    ("fifo_gone", fifo_gone),
     ("external_file", external_file),
     ("external_pipe", external_pipe),
     ("external_unknown", external_unknown),
@@ -40,6 +41,31 @@ fn lock_taken(ctx: &Context) -> Result<()> {
         program.ends_with(7)?;
     }
     Ok(())
+}
+
+/// A FIFO that is gone by the time of the restart, another file, or in use: an error that names it.
+fn fifo_gone(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "holder", &["p:fifo"])?;
+    let image = program.save_and_kill(ctx)?;
+    let (fifo, away) = (program.path("fifo"), program.path("away"));
+    let fails = |word: &str| {
+        let outcome = ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?;
+        expect_line(&outcome, "restart", &[1], &["/fifo", word]).with_context(|| word.to_owned())?;
+        nothing_runs_in(program.dir.path())
+    };
+    std::fs::rename(&fifo, &away)?;
+    fails("mkfifo")?;
+    std::fs::write(&fifo, "")?;
+    fails("not a FIFO")?;
+    std::fs::rename(&away, &fifo)?;
+    let mut other = std::fs::OpenOptions::new().read(true).write(true).open(&fifo)?;
+    std::io::Write::write_all(&mut other, b"another's")?;
+    fails("9 bytes")?;
+    drop(other);
+    program.back_from(ctx, &image)?;
+    program.ends_with(7)?;
+    let said = std::fs::read_to_string(program.path("said"))?;
+    ensure(said == "p 0 600 in it\n", format!("it said {said:?}"))
 }
 
 /// A log that the caller says is outside: without a supply it is missed by its name, with one the program writes there.

@@ -311,10 +311,10 @@ pub(crate) fn kind_of(descriptor: &Descriptor<'_>) -> Option<&'static dyn FileKi
     claimants(descriptor).next()
 }
 
-/// Opens all files of the image. `park` keeps a descriptor where the tasks will have it.
+/// Opens all files of the image. `place` keeps a descriptor where the tasks will have it.
 pub(crate) fn open_all(
     context: &OpenContext<'_>,
-    park: &dyn Fn(OwnedFd) -> Result<OwnedFd>,
+    place: &mut dyn FnMut(Objref, OwnedFd) -> Result<OwnedFd>,
 ) -> Result<BTreeMap<Objref, OwnedFd>> {
     let mut open = BTreeMap::new();
     let supplied = external::supplied(context.image, &context.options.inherit);
@@ -323,14 +323,14 @@ pub(crate) fn open_all(
         if let Some(fd) = supplied.get(objref) {
             let copy =
                 rustix::io::dup(fd).doing(|| format!("our own descriptor for {}", show(&file.path)))?;
-            open.insert(*objref, park(copy)?);
+            open.insert(*objref, place(*objref, copy)?);
             continue;
         }
         let kind = FILE_KINDS.iter().find(|kind| kind.kind() == file.record.kind).ok_or_else(|| {
             Error::bad_image(format!("file {objref} is of unknown kind {}", file.record.kind))
         })?;
         if let Some(fd) = kind.open(file, context)? {
-            open.insert(*objref, park(fd)?);
+            open.insert(*objref, place(*objref, fd)?);
         }
     }
     Ok(open)
