@@ -11,6 +11,7 @@ use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
 pub(crate) const TESTS: &[Test] = &[
     ("lock_taken", lock_taken),
     ("fifo_gone", fifo_gone),
+    ("fifo_by_name", fifo_by_name),
     ("external_file", external_file),
     ("external_pipe", external_pipe),
     ("external_unknown", external_unknown),
@@ -66,6 +67,29 @@ fn fifo_gone(ctx: &Context) -> Result<()> {
     program.ends_with(7)?;
     let said = std::fs::read_to_string(program.path("said"))?;
     ensure(said == "p 0 600 in it\n", format!("it said {said:?}"))
+}
+
+/// A FIFO of which the program has one end is the same FIFO afterwards: what is in it stays, who has the other end talks on.
+fn fifo_by_name(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "holder", &["n:fifo"])?;
+    let image = program.save_and_kill(ctx)?;
+    program.back_from(ctx, &image)?;
+    let mut writer = std::fs::OpenOptions::new().write(true).open(program.path("fifo"))?;
+    std::io::Write::write_all(&mut writer, b"kept, ")?;
+    std::fs::remove_file(&image)?;
+    let image = program.save_and_kill(ctx)?;
+    // Another of that name is not it.
+    std::fs::rename(program.path("fifo"), program.path("away"))?;
+    rustix::fs::mkfifoat(rustix::fs::CWD, program.path("fifo"), rustix::fs::Mode::RUSR)?;
+    let outcome = ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?;
+    expect_line(&outcome, "restart", &[1], &["fd 50", "/fifo", "--inherit-fd 50=FD"])?;
+    nothing_runs_in(program.dir.path())?;
+    std::fs::rename(program.path("away"), program.path("fifo"))?;
+    program.back_from(ctx, &image)?;
+    std::io::Write::write_all(&mut writer, b"new")?;
+    program.ends_with(7)?;
+    let said = std::fs::read_to_string(program.path("said"))?;
+    ensure(said == "n 0 600 kept, new\n", format!("it said {said:?}"))
 }
 
 /// A log that the caller says is outside: without a supply it is missed by its name, with one the program writes there.

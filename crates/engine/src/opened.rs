@@ -18,7 +18,10 @@ use crate::{
     scribe::Scribe,
     source::ImageReader,
 };
-use ckpt_image::{Image, Object, Objref, record::inode_kind};
+use ckpt_image::{
+    Image, Object, Objref,
+    record::{file_kind, inode_kind},
+};
 use ckpt_kernel::{Errno, procfs};
 use rustix::io::{DupFlags, fcntl_dupfd_cloexec};
 use std::{
@@ -103,6 +106,8 @@ fn raise_limit(image: &Image, numbers: &BTreeSet<i32>, watched: usize) -> Result
 /// As many descriptors as the coordinator may have for the puppets.
 fn count(image: &Image) -> u64 {
     let each = image.objects.values().map(|object| match object {
+        // Itself, by its number; one for its peer, or what stands for that.
+        Object::File(file) if file.record.kind == file_kind::UNIX => 3,
         Object::File(_) => 1,
         Object::Inode(_) | Object::Fs(_) => 2,
         _ => 0,
