@@ -368,10 +368,11 @@ fn full(ctx: &Context, file: &str) -> Result<()> {
 }
 
 /// Mounts below a directory, unmounted when dropped.
-struct Mounts(Vec<std::path::PathBuf>);
+#[derive(Default)]
+pub(crate) struct Mounts(Vec<std::path::PathBuf>);
 
 impl Mounts {
-    fn mount(&mut self, place: &Path, args: &[&str]) -> Result<bool> {
+    pub(crate) fn mount(&mut self, place: &Path, args: &[&str]) -> Result<bool> {
         std::fs::create_dir_all(place)?;
         let done =
             Command::new("mount").args(args).arg(place).stderr(std::process::Stdio::null()).status()?;
@@ -390,7 +391,6 @@ impl Drop for Mounts {
     }
 }
 
-/// overlayfs (a file of the lower layer, one copied up, a new one, unlinked), tmpfs, a bind mount.
 /// An epoll with 10,000 entries, for which `restart` has few numbers more than the program.
 fn ten_thousand_watched(ctx: &Context) -> Result<()> {
     let binary = compile_c(ctx, &ctx.fixtures.join("poll_many.c"), &[])?;
@@ -411,10 +411,11 @@ fn ten_thousand_watched(ctx: &Context) -> Result<()> {
     ensure(ended == Ended::Exit(0) && said.ends_with("\nok\n"), format!("it ended with {ended:?}: {said}"))
 }
 
+/// overlayfs (a file of the lower layer, one copied up, a new one, unlinked), tmpfs, a bind mount.
 fn on_other_mounts(ctx: &Context) -> Result<()> {
     let base = tempfile::Builder::new().prefix("ckpt-mounts-").tempdir()?;
     let path = |name: &str| base.path().join(name);
-    let mut mounts = Mounts(Vec::new());
+    let mut mounts = Mounts::default();
     ensure(mounts.mount(&path("layers"), &["-t", "tmpfs", "none"])?, "tmpfs")?;
     for name in ["lower", "upper", "work"] {
         std::fs::create_dir(path("layers").join(name))?;
@@ -464,7 +465,7 @@ fn hidden_by_a_mount(ctx: &Context) -> Result<()> {
     std::fs::create_dir(dir.path().join("over"))?;
     let binary = compile_c(ctx, &ctx.helpers.join("holder.c"), &["-pthread".to_owned()])?;
     let mut program = Program::start_argv(&[binary.into(), "w:over/there".into()], dir, None)?;
-    let mut mounts = Mounts(Vec::new());
+    let mut mounts = Mounts::default();
     ensure(mounts.mount(&program.path("over"), &["-t", "tmpfs", "none"])?, "tmpfs")?;
     let outcome = ctx.run("checkpoint", &["-o"]).arg(program.path("image")).arg(program.pid()).finish()?;
     expect_line(&outcome, "checkpoint", &[3], &["fd 50", "over/there", "hidden by a mount"])?;

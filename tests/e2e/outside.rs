@@ -6,12 +6,14 @@ use ckpt_tests::fixture::{compile_c, find_program};
 use ckpt_tests::sys;
 use std::time::Duration;
 
-use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
+use crate::common::{Program, Test, ensure, expect_line, names_in, nothing_runs_in};
+use crate::files::Mounts;
 
 pub(crate) const TESTS: &[Test] = &[
     ("lock_taken", lock_taken),
     ("fifo_gone", fifo_gone),
     ("fifo_by_name", fifo_by_name),
+    ("queue_gone", queue_gone),
     ("external_file", external_file),
     ("external_pipe", external_pipe),
     ("external_unknown", external_unknown),
@@ -90,6 +92,35 @@ fn fifo_by_name(ctx: &Context) -> Result<()> {
     program.ends_with(7)?;
     let said = std::fs::read_to_string(program.path("said"))?;
     ensure(said == "n 0 600 kept, new\n", format!("it said {said:?}"))
+}
+
+/// A message queue that is gone by the time of the restart, or another: an error that names it.
+fn queue_gone(ctx: &Context) -> Result<()> {
+    if !std::path::Path::new("/proc/sys/fs/mqueue").exists() {
+        return ctx.skip("outside::queue_gone", "this kernel has no POSIX message queues");
+    }
+    let binary = compile_c(ctx, &ctx.fixtures.join("mqueues.c"), &["-lrt".to_owned()])?;
+    let (place, mut mounts) = (tempfile::tempdir()?, Mounts::default());
+    ensure(mounts.mount(place.path(), &["-t", "mqueue", "none"])?, "no mount of message queues")?;
+    let mut program = Program::start_argv(&[binary.into()], tempfile::tempdir()?, None)?;
+    let prefix = format!("ckpt-test-{}-", program.pid());
+    let own: Vec<String> =
+        names_in(place.path())?.into_iter().filter(|name| name.starts_with(&prefix)).collect();
+    let [name, _] = &own[..] else { anyhow::bail!("it has {own:?}") };
+    let image = program.save_and_kill(ctx)?;
+    let fails = |words: &[&str]| {
+        let outcome = ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?;
+        expect_line(&outcome, "restart", &[1], &[&[name.as_str()], words].concat())?;
+        nothing_runs_in(program.dir.path())
+    };
+    std::fs::remove_file(place.path().join(name))?;
+    fails(&["No such file", "make it again"])?;
+    std::fs::File::create(place.path().join(name))?;
+    fails(&["and was of 4 of 64", "--force-files"])?;
+    ctx.run("restart", &["--force-files", "-W", "-i"]).arg(&image).finish()?.expect_code(0)?;
+    program.adopt()?;
+    program.unharmed()?;
+    own.iter().try_for_each(|name| Ok(std::fs::remove_file(place.path().join(name))?))
 }
 
 /// A log that the caller says is outside: without a supply it is missed by its name, with one the program writes there.

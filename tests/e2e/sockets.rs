@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use ckpt_tests::context::Context;
 use ckpt_tests::sys;
-use ckpt_tests::target::reap_strays;
+use ckpt_tests::target::{Ended, reap_strays};
 use ckpt_tests::tool::LIMIT;
 
 use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
+use crate::frozen::{Group, Kind, V1, V2};
 use crate::sweep::program_untouched;
 use crate::waiting::pipeline;
 
@@ -19,6 +20,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("name_after_failure", name_after_failure),
     ("name_after_kill", name_after_kill),
     ("pipeline", piped),
+    ("frozen_v1", |ctx| frozen(ctx, V1)),
+    ("frozen_v2", |ctx| frozen(ctx, V2)),
     ("killed", |ctx| program_untouched(ctx, "unix_sockets.c", "crowd")),
 ];
 
@@ -123,4 +126,25 @@ fn piped(ctx: &Context) -> Result<()> {
     answers(&program)?;
     ensure(program.files()? == ["err", "out", "sock"], format!("there is {:?}", program.files()?))?;
     program.ends_with(7)
+}
+
+/// A program that a cgroup freezes looks at its sockets all the same, and stays frozen.
+fn frozen(ctx: &Context, kind: Kind) -> Result<()> {
+    let binary = ckpt_tests::fixture::compile_c(ctx, &ctx.fixtures.join("unix_sockets.c"), &[])?;
+    let mut program = Program::start_argv(&[binary.into(), "crowd".into()], tempfile::tempdir()?, None)?;
+    let Some(group) = Group::new(kind, &format!("sockets-{}", program.pid()))? else {
+        return ctx.skip(kind.1, &format!("no cgroups are mounted on {}", kind.0));
+    };
+    group.take(program.target.pid())?;
+    group.freeze()?;
+    let image = program.path("image");
+    for _ in 0..2 {
+        ctx.run("checkpoint", &["-f", "-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;
+        ensure(group.is_frozen() && group.is_set(), "its cgroup is not frozen")?;
+    }
+    group.set(false)?;
+    std::fs::write(program.path("go.1"), "0 0")?;
+    let ended = program.target.wait(LIMIT)?;
+    let said = std::fs::read_to_string(program.path("out"))?;
+    ensure(ended == Ended::Exit(0), format!("it ended with {ended:?}: {said}"))
 }
