@@ -19,6 +19,7 @@ use ckpt_kernel::{
     Errno,
     unix::{self, Number},
 };
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, socket_with, socketpair, sockopt,
 };
@@ -67,10 +68,25 @@ fn all(image: &Image) -> Result<BTreeMap<u64, Wanted<'_>>> {
 /// Whether a program has the address of a socket of an image, which may be the original.
 pub(crate) fn taken(image: &Image) -> bool {
     let bound = |wanted: &Wanted<'_>| {
-        let address = wanted.socket.address();
-        !address.is_empty() && !wanted.socket.is(unix_flags::REMOVED) && is_taken(address) == Ok(true)
+        let address = match wanted.inode {
+            // The address may lead there from elsewhere.
+            Some(inode) if !inode.path.is_empty() => place(&inode.path).ok(),
+            _ => Some((wanted.socket.address().to_vec(), None)),
+        };
+        let address = address.filter(|(address, _)| !address.is_empty());
+        !wanted.socket.is(unix_flags::REMOVED)
+            && address.is_some_and(|(address, _place)| is_taken(&address) == Ok(true))
     };
     all(image).is_ok_and(|all| all.values().any(bound))
+}
+
+/// An address that leads to a path, which may be longer than addresses are, for as long as that is kept open.
+fn place(path: &[u8]) -> Result<(Vec<u8>, Option<OwnedFd>), Errno> {
+    if path.len() < UnixSocket::MAX_ADDRESS {
+        return Ok((path.to_vec(), None));
+    }
+    let place = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    Ok((format!("/proc/self/fd/{}", place.as_raw_fd()).into_bytes(), Some(place)))
 }
 
 /// Makes all unix sockets of an image.
