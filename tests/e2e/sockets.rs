@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("name_after_failure", name_after_failure),
     ("name_after_kill", name_after_kill),
     ("pipeline", piped),
+    ("log", log),
     ("frozen_v1", |ctx| frozen(ctx, V1)),
     ("frozen_v2", |ctx| frozen(ctx, V2)),
     ("killed", |ctx| program_untouched(ctx, "unix_sockets.c", "crowd")),
@@ -28,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
 /// A client is answered.
 fn answers(program: &Program) -> Result<()> {
     let mut client = UnixStream::connect(program.path("sock")).context("connect")?;
+    client.set_read_timeout(Some(Duration::from_secs(5)))?;
     client.write_all(b"?")?;
     let mut answer = [0];
     client.read_exact(&mut answer).context("no answer")?;
@@ -89,11 +91,12 @@ fn name_after_kill(ctx: &Context) -> Result<()> {
         drop(run);
         let lives = sys::poll("it to be gone or to be there", Duration::from_secs(5), || {
             reap_strays();
+            // What is on its way to its end may be there for a moment yet.
             let lives = program.adopt().is_ok();
-            Ok((nothing_runs_in(program.dir.path()).is_ok() != lives).then_some(lives))
+            let gone = !lives && nothing_runs_in(program.dir.path()).is_ok();
+            Ok((gone || lives && answers(&program).is_ok()).then_some(lives))
         })?;
         if lives {
-            answers(&program).with_context(|| format!("round {round}"))?;
             program.target.kill();
             dead = name(&program)?;
         } else {
@@ -126,6 +129,36 @@ fn piped(ctx: &Context) -> Result<()> {
     answers(&program)?;
     ensure(program.files()? == ["err", "out", "sock"], format!("there is {:?}", program.files()?))?;
     program.ends_with(7)
+}
+
+/// A program that sends to a socket outside does so again, or is told that nobody is there.
+fn log(ctx: &Context) -> Result<()> {
+    let binary = ckpt_tests::fixture::compile_c(ctx, &ctx.helpers.join("logs.c"), &[])?;
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    let log = UnixDatagram::bind(dir.path().join("log"))?;
+    log.set_nonblocking(true)?;
+    let says = |what: &str| {
+        let mut said = [0; 16];
+        let len = log.recv(&mut said).with_context(|| format!("waited for {what:?}"))?;
+        ensure(&said[..len] == what.as_bytes(), format!("it said {:?}", &said[..len]))
+    };
+    let mut program = Program::start_argv(&[binary.into()], dir, None)?;
+    says("before")?;
+    for _ in 0..2 {
+        let image = program.save_and_kill(ctx)?;
+        let outcome = program.back_from(ctx, &image)?;
+        ensure(outcome.stderr.is_empty(), format!("restart says {}", outcome.stderr))?;
+        std::fs::remove_file(image)?;
+    }
+    let image = program.save_and_kill(ctx)?;
+    program.back_from(ctx, &image)?;
+    program.ends_with(7)?;
+    says("after")?;
+    std::fs::remove_file(program.path("go"))?;
+    drop(log);
+    let outcome = program.back_from(ctx, &image)?;
+    ensure(outcome.stderr.contains("/log, and is not any more"), format!("restart says {}", outcome.stderr))?;
+    program.ends_with(8)
 }
 
 /// A program that a cgroup freezes looks at its sockets all the same, and stays frozen.

@@ -11,7 +11,8 @@
 //! nobody has accepted yet, descriptors and credentials on their way, what waits from a sender that is gone.
 //! *Lost*: SO_PEERCRED, which tells of `restart`; inode numbers; the address of one that was accepted by a socket that is gone,
 //! when another has that now.
-//! A connection to the outside is `external.rs`.
+//! A connection to the outside is `external.rs`; but a socket for datagrams that only sends there (to /dev/log, say) is
+//! connected again by address. *Lost*, with a warning: that it is, when nobody has that address any more.
 //!
 //! [`Scribe`]: crate::scribe::Scribe
 
@@ -131,9 +132,15 @@ pub(crate) fn adopt(
     if !frozen {
         return Ok(looks);
     }
-    for (ino, held) in held.iter().filter(|(ino, held)| inside.contains(ino) || !held.connected) {
+    let mut adopted_ones = BTreeSet::new();
+    for (ino, held) in &held {
+        let to = if held.connected && !inside.contains(ino) { sends_to(*ino, &all) } else { None };
+        if held.connected && !inside.contains(ino) && to.is_none() {
+            continue;
+        }
+        adopted_ones.insert(*ino);
         let adopted = match all.get(ino) {
-            Some(socket) => adopt_one(*held, socket, &mut looks, objects),
+            Some(socket) => adopt_one(*held, socket, to, &mut looks, objects),
             None => {
                 Err(Error::unsupported("a unix socket of another network namespace cannot be carried yet")
                     .advice("let the program close it"))
@@ -141,7 +148,7 @@ pub(crate) fn adopt(
         };
         adopted.object(|| format!("fd {}", held.fd)).task(|| held.process.label())?;
     }
-    for (ino, socket) in all.into_iter().filter(|(ino, _)| inside.contains(ino)) {
+    for (ino, socket) in all.into_iter().filter(|(ino, _)| adopted_ones.contains(ino)) {
         if !socket.name.is_empty() {
             looks.names.entry(socket.name).or_insert(ino);
         }
@@ -215,6 +222,13 @@ fn inside(held: &BTreeMap<u64, Held<'_>>, all: &BTreeMap<u64, unix_diag::UnixSoc
     }
 }
 
+/// Where a socket for datagrams sends to, if that has an address and does not send back.
+fn sends_to(ino: u64, all: &BTreeMap<u64, unix_diag::UnixSocket>) -> Option<&[u8]> {
+    let socket = all.get(&ino).filter(|socket| u32::from(socket.kind) == SOCK_DGRAM)?;
+    let peer = all.get(&socket.peer?.into()).filter(|peer| peer.peer != Some(socket.ino))?;
+    Some(peer.name.as_slice()).filter(|name| matches!(name, [b'/' | 0, ..]))
+}
+
 /// Whether what a socket is connected to is closed; else nobody has accepted it yet.
 fn is_closed(socket: &unix_diag::UnixSocket) -> bool {
     socket.peer == Some(0) && (socket.shutdown == 3 || u32::from(socket.kind) == SOCK_DGRAM)
@@ -223,6 +237,7 @@ fn is_closed(socket: &unix_diag::UnixSocket) -> bool {
 fn adopt_one(
     held: Held<'_>,
     socket: &unix_diag::UnixSocket,
+    to: Option<&[u8]>,
     looks: &mut queue::Looks,
     objects: &mut Objects,
 ) -> Result<()> {
@@ -236,7 +251,7 @@ fn adopt_one(
     let mut details = record::UnixSocket {
         kind: socket.kind.into(),
         shutdown: socket.shutdown.into(),
-        peer: socket.peer.unwrap_or(0).into(),
+        peer: socket.peer.filter(|_| to.is_none()).unwrap_or(0).into(),
         ..options(&copy)?
     };
     details.flags |= if socket.listening { unix_flags::LISTENING } else { 0 };
@@ -246,6 +261,8 @@ fn adopt_one(
     }
     let long = || Error::failed("a unix socket of a longer address than there are");
     details = details.with_address(&socket.name).ok_or_else(long)?;
+    details.flags |= if to.is_some() { unix_flags::OUTSIDE } else { 0 };
+    let to = to.map(|to| UnixSocket::default().with_address(to).ok_or_else(long)).transpose()?;
     let inode = name(&copy, &mut details)?;
     let seen = if socket.listening { Seen::Nothing } else { queue::look(&copy, &details)? };
     let Some(Object::File(file)) = objects.table.get(&held.file) else { return Ok(()) };
@@ -255,7 +272,7 @@ fn adopt_one(
     if let Some(Object::File(file)) = objects.table.get_mut(&held.file) {
         file.record.kind = file_kind::UNIX;
         file.record.inode = objref;
-        file.details = to_details(&[details]);
+        file.details = to_details(&[Some(details), to].into_iter().flatten().collect::<Vec<_>>());
     }
     match seen {
         Seen::Nothing => {}

@@ -3,6 +3,7 @@
 use super::{SOCK_DGRAM, SOCK_STREAM, SWITCHES, queue};
 use crate::{
     error::{Context, Doing, Error, Result},
+    options::Observer,
     resource::file::{Made, detail},
     scribe::{
         Scribe,
@@ -259,10 +260,24 @@ fn connect(socket: &OwnedFd, to: &OwnedFd) -> Result<()> {
 
 /// Sends what waited, then gives sockets what ends the talk: halves that are shut down, peers that are closed; and their options,
 /// that may have been in the way.
-pub(crate) fn settle(image: &Image, sockets: &mut Sockets, inodes: &BTreeMap<Objref, Made>) -> Result<()> {
+pub(crate) fn settle(
+    image: &Image,
+    sockets: &mut Sockets,
+    inodes: &BTreeMap<Objref, Made>,
+    observer: &mut dyn Observer,
+) -> Result<()> {
     let all = all(image)?;
     for (ino, wanted) in &all {
         fill(*ino, wanted, sockets, inodes).object(|| show(&wanted.file.path))?;
+    }
+    for (ino, wanted) in all.iter().filter(|(_, wanted)| wanted.socket.is(unix_flags::OUTSIDE)) {
+        let to = details::<UnixSocket>(&wanted.file.details).unwrap_or_default();
+        let Some((socket, to)) = sockets.get(*ino).zip(to.get(1)) else { continue };
+        let connected = to_address(to.address()).and_then(|to| rustix::net::connect(socket, &to));
+        if let Err(error) = connected {
+            let (own, to) = (show(&wanted.file.path), show(to.address()));
+            observer.warn(&format!("{own} was connected to {to}, and is not any more: {error}"));
+        }
     }
     for (ino, wanted) in &all {
         let Some(socket) = sockets.get(*ino) else { continue };
