@@ -34,6 +34,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("replaced_by_another", replaced_by_another),
     ("table_full", table_full),
     ("table_full_and_watched", table_full_and_watched),
+    ("ten_thousand_watched", ten_thousand_watched),
     ("on_other_mounts", on_other_mounts),
     ("hidden_by_a_mount", hidden_by_a_mount),
     ("other_name_elsewhere", other_name_elsewhere),
@@ -367,10 +368,11 @@ fn full(ctx: &Context, file: &str) -> Result<()> {
 }
 
 /// Mounts below a directory, unmounted when dropped.
-struct Mounts(Vec<std::path::PathBuf>);
+#[derive(Default)]
+pub(crate) struct Mounts(Vec<std::path::PathBuf>);
 
 impl Mounts {
-    fn mount(&mut self, place: &Path, args: &[&str]) -> Result<bool> {
+    pub(crate) fn mount(&mut self, place: &Path, args: &[&str]) -> Result<bool> {
         std::fs::create_dir_all(place)?;
         let done =
             Command::new("mount").args(args).arg(place).stderr(std::process::Stdio::null()).status()?;
@@ -389,11 +391,31 @@ impl Drop for Mounts {
     }
 }
 
+/// An epoll with 10,000 entries, for which `restart` has few numbers more than the program.
+fn ten_thousand_watched(ctx: &Context) -> Result<()> {
+    let binary = compile_c(ctx, &ctx.fixtures.join("poll_many.c"), &[])?;
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    let mut program = Program::start_argv(&[binary.into(), "10000".into()], dir, None)?;
+    for _ in 0..3 {
+        let image = program.save_and_kill(ctx)?;
+        let mut command = Command::new("prlimit");
+        command.arg("--nofile=10300:10300").arg(ctx.ckpt.as_ref().context("binary")?);
+        let run = Run::new(command).args(&["restart", "-W", "-i"]).arg(&image);
+        run.finish()?.expect_code(0)?;
+        program.adopt()?;
+        std::fs::remove_file(&image)?;
+    }
+    std::fs::write(program.path("go.1"), "0 0")?;
+    let ended = program.target.wait(Duration::from_secs(10))?;
+    let said = std::fs::read_to_string(program.path("out"))?;
+    ensure(ended == Ended::Exit(0) && said.ends_with("\nok\n"), format!("it ended with {ended:?}: {said}"))
+}
+
 /// overlayfs (a file of the lower layer, one copied up, a new one, unlinked), tmpfs, a bind mount.
 fn on_other_mounts(ctx: &Context) -> Result<()> {
     let base = tempfile::Builder::new().prefix("ckpt-mounts-").tempdir()?;
     let path = |name: &str| base.path().join(name);
-    let mut mounts = Mounts(Vec::new());
+    let mut mounts = Mounts::default();
     ensure(mounts.mount(&path("layers"), &["-t", "tmpfs", "none"])?, "tmpfs")?;
     for name in ["lower", "upper", "work"] {
         std::fs::create_dir(path("layers").join(name))?;
@@ -443,7 +465,7 @@ fn hidden_by_a_mount(ctx: &Context) -> Result<()> {
     std::fs::create_dir(dir.path().join("over"))?;
     let binary = compile_c(ctx, &ctx.helpers.join("holder.c"), &["-pthread".to_owned()])?;
     let mut program = Program::start_argv(&[binary.into(), "w:over/there".into()], dir, None)?;
-    let mut mounts = Mounts(Vec::new());
+    let mut mounts = Mounts::default();
     ensure(mounts.mount(&program.path("over"), &["-t", "tmpfs", "none"])?, "tmpfs")?;
     let outcome = ctx.run("checkpoint", &["-o"]).arg(program.path("image")).arg(program.pid()).finish()?;
     expect_line(&outcome, "checkpoint", &[3], &["fd 50", "over/there", "hidden by a mount"])?;

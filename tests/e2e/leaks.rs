@@ -1,6 +1,8 @@
 //! Leaks: what of the tree has a user outside is named with `checkpoint -v`, and refused with `-c`.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -19,6 +21,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("description", |ctx| named(ctx, "description", "fd 52: its open file description of ", "fd 52")),
     ("unlinked_file", |ctx| named(ctx, "unlinked", "fd 53: its unlinked file ", "fd 54")),
     ("memfd", |ctx| named(ctx, "memfd", "fd 53: its memfd both ", "fd 54")),
+    ("connection", |ctx| named(ctx, "connection", "fd 55: its connection over a unix socket", "fd 56")),
+    ("socket", |ctx| named(ctx, "socket", "fd 57: its unix socket", "fd 57")),
     ("shared_memory", |ctx| named(ctx, "memory", ": its shared memory ", "mapping ")),
     ("address_space", |ctx| named(ctx, "vm", ": its memory ", "")),
     ("descriptor_table", |ctx| named(ctx, "files", ": its table of file descriptors ", "")),
@@ -29,6 +33,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("not_a_container", not_a_container),
     ("container", container),
     ("container_leaks", container_leaks),
+    ("container_connected", container_connected),
 ];
 
 /// The pid of the child of a `sharer`.
@@ -113,17 +118,19 @@ fn not_a_container(ctx: &Context) -> Result<()> {
     program.ends_with(7)
 }
 
-/// A `sharer` that is the init of a pid namespace, with standard descriptors of its own, and its pid.
-fn init(ctx: &Context, kind: &str) -> Result<(Program, String)> {
+/// A `sharer` that is the init of a pid namespace, with standard descriptors of its own, and its pid. It has `more` under
+/// number 8.
+fn init(ctx: &Context, kind: &str, more: Option<OwnedFd>) -> Result<(Program, String)> {
     let binary = compile_c(ctx, &ctx.helpers.join("sharer.c"), &["-pthread".to_owned()])?;
     let unshare = find_program("unshare").context("unshare")?.into_os_string();
     let words = ["-p", "-f", "--mount-proc", "--kill-child", "sh", "-c"];
     let mut argv: Vec<OsString> = vec![unshare];
     argv.extend(words.map(OsString::from));
-    argv.push(r#"exec "$0" "$1" </dev/null >>out 2>>err"#.into());
+    let line = r#"exec "$0" "$1" </dev/null >>out 2>>err"#;
+    argv.push(if more.is_some() { line.replace("</dev", "8<&0 </dev").into() } else { line.into() });
     argv.extend([binary.into_os_string(), kind.into()]);
     let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
-    let program = Program::start_argv(&argv, dir, None)?;
+    let program = Program::start_argv(&argv, dir, more)?;
     let init = children(program.target.pid()).first().context("unshare has no child")?.to_string();
     Ok((program, init))
 }
@@ -145,7 +152,7 @@ fn checkpoint_inside(ctx: &Context, init: &str, image: &Path) -> Result<Outcome>
 
 /// A container with nothing shared is checkpointed.
 fn container(ctx: &Context) -> Result<()> {
-    let (mut program, init) = init(ctx, "all")?;
+    let (mut program, init) = init(ctx, "all", None)?;
     let image = program.path("image");
     let outcome = checkpoint_inside(ctx, &init, &image)?;
     outcome.expect_code(0)?;
@@ -161,7 +168,7 @@ fn container(ctx: &Context) -> Result<()> {
 /// A process in the namespace that does not come from its init has an end of a pipe of it: refused,
 /// with both named; when it is gone, the container is checkpointed.
 fn container_leaks(ctx: &Context) -> Result<()> {
-    let (mut program, init) = init(ctx, "all")?;
+    let (mut program, init) = init(ctx, "all", None)?;
     let image = program.path("image");
     let mut argv = enter(&init)?;
     argv.extend(["sh", "-c", "exec 9</proc/1/fd/50; echo ready 1; read line"].map(OsString::from));
@@ -179,6 +186,29 @@ fn container_leaks(ctx: &Context) -> Result<()> {
     stranger.unharmed()?;
     drop(keep);
     stranger.target.wait(ckpt_tests::tool::LIMIT)?;
+    checkpoint_inside(ctx, &init, &image)?.expect_code(0)?;
+    program.unharmed()?;
+    program.ends_with(7)
+}
+
+/// The same of the other end of a unix socket that the init has.
+fn container_connected(ctx: &Context) -> Result<()> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let (mut program, init) = init(ctx, "sleeper", Some(ours.into()))?;
+    let image = program.path("image");
+    let mut argv = enter(&init)?;
+    argv.extend(["sh", "-c", "echo ready 1; read line"].map(OsString::from));
+    let mut stranger = Program::start_argv(&argv, tempfile::tempdir()?, Some(theirs.into()))?;
+    let outcome = checkpoint_inside(ctx, &init, &image)?;
+    let words = [
+        "pid 1 (sharer), fd 8: its connection over a unix socket is shared with pid ",
+        " (sh), fd 0, outside the tree",
+    ];
+    expect_line(&outcome, "checkpoint", &[3], &words)?;
+    ensure(!image.exists(), "a refused checkpoint left an image")?;
+    program.unharmed()?;
+    stranger.unharmed()?;
+    drop(stranger);
     checkpoint_inside(ctx, &init, &image)?.expect_code(0)?;
     program.unharmed()?;
     program.ends_with(7)

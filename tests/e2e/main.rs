@@ -15,6 +15,7 @@ mod leaks;
 mod outside;
 mod pidns;
 mod races;
+mod sockets;
 mod sweep;
 mod terminal;
 mod tree;
@@ -69,6 +70,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("outside", outside::TESTS),
     ("pidns", pidns::TESTS),
     ("races", races::TESTS),
+    ("sockets", sockets::TESTS),
     ("sweep", sweep::TESTS),
     ("terminal", terminal::TESTS),
     ("tree", tree::TESTS),

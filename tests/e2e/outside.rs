@@ -6,10 +6,14 @@ use ckpt_tests::fixture::{compile_c, find_program};
 use ckpt_tests::sys;
 use std::time::Duration;
 
-use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
+use crate::common::{Program, Test, ensure, expect_line, names_in, nothing_runs_in};
+use crate::files::Mounts;
 
 pub(crate) const TESTS: &[Test] = &[
     ("lock_taken", lock_taken),
+    ("fifo_gone", fifo_gone),
+    ("fifo_by_name", fifo_by_name),
+    ("queue_gone", queue_gone),
     ("external_file", external_file),
     ("external_pipe", external_pipe),
     ("external_unknown", external_unknown),
@@ -40,6 +44,83 @@ fn lock_taken(ctx: &Context) -> Result<()> {
         program.ends_with(7)?;
     }
     Ok(())
+}
+
+/// A FIFO that is gone by the time of the restart, another file, or in use: an error that names it.
+fn fifo_gone(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "holder", &["p:fifo"])?;
+    let image = program.save_and_kill(ctx)?;
+    let (fifo, away) = (program.path("fifo"), program.path("away"));
+    let fails = |word: &str| {
+        let outcome = ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?;
+        expect_line(&outcome, "restart", &[1], &["/fifo", word]).with_context(|| word.to_owned())?;
+        nothing_runs_in(program.dir.path())
+    };
+    std::fs::rename(&fifo, &away)?;
+    fails("mkfifo")?;
+    std::fs::write(&fifo, "")?;
+    fails("not a FIFO")?;
+    std::fs::rename(&away, &fifo)?;
+    let mut other = std::fs::OpenOptions::new().read(true).write(true).open(&fifo)?;
+    std::io::Write::write_all(&mut other, b"another's")?;
+    fails("9 bytes")?;
+    drop(other);
+    program.back_from(ctx, &image)?;
+    program.ends_with(7)?;
+    let said = std::fs::read_to_string(program.path("said"))?;
+    ensure(said == "p 0 600 in it\n", format!("it said {said:?}"))
+}
+
+/// A FIFO of which the program has one end is the same FIFO afterwards: what is in it stays, who has the other end talks on.
+fn fifo_by_name(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "holder", &["n:fifo"])?;
+    let image = program.save_and_kill(ctx)?;
+    program.back_from(ctx, &image)?;
+    let mut writer = std::fs::OpenOptions::new().write(true).open(program.path("fifo"))?;
+    std::io::Write::write_all(&mut writer, b"kept, ")?;
+    std::fs::remove_file(&image)?;
+    let image = program.save_and_kill(ctx)?;
+    // Another of that name is not it.
+    std::fs::rename(program.path("fifo"), program.path("away"))?;
+    rustix::fs::mkfifoat(rustix::fs::CWD, program.path("fifo"), rustix::fs::Mode::RUSR)?;
+    let outcome = ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?;
+    expect_line(&outcome, "restart", &[1], &["fd 50", "/fifo", "--inherit-fd 50=FD"])?;
+    nothing_runs_in(program.dir.path())?;
+    std::fs::rename(program.path("away"), program.path("fifo"))?;
+    program.back_from(ctx, &image)?;
+    std::io::Write::write_all(&mut writer, b"new")?;
+    program.ends_with(7)?;
+    let said = std::fs::read_to_string(program.path("said"))?;
+    ensure(said == "n 0 600 kept, new\n", format!("it said {said:?}"))
+}
+
+/// A message queue that is gone by the time of the restart, or another: an error that names it.
+fn queue_gone(ctx: &Context) -> Result<()> {
+    if !std::path::Path::new("/proc/sys/fs/mqueue").exists() {
+        return ctx.skip("outside::queue_gone", "this kernel has no POSIX message queues");
+    }
+    let binary = compile_c(ctx, &ctx.fixtures.join("mqueues.c"), &["-lrt".to_owned()])?;
+    let (place, mut mounts) = (tempfile::tempdir()?, Mounts::default());
+    ensure(mounts.mount(place.path(), &["-t", "mqueue", "none"])?, "no mount of message queues")?;
+    let mut program = Program::start_argv(&[binary.into()], tempfile::tempdir()?, None)?;
+    let prefix = format!("ckpt-test-{}-", program.pid());
+    let own: Vec<String> =
+        names_in(place.path())?.into_iter().filter(|name| name.starts_with(&prefix)).collect();
+    let [name, _] = &own[..] else { anyhow::bail!("it has {own:?}") };
+    let image = program.save_and_kill(ctx)?;
+    let fails = |words: &[&str]| {
+        let outcome = ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?;
+        expect_line(&outcome, "restart", &[1], &[&[name.as_str()], words].concat())?;
+        nothing_runs_in(program.dir.path())
+    };
+    std::fs::remove_file(place.path().join(name))?;
+    fails(&["No such file", "make it again"])?;
+    std::fs::File::create(place.path().join(name))?;
+    fails(&["and was of 4 of 64", "--force-files"])?;
+    ctx.run("restart", &["--force-files", "-W", "-i"]).arg(&image).finish()?.expect_code(0)?;
+    program.adopt()?;
+    program.unharmed()?;
+    own.iter().try_for_each(|name| Ok(std::fs::remove_file(place.path().join(name))?))
 }
 
 /// A log that the caller says is outside: without a supply it is missed by its name, with one the program writes there.

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
+use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys::{self, random_below};
-use ckpt_tests::target::{Target, own_children, reap_strays};
+use ckpt_tests::target::{Ended, Target, own_children, reap_strays};
 use ckpt_tests::tool::{LIMIT, Running};
 use ckpt_tests::tree::{Tree, family};
 use ckpt_tests::view::{View, living_threads, raw_maps, witness};
@@ -241,4 +242,36 @@ fn restart_killed(ctx: &Context, args: &[&str]) -> Result<()> {
     ensure(hits > 3, "no kill found restart running: the test tests nothing")?;
     program.back_from(ctx, &image).context("the image still works")?;
     counting(&mut program.target, program.dir.path(), threads)
+}
+
+/// `checkpoint` killed at random instants: what waits in the ptys or sockets of a fixture, which looks at it itself, is there
+/// once, in order, and nothing else of them has changed.
+pub(crate) fn program_untouched(ctx: &Context, fixture: &str, case: &str) -> Result<()> {
+    let binary = compile_c(ctx, &ctx.fixtures.join(fixture), &[])?;
+    let argv = [binary.into(), case.into()];
+    let mut program = Program::start_argv(&argv, tempfile::tempdir()?, None)?;
+    let image = program.path("image");
+    let pid = program.pid();
+    let save = || ctx.run("checkpoint", &["-f", "-o"]).arg(&image).arg(&pid).start();
+    let begin = Instant::now();
+    save()?.finish(LIMIT)?.expect_code(0)?;
+    let span = begin.elapsed();
+    let mut hits = 0;
+    for round in 0..ctx.kills {
+        hits += u32::from(kill_within(save()?, span)?);
+        program.target.must_live().with_context(|| {
+            let said = std::fs::read_to_string(program.path("out")).unwrap_or_default();
+            format!("after kill {round}; it said: {said}")
+        })?;
+        sys::poll("it to be let go", Duration::from_secs(5), || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", program.target.pid()))?;
+            Ok(status.contains("TracerPid:\t0\n").then_some(()))
+        })?;
+    }
+    println!("    {hits} of {} checkpoints were killed before they ended", ctx.kills);
+    save()?.finish(LIMIT)?.expect_code(0)?;
+    std::fs::write(program.path("go.1"), "0 0")?;
+    let ended = program.target.wait(Duration::from_secs(10))?;
+    let said = std::fs::read_to_string(program.path("out"))?;
+    ensure(ended == Ended::Exit(0) && said.ends_with("\nok\n"), format!("it ended with {ended:?}: {said}"))
 }

@@ -1,57 +1,24 @@
 //! A program and the terminal of the shell it was started from.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use ckpt_tests::context::Context;
-use ckpt_tests::fixture::{compile_c, find_program};
-use ckpt_tests::sys;
-use ckpt_tests::target::{Ended, reap_strays};
-use ckpt_tests::tool::{LIMIT, Run};
+use ckpt_tests::fixture::find_program;
+use ckpt_tests::target::reap_strays;
+use ckpt_tests::tool::Run;
 
-use crate::common::{Program, Test, ensure};
-use crate::sweep::kill_within;
+use crate::common::{Test, ensure};
+use crate::sweep::program_untouched;
 
 pub(crate) const TESTS: &[Test] = &[
     ("shell_job", shell_job),
     ("tmux", tmux),
-    ("killed_cooked", |ctx| killed(ctx, "cooked")),
-    ("killed_raw", |ctx| killed(ctx, "raw")),
-    ("killed_packet", |ctx| killed(ctx, "packet")),
+    ("screen", screen),
+    ("killed_cooked", |ctx| program_untouched(ctx, "pty_pair.c", "cooked")),
+    ("killed_raw", |ctx| program_untouched(ctx, "pty_pair.c", "raw")),
+    ("killed_packet", |ctx| program_untouched(ctx, "pty_pair.c", "packet")),
 ];
-
-/// `checkpoint` killed at random instants: what waits in a pty of the program is there once, and in order.
-fn killed(ctx: &Context, case: &str) -> Result<()> {
-    let binary = compile_c(ctx, &ctx.fixtures.join("pty_pair.c"), &[])?;
-    let argv = [binary.into(), case.into()];
-    let mut program = Program::start_argv(&argv, tempfile::tempdir()?, None)?;
-    let image = program.path("image");
-    let pid = program.pid();
-    let save = || ctx.run("checkpoint", &["-f", "-o"]).arg(&image).arg(&pid).start();
-    let begin = Instant::now();
-    save()?.finish(LIMIT)?.expect_code(0)?;
-    let span = begin.elapsed();
-    let kills = std::env::var("CKPT_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
-    let mut hits = 0;
-    for round in 0..kills {
-        hits += u32::from(kill_within(save()?, span)?);
-        program.target.must_live().with_context(|| {
-            let said = std::fs::read_to_string(program.path("out")).unwrap_or_default();
-            format!("after kill {round}; it said: {said}")
-        })?;
-        sys::poll("it to be let go", Duration::from_secs(5), || {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", program.target.pid()))?;
-            Ok(status.contains("TracerPid:\t0\n").then_some(()))
-        })?;
-    }
-    println!("    {hits} of {kills} checkpoints were killed before they ended");
-    save()?.finish(LIMIT)?.expect_code(0)?;
-    std::fs::write(program.path("go.1"), "0 0")?;
-    let ended = program.target.wait(Duration::from_secs(10))?;
-    let said = std::fs::read_to_string(program.path("out"))?;
-    ensure(ended == Ended::Exit(0) && said.ends_with("\nok\n"), format!("it ended with {ended:?}: {said}"))
-}
 
 /// Its settings, window, foreground group, Ctrl-C, Ctrl-Z, fg and bg; see the helper.
 fn shell_job(ctx: &Context) -> Result<()> {
@@ -62,6 +29,12 @@ fn shell_job(ctx: &Context) -> Result<()> {
 fn tmux(ctx: &Context) -> Result<()> {
     find_program("tmux").and(find_program("vim")).context("no tmux, or no vim")?;
     helper(ctx, "tmux.py")
+}
+
+/// The same of screen, with a pager, to which a terminal attaches.
+fn screen(ctx: &Context) -> Result<()> {
+    find_program("screen").and(find_program("less")).context("no screen, or no less")?;
+    helper(ctx, "screen.py")
 }
 
 fn helper(ctx: &Context, name: &str) -> Result<()> {

@@ -125,7 +125,7 @@ fn shows_status(ctx: &Context) -> Result<()> {
     Ok(())
 }
 
-fn pipeline(ctx: &Context, line: &str, pid: &str) -> Result<Run> {
+pub(crate) fn pipeline(ctx: &Context, line: &str, pid: &str) -> Result<Run> {
     let mut shell = Command::new("bash");
     shell.args(["-o", "pipefail", "-c", line]).arg(ctx.ckpt.as_ref().context("binary")?).arg(pid);
     Ok(Run::new(shell))

@@ -1,6 +1,8 @@
 // holder WHAT...: holds files from fd 50 on, waits for the file `go`, appends to `said` a line for each, exits with 7.
 //   r:PATH  open for reading     w:PATH  for writing     a:PATH  for appending, and appends "more" at the end
 //   u:PATH:SIZE  of SIZE bytes, unlinked     m:PATH  mapped MAP_SHARED, closed     f:COUNT  /dev/null up to number COUNT
+//   p:PATH  a FIFO that it makes, with "in it" in it
+//   n:PATH  a FIFO that it makes, its reading end alone
 //   e:  an epoll that watches an eventfd, number 48
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -33,6 +35,8 @@ int main(int argc, char **argv) {
         if (kind == 'r' || kind == 'm') fd = open(path, kind == 'r' ? O_RDONLY : O_RDWR);
         if (kind == 'w') fd = open(path, O_RDWR | O_CREAT, 0640);
         if (kind == 'a') fd = open(path, O_WRONLY | O_CREAT | O_APPEND, 0640);
+        if (kind == 'p' && (mkfifo(path, 0600) || (fd = open(path, O_RDWR)) < 0 || write(fd, "in it", 5) != 5)) die(path);
+        if (kind == 'n' && (mkfifo(path, 0600) || (fd = open(path, O_RDONLY | O_NONBLOCK)) < 0)) die(path);
         if (kind == 'u') {
             fd = open(path, O_RDWR | O_CREAT, 0600);
             char *bytes = memset(malloc(atoi(size)), 'u', atoi(size));
@@ -58,10 +62,12 @@ int main(int argc, char **argv) {
             struct epoll_event event;
             if (epoll_wait(49 + i, &event, 1, 1000) != 1 || event.data.fd != 48) die("epoll_wait");
         }
+        if (argv[i][0] == 'n' && read(49 + i, text, 16) < 0) die("read");
+        if (argv[i][0] == 'p' && read(49 + i, text, 16) != 5) die("read");
         if (maps[i]) strncpy(text, maps[i], 16);
         else {
             if (argv[i][0] == 'a' && write(49 + i, "more", 4) != 4) die("write");
-            if (fstat(49 + i, &s) || (argv[i][0] != 'a' && argv[i][0] != 'e' && pread(49 + i, text, 16, 0) < 0)) die("fstat");
+            if (fstat(49 + i, &s) || (!strchr("aenp", argv[i][0]) && pread(49 + i, text, 16, 0) < 0)) die("fstat");
         }
         fprintf(said, "%c %lld %o %s\n", argv[i][0], (long long)s.st_size, s.st_mode & 0777, text);
     }

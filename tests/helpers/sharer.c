@@ -3,6 +3,8 @@
 //   description   of the file `shared`, descriptor 52
 //   unlinked      a file without a name, each by a description of its own: 53 and 54
 //   memfd         the same of a memfd
+//   connection    a pair of unix sockets: the child has 55, the process 56
+//   socket        a unix socket, 57
 //   memory        MAP_SHARED | MAP_ANONYMOUS
 //   vm, files, fs what clone(2) says
 //   sleeper       none of these, standard descriptors apart
@@ -16,15 +18,17 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 static char stack[65536] __attribute__((aligned(64)));
-static int is_pipe;
+static int is_pipe, is_connection;
 static int child(void *arg) {
     (void)arg;
     if (is_pipe) close(51);
+    if (is_connection) close(56);
     while (pause()) continue;
     return 9;
 }
@@ -58,6 +62,13 @@ int main(int argc, char **argv) {
         if (p == MAP_FAILED) return 3;
         *p = 1;
     }
+    is_connection = !strcmp(kind, "connection");
+    if (all || is_connection) {
+        if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0 || !moved(ends[0], 55) || !moved(ends[1], 56)) return 3;
+    }
+    if (all || !strcmp(kind, "socket")) {
+        if (!moved(socket(AF_UNIX, SOCK_DGRAM, 0), 57)) return 3;
+    }
     unsigned long flags = 0;
     if (!strcmp(kind, "vm")) flags = CLONE_VM;
     if (!strcmp(kind, "files")) flags = CLONE_FILES;
@@ -67,6 +78,7 @@ int main(int argc, char **argv) {
     pid_t second = all ? born(0) : 0, pid = born(flags);
     if (pid < 0 || second < 0 || fprintf(f, "%d", pid) < 1 || fclose(f) || rename("child.draft", "child")) return 2;
     if (is_pipe) close(50);
+    if (is_connection) close(55);
     if (!strcmp(kind, "unlinked") || !strcmp(kind, "memfd")) { // the child keeps 53
         if (!moved(open("/proc/self/fd/53", O_RDONLY), 54) || close(53) != 0) return 3;
     }

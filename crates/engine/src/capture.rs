@@ -100,7 +100,7 @@ pub(crate) fn capture(
     }
     let tables = all.processes.iter().map(|p| p.task.files);
     let tables: Vec<_> = all.held.iter().map(|(process, _)| process).zip(tables).collect();
-    file::adopt(&tables, true, &mut all.objects)?;
+    let looks = file::adopt(&tables, true, &mut all.objects)?;
     file::external::check_used(&all.objects)?;
     let ptys = file::pty::adopt(tables, &mut all.objects)?;
     for ((process, _), one) in all.held.iter().zip(&mut all.processes) {
@@ -119,6 +119,7 @@ pub(crate) fn capture(
         Embed::Matching(pattern) => file::embedded::adopt(Some(pattern), &mut all.objects)?,
     }
     file::flight::carry(&ptys, &all.objects)?.take(&mut all.held, &mut all.objects)?;
+    looks.take(&mut all.held, &mut all.objects)?;
     let mut image = Image { header, uts: header::uts(), processes: all.processes, ..Image::default() };
     image.tree = record::Tree {
         nr_tasks: image.processes.len() as u32,

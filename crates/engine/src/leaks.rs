@@ -3,18 +3,18 @@
 //! The kernel does not show its counts of users, so those outside are looked for: one pass over
 //! /proc, and only when it was asked for. A *user* of a description has a descriptor of it
 //! (kcmp(2)); a user of a pipe or of an unlinked file has a description of its inode, or maps it
-//! MAP_SHARED; a user of an address space, descriptor table, ... is a task (kcmp(2)). A private
+//! MAP_SHARED; a user of a connection over a unix socket has its other end (sock_diag(7)); a user of an address space, descriptor table, ... is a task (kcmp(2)). A private
 //! mapping is no user: what it sees of others' writes is unspecified (mmap(2)). Nor is who opened a
 //! file with a name by that name.
 //!
 //! Not found: descriptions on their way through a socket, or that the kernel alone holds (io_uring,
-//! loop devices); the other end of a socket; tables that a thread outside has of its own; processes
+//! loop devices); the other end of a socket of the network; tables that a thread outside has of its own; processes
 //! that are not in our /proc.
 
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
     objects::Objects,
-    resource::file::pty,
+    resource::file::{pty, unix},
     task::{Process, show},
     tree::has_ended,
 };
@@ -127,7 +127,7 @@ impl Found {
 /// Looks for users of the tree's objects among all other processes but `ours`, which end with us. In
 /// a tree that runs, what changes meanwhile may be missed.
 pub(crate) fn find(objects: &Objects, ours: &[i32]) -> Result<Found> {
-    let contents = Contents::of(objects);
+    let contents = Contents::of(objects)?;
     let mut found = Found::default();
     for pid in procfs::numbers(".").doing(|| "list /proc".to_owned())? {
         if objects.members.contains(&pid) || ours.contains(&pid) {
@@ -161,15 +161,20 @@ struct Contents {
 }
 
 impl Contents {
-    fn of(objects: &Objects) -> Contents {
+    fn of(objects: &Objects) -> Result<Contents> {
         let mut contents = Contents::default();
+        let mut sockets = BTreeMap::new();
         for (pid, table) in objects.holders(Kcmp::Files) {
             let Some(Object::Files(table)) = objects.table.get(&table) else { continue };
             for desc in &table.descs {
                 let Some(Object::File(file)) = objects.table.get(&desc.file) else { continue };
                 contents.add_file(file, pid, || format!("fd {}", desc.fd));
+                if [file_kind::UNIX, file_kind::EXTERNAL_SOCKET].contains(&file.record.kind) {
+                    sockets.entry((file.record.dev, file.record.ino)).or_insert((pid, desc.fd));
+                }
             }
         }
+        contents.add_peers(&sockets)?;
         let anonymous: BTreeMap<Objref, (u64, u64)> = objects.inodes().collect();
         for (pid, mm) in objects.holders(Kcmp::Vm) {
             let Some(Object::Mm(mm)) = objects.table.get(&mm) else { continue };
@@ -189,7 +194,18 @@ impl Contents {
                 }
             }
         }
-        contents
+        Ok(contents)
+    }
+
+    /// Adds the other ends of unix sockets, which the tree has not.
+    fn add_peers(&mut self, sockets: &BTreeMap<(u64, u64), (i32, i32)>) -> Result<()> {
+        let peers = if sockets.is_empty() { BTreeMap::new() } else { unix::peers()? };
+        for ((dev, ino), (pid, fd)) in sockets {
+            let peer = peers.get(ino).map(|peer| (*dev, *peer)).filter(|peer| !sockets.contains_key(peer));
+            let user = || ("connection over a unix socket".to_owned(), *pid, format!("fd {fd}"));
+            peer.into_iter().for_each(|peer| self.add(peer, false, user));
+        }
+        Ok(())
     }
 
     fn add_file(&mut self, file: &model::File, pid: i32, place: impl FnOnce() -> String) {
@@ -221,6 +237,7 @@ fn name(file: &model::File) -> String {
         file_kind::MEMFD => format!("memfd {}", path.trim_start_matches("/memfd:")),
         file_kind::EXTERNAL_TTY | file_kind::PTY | file_kind::TTY_CURRENT => format!("terminal {path}"),
         file_kind::EXTERNAL_SOCKET => "socket".to_owned(),
+        file_kind::UNIX => "unix socket".to_owned(),
         _ => format!("open file description of {path}"),
     }
 }

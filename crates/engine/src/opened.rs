@@ -4,7 +4,7 @@
 //! opened later has a placeholder here, or nothing yet: see `resource/file/late.rs`.
 
 use crate::{
-    error::{Error, Result},
+    error::{Doing, Error, Result},
     options::{Observer, Pids, RestartOptions, interrupted},
     resource::{
         file::{
@@ -18,9 +18,12 @@ use crate::{
     scribe::Scribe,
     source::ImageReader,
 };
-use ckpt_image::{Image, Object, Objref, record::inode_kind};
+use ckpt_image::{
+    Image, Object, Objref,
+    record::{file_kind, inode_kind},
+};
 use ckpt_kernel::{Errno, procfs};
-use rustix::io::fcntl_dupfd_cloexec;
+use rustix::io::{DupFlags, fcntl_dupfd_cloexec};
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsRawFd, OwnedFd},
@@ -44,16 +47,16 @@ pub(crate) struct Opened {
 /// Descriptors that we need besides those of the fullest table.
 const OWN_FILES: u64 = 64;
 
-/// Takes numbers that nothing is to get which puppets are born with: an epoll's entry is added under the number it had,
-/// while all of that is there.
-fn reserve(numbers: &BTreeSet<i32>) -> Result<Vec<OwnedFd>> {
-    let mut reserved = Vec::new();
+/// Takes numbers that nothing else is to get which puppets are born with: an epoll's entry is added under the number it
+/// had, while all of that is there.
+fn reserve(numbers: &BTreeSet<i32>) -> Result<BTreeMap<i32, OwnedFd>> {
+    let mut reserved = BTreeMap::new();
     let placeholder = late::placeholder()?;
     for number in numbers {
         // What is there already is only for ourselves.
         let there = fcntl_dupfd_cloexec(&placeholder, *number).map_err(|e| no_room(*number, e))?;
         if there.as_raw_fd() == *number {
-            reserved.push(there);
+            reserved.insert(*number, there);
         }
     }
     Ok(reserved)
@@ -64,9 +67,11 @@ fn no_room(number: i32, cause: Errno) -> Error {
         .advice("raise the limit of open files (ulimit -n)")
 }
 
+/// Numbers below are those of standard descriptors.
+const LOWEST: i32 = 3;
+
 /// Moves a descriptor out of the way of the standard ones: ours may be what the task inherits.
 fn park(fd: OwnedFd) -> Result<OwnedFd> {
-    const LOWEST: i32 = 3;
     if fd.as_raw_fd() >= LOWEST {
         return Ok(fd);
     }
@@ -101,6 +106,8 @@ fn raise_limit(image: &Image, numbers: &BTreeSet<i32>, watched: usize) -> Result
 /// As many descriptors as the coordinator may have for the puppets.
 fn count(image: &Image) -> u64 {
     let each = image.objects.values().map(|object| match object {
+        // Itself, by its number; one for its peer, or what stands for that.
+        Object::File(file) if file.record.kind == file_kind::UNIX => 3,
         Object::File(_) => 1,
         Object::Inode(_) | Object::Fs(_) => 2,
         _ => 0,
@@ -117,7 +124,7 @@ pub(crate) fn open(
 ) -> Result<Opened> {
     let (numbers, watched) = (numbers(image), file::epoll::numbers(image));
     raise_limit(image, &numbers, watched.len())?;
-    let reserved = reserve(&watched)?;
+    let mut reserved = reserve(&watched)?;
     let (scribe, removed) = (Scribe::default(), Removed::default());
     let mut inodes = BTreeMap::new();
     for (objref, object) in &image.objects {
@@ -153,7 +160,19 @@ pub(crate) fn open(
         inodes: &inodes,
         sockets: &sockets,
     };
-    let files = file::open_all(&context, &park)?;
+    // What has such a number of its own gets it at once, lest twice as many be needed.
+    let own = file::epoll::own_numbers(image);
+    let mut place = |file: Objref, fd: OwnedFd| {
+        let number = own.get(&file).filter(|number| **number >= LOWEST);
+        match number.and_then(|number| reserved.remove(number)) {
+            Some(mut place) => {
+                rustix::io::dup3(&fd, &mut place, DupFlags::CLOEXEC).doing(|| "dup3".to_owned())?;
+                Ok(place)
+            }
+            None => park(fd),
+        }
+    };
+    let files = file::open_all(&context, &mut place)?;
     file::pty::hang_up(image, &mut inodes);
     let mut directories = BTreeMap::new();
     for (objref, object) in &image.objects {

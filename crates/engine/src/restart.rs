@@ -124,7 +124,7 @@ fn build(
     let page_bytes = phases::memory(puppets, materials, &mut reader, observer)?;
     file::pty::settle(image, &materials.opened.inodes)?;
     let Opened { sockets, inodes, .. } = &mut materials.opened;
-    file::unix::settle(image, sockets, inodes)?;
+    file::unix::settle(image, sockets, inodes, observer)?;
     phases::threads(puppets, materials, observer)?;
     let tasks = phases::tasks(puppets, image);
     phases::watched_files(puppets, materials, &tasks, observer)?;

@@ -125,7 +125,7 @@ fn address_space(
     Ok(())
 }
 
-/// Puts every descriptor in its place and closes all others, but for what is opened late. Nobody who
+/// Puts every descriptor in its place, or a placeholder for what is opened last, and closes all others. Nobody who
 /// shares the table needs ours any more. `entries` of epolls are added while ours are there, too.
 pub(crate) fn descriptors(
     puppet: &mut Puppet,
@@ -141,7 +141,7 @@ pub(crate) fn descriptors(
     file::epoll::restore(puppet, image, entries, opened)?;
     let mut moves = Vec::with_capacity(parts.table.descs.len());
     let late = opened.late.as_ref();
-    for desc in parts.table.descs.iter().filter(|desc| late.is_none_or(|late| !late.is_last(desc.file))) {
+    for desc in &parts.table.descs {
         let source = opened
             .inherited
             .get(parts.process.task.files, desc.fd)

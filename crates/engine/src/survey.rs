@@ -108,7 +108,7 @@ fn side_by_side(
         let tables = look(admission, members, &mut objects)?;
         // Only whoever has seen all descriptors can say what nobody has.
         if whole {
-            file::adopt(&tables, false, &mut objects)?
+            file::adopt(&tables, false, &mut objects)?;
         }
         Ok(objects)
     };

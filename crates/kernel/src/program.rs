@@ -12,6 +12,8 @@ pub enum Arg {
     /// The address of a copy of these bytes in which some words point into the copy itself:
     /// (offset of the word, offset it points to).
     Linked(Vec<u8>, Vec<(usize, usize)>),
+    /// The same, read back afterwards.
+    LinkedOut(Vec<u8>, Vec<(usize, usize)>),
     /// The address of this many zeroed bytes, read back afterwards.
     Out(usize),
     /// The address of a copy of these bytes, read back afterwards.
@@ -60,7 +62,7 @@ pub struct Call {
 pub struct Outcome {
     /// Return value, -errno on failure.
     pub result: i64,
-    /// Contents of its `Out` and `InOut` arguments, in order.
+    /// Contents of its `Out`, `InOut` and `LinkedOut` arguments, in order.
     pub out: Vec<Vec<u8>>,
 }
 
@@ -86,12 +88,24 @@ impl Outcome {
 #[derive(Clone, Debug, Default)]
 pub struct Program {
     calls: Vec<Call>,
+    whole: bool,
 }
 
 impl Program {
     /// An empty program.
     pub fn new() -> Self {
         Program::default()
+    }
+
+    /// An empty program that runs in one go: also to its end when we die meanwhile. It is an error if it does not fit a
+    /// bay.
+    pub fn whole() -> Self {
+        Program { whole: true, ..Program::default() }
+    }
+
+    /// Whether it runs in one go.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Calls in the program.
@@ -146,7 +160,7 @@ pub(crate) struct Batch {
 /// Bytes an argument's data occupies.
 fn data_len(arg: &Arg) -> usize {
     match arg {
-        Arg::In(b) | Arg::InOut(b) | Arg::Linked(b, _) => b.len().next_multiple_of(16),
+        Arg::In(b) | Arg::InOut(b) | Arg::Linked(b, _) | Arg::LinkedOut(b, _) => b.len().next_multiple_of(16),
         Arg::Out(n) => n.next_multiple_of(16),
         Arg::Value(_) | Arg::Result(_) | Arg::Output(_) => 0,
     }
@@ -211,12 +225,17 @@ impl Batch {
                     let call = index.checked_sub(first).and_then(|call| self.outputs.get(call));
                     call.and_then(|outputs| outputs.first()).map_or(0, |(at, _)| address + *at as u64)
                 }
-                Arg::In(_) | Arg::Linked(..) | Arg::Out(_) | Arg::InOut(_) => address + at as u64,
+                Arg::In(_) | Arg::Linked(..) | Arg::LinkedOut(..) | Arg::Out(_) | Arg::InOut(_) => {
+                    address + at as u64
+                }
             };
             match arg {
                 Arg::In(b) => data.extend_from_slice(b),
-                Arg::Linked(b, links) => {
+                Arg::Linked(b, links) | Arg::LinkedOut(b, links) => {
                     let begin = data.len();
+                    if matches!(arg, Arg::LinkedOut(..)) {
+                        outputs.push((at, b.len()));
+                    }
                     data.extend_from_slice(b);
                     for &(word, target) in links {
                         let pointer = address + (at + target) as u64;

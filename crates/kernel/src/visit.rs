@@ -194,6 +194,9 @@ impl Bay {
         let room = self.size.saturating_sub(Self::descs(&code::bay()));
         let next = Batch::build(program, results.len(), results, self.scratch(), room)
             .map_err(|need| Error::TooBig { need, have: room })?;
+        if program.is_whole() && next.count < program.len() {
+            return Err(Error::TooBig { need: next.bytes.len() + DESC_SIZE, have: room });
+        }
         let control: Vec<u8> =
             [self.scratch(), next.count as u64, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
         let spans = [

@@ -12,6 +12,7 @@ use ckpt_proc::stat::{TaskState, parse_stat};
 use ckpt_proc::status::parse_status;
 use ckpt_proc::timer_list::parse_timer_list;
 use ckpt_proc::timers::{NotifyKind, parse_timers};
+use ckpt_proc::unix_diag::{UnixSocket, parse_unix_diag};
 use ckpt_proc::{ParseError, Problem};
 
 macro_rules! data {
@@ -386,4 +387,39 @@ fn locks_of_the_system() {
     let seen: Vec<_> = locks.iter().map(|lock| (lock.pid, lock.start, lock.end)).collect();
     assert_eq!(seen, [(3568, 10, Some(14)), (-1, 0, None), (700, 0, None)], "waiters hold nothing");
     assert_eq!(locks[0].file, Some((0xfd, 0, 2531452)));
+}
+
+/// A server with one connection accepted, whose client has five bytes to read, and one that is not; a pair for packets of
+/// which one half is shut down; a socket for datagrams. Kernel 6.18 gave all in one datagram, the end in another.
+#[test]
+fn unix_diag_sockets() {
+    let (mut sockets, bytes) = (Vec::new(), data!("unix_diag"));
+    let (some, last) = bytes.split_at(bytes.len() - 20);
+    assert!(!parse_unix_diag(some, &mut sockets).unwrap());
+    assert!(parse_unix_diag(last, &mut sockets).unwrap());
+    let socket = |ino, kind, name: &[u8], peer| UnixSocket {
+        ino,
+        kind,
+        name: name.to_vec(),
+        peer,
+        ..UnixSocket::default()
+    };
+    let server =
+        UnixSocket { listening: true, waiting: 1, backlog: 7, ..socket(11_041_390, 1, b"srv", None) };
+    let expected = [
+        server,
+        socket(11_041_396, 1, b"", Some(0)),
+        UnixSocket { backlog: 768, ..socket(11_041_392, 1, b"srv", Some(11_041_391)) },
+        UnixSocket { waiting: 5, ..socket(11_041_391, 1, b"", Some(11_041_392)) },
+        UnixSocket { shutdown: 1, ..socket(11_041_394, 5, b"", Some(11_041_393)) },
+        UnixSocket { shutdown: 2, ..socket(11_041_393, 5, b"", Some(11_041_394)) },
+        socket(11_041_395, 2, b"\0ckpt", None),
+    ];
+    assert_eq!(sockets, expected);
+    for len in 1..some.len() {
+        // Cut in the midst of a message or between two of them.
+        let mut part = Vec::new();
+        let whole = parse_unix_diag(&some[..len], &mut part).is_ok();
+        assert!(part.len() < expected.len() && part[..] == expected[..part.len()], "{len} {whole}");
+    }
 }

@@ -204,8 +204,10 @@ pub mod unix_flags {
     pub const RESET: u32 = 1 << 2;
     /// Its name in the file system is gone, or another file's.
     pub const REMOVED: u32 = 1 << 3;
+    /// For datagrams, it is connected to one outside whose address a second UnixSocket holds.
+    pub const OUTSIDE: u32 = 1 << 4;
     /// Every bit above; a reader refuses any other.
-    pub const ALL: u32 = LISTENING | CLOSED | RESET | REMOVED;
+    pub const ALL: u32 = LISTENING | CLOSED | RESET | REMOVED | OUTSIDE;
 }
 
 /// Bits of [`UnixSocket::options`].
@@ -286,7 +288,7 @@ pub mod file_kind {
     pub const PIDFD: u32 = 11;
     /// inotify(7): [`super::InotifyWatch`].
     pub const INOTIFY: u32 = 12;
-    /// A unix socket that is not connected to the outside: [`super::UnixSocket`].
+    /// A unix socket that is not connected to the outside, or only sends there: [`super::UnixSocket`].
     pub const UNIX: u32 = 13;
     /// A file of a file system that shows the kernel's state (proc, sysfs, cgroup): [`super::ProcFile`].
     pub const PROC: u32 = 22;

@@ -177,6 +177,16 @@ pub(crate) fn numbers(image: &Image) -> BTreeSet<i32> {
     all_entries(image).map(|entry| entry.fd).collect()
 }
 
+/// The numbers under which one description and no other was added to the epolls of an image, one for each.
+pub(crate) fn own_numbers(image: &Image) -> BTreeMap<Objref, i32> {
+    let mut files: BTreeMap<i32, BTreeSet<Objref>> = BTreeMap::new();
+    for entry in all_entries(image) {
+        files.entry(entry.fd).or_default().insert(entry.file);
+    }
+    let own = files.iter().filter(|(_, files)| files.len() == 1);
+    own.flat_map(|(number, files)| files.iter().map(|file| (*file, *number))).collect()
+}
+
 /// The descriptions that epolls of an image watch.
 pub(crate) fn watched(image: &Image) -> BTreeSet<Objref> {
     all_entries(image).map(|entry| entry.file).collect()
@@ -264,8 +274,11 @@ fn control(program: &mut Program, epoll: i32, operation: i32, fd: i32, event: Ar
 
 /// Puts a description at its number and adds it.
 fn add(program: &mut Program, epoll: Objref, entry: &EpollEntry, events: u32, opened: &Opened) -> Result<()> {
-    let args = [source(opened, entry.file)?.into(), entry.fd.into(), libc::O_CLOEXEC.into()];
-    program.call("dup3", entry.fd as u64, libc::SYS_dup3, args);
+    let from = source(opened, entry.file)?;
+    if from != entry.fd {
+        let args = [from.into(), entry.fd.into(), libc::O_CLOEXEC.into()];
+        program.call("dup3", entry.fd as u64, libc::SYS_dup3, args);
+    }
     let data = event(events, entry.data);
     control(program, source(opened, epoll)?, libc::EPOLL_CTL_ADD, entry.fd, data);
     Ok(())

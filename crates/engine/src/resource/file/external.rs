@@ -2,7 +2,8 @@
 //!
 //! *Saved*: kind and path, and the name the caller gave it; of a terminal its settings and window. *Restored*: what has
 //! a name is what `--inherit-fd` gives by that name; else descriptors 0, 1 and 2 are the restarter's own 0, 1 and 2, and
-//! others come from `--inherit-fd` by number, or share the description of one that does. Of a terminal any other number
+//! others come from `--inherit-fd` by number, or share the description of one that does. A FIFO that is still where it was
+//! is opened by its path. Of a terminal any other number
 //! becomes the restarter's terminal, too: the one that took the place of the same terminal at 0, 1 or 2, else any of those
 //! that is one; of /dev/tty the restarter's own. Its settings: see `terminal.rs`. *Lost*: what was in flight, which
 //! belongs to the outside; flags and offset, which are those of what takes its place. *Refused*: network sockets without
@@ -12,7 +13,7 @@
 
 use super::{Descriptor, FileKind, OpenContext, pty};
 use crate::{
-    error::{Error, Result},
+    error::{Doing, Error, Result},
     objects::Objects,
     options::{External, Identity, Outside, Place},
     task::show,
@@ -24,7 +25,7 @@ use ckpt_image::{
 };
 use ckpt_kernel::{Errno, procfs, tty};
 use rustix::{
-    fs::{FileType, Mode, OFlags, major, minor},
+    fs::{FileType, Mode, OFlags, Stat, major, minor},
     io::dup,
     net::{AddressFamily, SocketType, sockopt},
 };
@@ -282,10 +283,12 @@ pub(crate) fn inherit(
         if inherited.places.contains_key(&place) {
             continue;
         }
-        if !inherited.by_object.contains_key(&desc.file)
-            && let Some(terminal) = terminal(&inherited, &external, file)?
-        {
-            inherited.sources.push(park(terminal)?);
+        let opened = match inherited.by_object.contains_key(&desc.file) {
+            true => None,
+            false => terminal(&inherited, &external, file)?.or(fifo(file)?),
+        };
+        if let Some(opened) = opened {
+            inherited.sources.push(park(opened)?);
             let last = inherited.sources.len() - 1;
             inherited.by_object.insert(desc.file, last);
         }
@@ -385,6 +388,32 @@ fn externals(image: &Image) -> Vec<Held<'_>> {
         .filter_map(|(objref, desc)| Some((objref, desc, image.file(desc.file)?)))
         .filter(|(.., file)| is_external(file))
         .collect()
+}
+
+/// An end of a FIFO, if that is where it was.
+fn fifo(file: &model::File) -> Result<Option<OwnedFd>> {
+    let is_it = |stat: Stat| (stat.st_dev, stat.st_ino) == (file.record.dev, file.record.ino);
+    if file.record.kind != file_kind::EXTERNAL_PIPE
+        || !file.details.is_empty()
+        || !rustix::fs::lstat(file.path.as_slice()).is_ok_and(is_it)
+    {
+        return Ok(None);
+    }
+    let kept = OFlags::RWMODE | OFlags::NONBLOCK | OFlags::LARGEFILE | OFlags::DIRECT;
+    let flags = OFlags::from_bits_retain(file.record.flags) & kept;
+    let how = OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let failed = || format!("open the FIFO {}", show(&file.path));
+    let end = match rustix::fs::open(file.path.as_slice(), flags | how, Mode::empty()) {
+        // Nobody reads from it, and it is not opened for writing then but by who does so, too.
+        Err(Errno::NXIO) => {
+            let both = rustix::fs::open(file.path.as_slice(), OFlags::RDWR | how, Mode::empty());
+            procfs::reopen(both.doing(failed)?, flags | OFlags::NONBLOCK)
+        }
+        other => other,
+    };
+    let end = end.doing(failed)?;
+    rustix::fs::fcntl_setfl(&end, flags).doing(failed)?;
+    Ok(Some(end))
 }
 
 /// What takes the place of a terminal that is not at 0, 1 or 2: a description of ours.

@@ -98,7 +98,9 @@ impl Flights {
             let numbers = process.proc.numbers("fd")?;
             let free =
                 (0..).zip(&numbers).find(|(free, fd)| free != *fd).map_or(numbers.len() as i32, |(fd, _)| fd);
-            let (back, outcomes) = run(process, std::mem::take(threads), flight.program(free))?;
+            let program = flight.program(free);
+            let (back, outcomes) =
+                visit(process, std::mem::take(threads), |visit| Ok(visit.run(0, program)?))?;
             *threads = back;
             flight.keep(&outcomes, objects).task(|| process.label())?;
         }
@@ -172,7 +174,7 @@ impl Flight {
     /// what is on its way, and so does ppoll(2).
     fn program(&self, slave: i32) -> Program {
         let opening = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
-        let mut half = Half { program: Program::new(), wanted: true };
+        let mut half = Half { program: Program::whole(), wanted: true };
         half.switch(self.fd, TIOCSPTLCK, self.locked, false);
         half.call("ioctl(TIOCGPTPEER)", self.fd, libc::SYS_ioctl, [TIOCGPTPEER.into(), opening.into()]);
         half.wanted = self.input;
@@ -304,8 +306,12 @@ impl Half {
     }
 }
 
-/// Runs a program in the first thread of a process that stands still.
-fn run(process: &Process, threads: Vec<Stopped>, program: Program) -> Result<(Vec<Stopped>, Vec<Outcome>)> {
+/// Visits a process that stands still once more.
+pub(super) fn visit<T>(
+    process: &Process,
+    threads: Vec<Stopped>,
+    work: impl FnOnce(&mut Visit) -> Result<T>,
+) -> Result<(Vec<Stopped>, T)> {
     let mut frozen = Vec::with_capacity(threads.len());
     for thread in threads {
         let (raw, mask) = (thread.regs()?, thread.sigmask()?);
@@ -320,9 +326,9 @@ fn run(process: &Process, threads: Vec<Stopped>, program: Program) -> Result<(Ve
     let traces = Traces::find(process.witness, &texts, &slots_in(&maps));
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
-    let outcomes = visit.run(0, program);
+    let done = work(&mut visit);
     let threads = visit.leave()?;
-    Ok((threads, outcomes?))
+    Ok((threads, done?))
 }
 
 /// Who outside the tree has a slave of the pty with this identity.

@@ -7,7 +7,7 @@
 //! | moment | what | to which numbers |
 //! |---|---|---|
 //! | before descriptors are in their places | pidfds, and files of /proc that epolls watch | where a placeholder has been: then it is as if they had been there from the start |
-//! | afterwards | other files of /proc, which may show descriptors (fdinfo/7) | their places |
+//! | afterwards | other files of /proc, which may show descriptors (fdinfo/7), each other's, too | their places, where placeholders are until then |
 //!
 //! What a message brings gets the lowest number that is free, which is known at both of them.
 
@@ -16,10 +16,7 @@ use crate::{
     error::{Doing, Error, Result},
     opened::Opened,
 };
-use ckpt_image::{
-    Image, Object, Objref, model,
-    record::{FileDesc, file_kind},
-};
+use ckpt_image::{Image, Object, Objref, model, record::file_kind};
 use ckpt_kernel::{
     program::{Arg, Program},
     puppet::Puppet,
@@ -127,10 +124,10 @@ impl Late {
         // It needs none of our standard descriptors: what is received comes at the first of them.
         placement::close(&mut program, 0, 0);
         puppet.run(0, program)?;
-        self.hand_over(puppet, &handed, BTreeSet::new())
+        self.hand_over(puppet, &handed, &BTreeSet::new())
     }
 
-    /// Completes a table that is in place but for what is opened last. The puppet's end is closed then.
+    /// Completes a table in which placeholders are in place of what is opened last. The puppet's end is closed then.
     pub(crate) fn complete(
         &self,
         puppet: &mut Puppet,
@@ -138,39 +135,34 @@ impl Late {
         opened: &Opened,
     ) -> Result<()> {
         let Some(end) = self.kept(table) else { return Ok(()) };
-        let (last, there): (Vec<&FileDesc>, Vec<&FileDesc>) =
-            table.descs.iter().partition(|desc| self.is_last(desc.file));
         let mut places: BTreeMap<Objref, Vec<(i32, bool)>> = BTreeMap::new();
-        for desc in last {
+        for desc in table.descs.iter().filter(|desc| self.is_last(desc.file)) {
             places.entry(desc.file).or_default().push((desc.fd, desc.flags & 1 != 0));
         }
         let missing = || Error::bad_image("a file that was not opened");
         let handed =
             places.into_iter().map(|(file, to)| Ok((opened.files.get(&file).ok_or_else(missing)?, to)));
         let handed: Vec<Handed<'_>> = handed.collect::<Result<_>>()?;
-        self.hand_over(puppet, &handed, there.iter().map(|desc| desc.fd).chain([end]).collect())?;
+        self.hand_over(puppet, &handed, &table.descs.iter().map(|desc| desc.fd).chain([end]).collect())?;
         let mut program = Program::new();
         placement::close(&mut program, end, end as u32);
         puppet.run(0, program)?;
         Ok(())
     }
 
-    /// Hands descriptions over to a puppet that has something under the numbers in `taken`, and nothing below or between
-    /// them; or nothing under 0.
-    fn hand_over(&self, puppet: &mut Puppet, files: &[Handed<'_>], mut taken: BTreeSet<i32>) -> Result<()> {
+    /// Hands descriptions over to a puppet that has something under the numbers in `taken`, their places among them, and
+    /// nothing below or between them; or nothing under 0.
+    fn hand_over(&self, puppet: &mut Puppet, files: &[Handed<'_>], taken: &BTreeSet<i32>) -> Result<()> {
+        let free = (0..).find(|number| !taken.contains(number)).unwrap_or(i32::MAX);
         for some in files.chunks(AT_ONCE) {
             let mut program = Program::new();
             for (file, to) in some {
                 self.ours.send(b"f", Some(file.as_fd())).doing(|| "hand a descriptor over".to_owned())?;
-                let free = (0..).find(|number| !taken.contains(number)).unwrap_or(i32::MAX);
                 let args = [self.theirs.as_raw_fd().into(), message(), libc::MSG_CMSG_CLOEXEC.into()];
                 program.call("recvmsg", free as u64, libc::SYS_recvmsg, args);
                 let moves = to.iter().map(|&(to, cloexec)| placement::Move { from: free, to, cloexec });
                 moves.for_each(|one| placement::put(&mut program, one));
-                if to.iter().all(|(to, _)| *to != free) {
-                    placement::close(&mut program, free, free as u32);
-                }
-                taken.extend(to.iter().map(|(to, _)| *to));
+                placement::close(&mut program, free, free as u32);
             }
             puppet.run(0, program)?;
         }

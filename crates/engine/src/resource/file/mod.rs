@@ -140,12 +140,18 @@ pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<mod
 }
 
 /// What can be told of files only when all descriptors of the tree are known. `tables` are its processes, with the
-/// objrefs of their descriptor tables; they stand still, or not.
-pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut Objects) -> Result<()> {
+/// objrefs of their descriptor tables; they stand still, or not. What waits in sockets and can only be seen by the
+/// processes themselves is yet to be looked at.
+pub(crate) fn adopt(
+    tables: &[(&Process, Objref)],
+    frozen: bool,
+    objects: &mut Objects,
+) -> Result<unix::queue::Looks> {
     let certainty = if frozen { epoll::Certainty::Exact } else { epoll::Certainty::Likely };
     pipe::adopt(tables.iter().copied(), frozen, objects)?;
-    unix::adopt(tables, frozen, objects)?;
-    epoll::adopt(tables.iter().copied(), certainty, objects)
+    let looks = unix::adopt(tables, frozen, objects)?;
+    epoll::adopt(tables.iter().copied(), certainty, objects)?;
+    Ok(looks)
 }
 
 /// What is done to files last of all: from then on time passes for them, and they notice what happens.
@@ -182,10 +188,10 @@ pub(crate) fn kind_of(descriptor: &Descriptor<'_>) -> Option<&'static dyn FileKi
     claimants(descriptor).next()
 }
 
-/// Opens all files of the image. `park` keeps a descriptor where the tasks will have it.
+/// Opens all files of the image. `place` keeps a descriptor where the tasks will have it.
 pub(crate) fn open_all(
     context: &OpenContext<'_>,
-    park: &dyn Fn(OwnedFd) -> Result<OwnedFd>,
+    place: &mut dyn FnMut(Objref, OwnedFd) -> Result<OwnedFd>,
 ) -> Result<BTreeMap<Objref, OwnedFd>> {
     let mut open = BTreeMap::new();
     let supplied = external::supplied(context.image, &context.options.inherit);
@@ -194,14 +200,14 @@ pub(crate) fn open_all(
         if let Some(fd) = supplied.get(objref) {
             let copy =
                 rustix::io::dup(fd).doing(|| format!("our own descriptor for {}", show(&file.path)))?;
-            open.insert(*objref, park(copy)?);
+            open.insert(*objref, place(*objref, copy)?);
             continue;
         }
         let kind = FILE_KINDS.iter().find(|kind| kind.kind() == file.record.kind).ok_or_else(|| {
             Error::bad_image(format!("file {objref} is of unknown kind {}", file.record.kind))
         })?;
         if let Some(fd) = kind.open(file, context)? {
-            open.insert(*objref, park(fd)?);
+            open.insert(*objref, place(*objref, fd)?);
         }
     }
     Ok(open)

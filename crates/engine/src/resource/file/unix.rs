@@ -11,7 +11,8 @@
 //! nobody has accepted yet, descriptors and credentials on their way, what waits from a sender that is gone.
 //! *Lost*: SO_PEERCRED, which tells of `restart`; inode numbers; the address of one that was accepted by a socket that is gone,
 //! when another has that now.
-//! A connection to the outside is `external.rs`.
+//! A connection to the outside is `external.rs`; but a socket for datagrams that only sends there (to /dev/log, say) is
+//! connected again by address. *Lost*, with a warning: that it is, when nobody has that address any more.
 //!
 //! [`Scribe`]: crate::scribe::Scribe
 
@@ -19,6 +20,7 @@ mod make;
 pub(crate) mod queue;
 
 pub(crate) use make::{Sockets, collect, make, reserve, settle, taken};
+use queue::Seen;
 
 use super::{Descriptor, FileKind, OpenContext};
 use crate::{
@@ -47,7 +49,6 @@ use rustix::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     os::fd::OwnedFd,
     time::Duration,
 };
@@ -57,6 +58,7 @@ pub(crate) struct Socket;
 
 pub(crate) const SOCK_STREAM: u32 = 1;
 pub(crate) const SOCK_DGRAM: u32 = 2;
+pub(crate) const SOCK_SEQPACKET: u32 = 5;
 
 /// Options that are on or off.
 const SWITCHES: [(Number, u32); 4] = [
@@ -107,12 +109,17 @@ struct Held<'a> {
 
 /// Makes the unix sockets that are not connected to the outside part of the image. `tables` are the tree's processes, with
 /// the objrefs of their descriptor tables. Before they are `frozen` connections to the outside are refused if they are to
-/// be, and that is all.
-pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut Objects) -> Result<()> {
+/// be, and that is all. What only processes of the tree can see is yet to be looked at.
+pub(crate) fn adopt(
+    tables: &[(&Process, Objref)],
+    frozen: bool,
+    objects: &mut Objects,
+) -> Result<queue::Looks> {
+    let mut looks = queue::Looks::default();
     let held = sockets(tables, objects);
     let refused = objects.policy.refuses(|allowed| allowed.ext_unix_sk);
     if held.is_empty() || !frozen && !refused {
-        return Ok(());
+        return Ok(looks);
     }
     let all = diagnosis()?;
     let inside = inside(&held, &all);
@@ -123,11 +130,17 @@ pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut O
         return Err(error.object(format!("fd {}", held.fd)).task(held.process.label()));
     }
     if !frozen {
-        return Ok(());
+        return Ok(looks);
     }
-    for (ino, held) in held.iter().filter(|(ino, held)| inside.contains(ino) || !held.connected) {
+    let mut adopted_ones = BTreeSet::new();
+    for (ino, held) in &held {
+        let to = if held.connected && !inside.contains(ino) { sends_to(*ino, &all) } else { None };
+        if held.connected && !inside.contains(ino) && to.is_none() {
+            continue;
+        }
+        adopted_ones.insert(*ino);
         let adopted = match all.get(ino) {
-            Some(socket) => adopt_one(*held, socket, &all, &inside, objects),
+            Some(socket) => adopt_one(*held, socket, to, &mut looks, objects),
             None => {
                 Err(Error::unsupported("a unix socket of another network namespace cannot be carried yet")
                     .advice("let the program close it"))
@@ -135,7 +148,12 @@ pub(crate) fn adopt(tables: &[(&Process, Objref)], frozen: bool, objects: &mut O
         };
         adopted.object(|| format!("fd {}", held.fd)).task(|| held.process.label())?;
     }
-    Ok(())
+    for (ino, socket) in all.into_iter().filter(|(ino, _)| adopted_ones.contains(ino)) {
+        if !socket.name.is_empty() {
+            looks.names.entry(socket.name).or_insert(ino);
+        }
+    }
+    Ok(looks)
 }
 
 /// The sockets of the tree that may be unix sockets, by inode; one that was given a name is outside.
@@ -154,6 +172,14 @@ fn sockets<'a>(tables: &[(&'a Process, Objref)], objects: &Objects) -> BTreeMap<
         }
     }
     held
+}
+
+/// Inode numbers of what sockets of our network namespace are connected to, by theirs.
+pub(crate) fn peers() -> Result<BTreeMap<u64, u64>> {
+    let peer = |(ino, socket): (u64, unix_diag::UnixSocket)| {
+        Some((ino, socket.peer.filter(|peer| *peer != 0)?.into()))
+    };
+    Ok(diagnosis()?.into_iter().filter_map(peer).collect())
 }
 
 /// All unix sockets of our network namespace, by inode.
@@ -196,6 +222,13 @@ fn inside(held: &BTreeMap<u64, Held<'_>>, all: &BTreeMap<u64, unix_diag::UnixSoc
     }
 }
 
+/// Where a socket for datagrams sends to, if that has an address and does not send back.
+fn sends_to(ino: u64, all: &BTreeMap<u64, unix_diag::UnixSocket>) -> Option<&[u8]> {
+    let socket = all.get(&ino).filter(|socket| u32::from(socket.kind) == SOCK_DGRAM)?;
+    let peer = all.get(&socket.peer?.into()).filter(|peer| peer.peer != Some(socket.ino))?;
+    Some(peer.name.as_slice()).filter(|name| matches!(name, [b'/' | 0, ..]))
+}
+
 /// Whether what a socket is connected to is closed; else nobody has accepted it yet.
 fn is_closed(socket: &unix_diag::UnixSocket) -> bool {
     socket.peer == Some(0) && (socket.shutdown == 3 || u32::from(socket.kind) == SOCK_DGRAM)
@@ -204,8 +237,8 @@ fn is_closed(socket: &unix_diag::UnixSocket) -> bool {
 fn adopt_one(
     held: Held<'_>,
     socket: &unix_diag::UnixSocket,
-    all: &BTreeMap<u64, unix_diag::UnixSocket>,
-    inside: &BTreeSet<u64>,
+    to: Option<&[u8]>,
+    looks: &mut queue::Looks,
     objects: &mut Objects,
 ) -> Result<()> {
     if socket.listening && socket.waiting != 0 {
@@ -218,7 +251,7 @@ fn adopt_one(
     let mut details = record::UnixSocket {
         kind: socket.kind.into(),
         shutdown: socket.shutdown.into(),
-        peer: socket.peer.unwrap_or(0).into(),
+        peer: socket.peer.filter(|_| to.is_none()).unwrap_or(0).into(),
         ..options(&copy)?
     };
     details.flags |= if socket.listening { unix_flags::LISTENING } else { 0 };
@@ -228,26 +261,26 @@ fn adopt_one(
     }
     let long = || Error::failed("a unix socket of a longer address than there are");
     details = details.with_address(&socket.name).ok_or_else(long)?;
-    let mut inode = name(&copy, &mut details)?;
-    let by_name = |address: &[u8]| {
-        let same =
-            |(ino, other): &(&u64, &unix_diag::UnixSocket)| inside.contains(ino) && other.name == address;
-        all.iter().find(same).map(|(ino, _)| *ino)
-    };
-    let waiting = if socket.listening { None } else { queue::peek(&copy, &details, &by_name)? };
-    if let Some(waiting) = &waiting {
-        inode.record.size = waiting.size;
-        inode.details = to_details(&waiting.messages);
-    }
+    details.flags |= if to.is_some() { unix_flags::OUTSIDE } else { 0 };
+    let to = to.map(|to| UnixSocket::default().with_address(to).ok_or_else(long)).transpose()?;
+    let inode = name(&copy, &mut details)?;
+    let seen = if socket.listening { Seen::Nothing } else { queue::look(&copy, &details)? };
     let Some(Object::File(file)) = objects.table.get(&held.file) else { return Ok(()) };
-    let dev_ino = (file.record.dev, file.record.ino);
-    let needed = waiting.is_some() || !inode.path.is_empty();
-    let (objref, _) = if needed { objects.inode(dev_ino, || Object::Inode(inode)) } else { (0, false) };
-    objects.contents.extend(waiting.map(|waiting| (objref, File::from(waiting.contents))));
+    let identity = (file.record.dev, file.record.ino);
+    let is_named = !inode.path.is_empty();
+    let objref = if is_named { objects.inode(identity, || Object::Inode(inode)).0 } else { 0 };
     if let Some(Object::File(file)) = objects.table.get_mut(&held.file) {
         file.record.kind = file_kind::UNIX;
         file.record.inode = objref;
-        file.details = to_details(&[details]);
+        file.details = to_details(&[Some(details), to].into_iter().flatten().collect::<Vec<_>>());
+    }
+    match seen {
+        Seen::Nothing => {}
+        Seen::All(waiting) => queue::keep(held.file, waiting, objects)?,
+        Seen::Some => {
+            let (pid, fd, file) = (held.process.pid, held.fd, held.file);
+            looks.looks.push(queue::Look { pid, fd, file, details });
+        }
     }
     Ok(())
 }
@@ -278,10 +311,15 @@ fn options(socket: &OwnedFd) -> Result<UnixSocket> {
 
 /// Whether an error waits for whoever uses a socket next; asking leaves it there.
 fn has_error(socket: &OwnedFd) -> Result<bool> {
+    Ok(polled(socket)?.contains(PollFlags::ERR))
+}
+
+/// What poll(2) says of a socket.
+fn polled(socket: &OwnedFd) -> Result<PollFlags> {
     let mut polled = [PollFd::new(socket, PollFlags::IN)];
     poll(&mut polled, Some(&Timespec::default())).doing(|| "poll a socket".to_owned())?;
     let [polled] = polled;
-    Ok(polled.revents().contains(PollFlags::ERR))
+    Ok(polled.revents())
 }
 
 /// The inode of a socket: its name in the file system, if it has one; the rest of it is put into its details.

@@ -3,6 +3,7 @@
 use super::{SOCK_DGRAM, SOCK_STREAM, SWITCHES, queue};
 use crate::{
     error::{Context, Doing, Error, Result},
+    options::Observer,
     resource::file::{Made, detail},
     scribe::{
         Scribe,
@@ -19,6 +20,7 @@ use ckpt_kernel::{
     Errno,
     unix::{self, Number},
 };
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, socket_with, socketpair, sockopt,
 };
@@ -67,10 +69,25 @@ fn all(image: &Image) -> Result<BTreeMap<u64, Wanted<'_>>> {
 /// Whether a program has the address of a socket of an image, which may be the original.
 pub(crate) fn taken(image: &Image) -> bool {
     let bound = |wanted: &Wanted<'_>| {
-        let address = wanted.socket.address();
-        !address.is_empty() && !wanted.socket.is(unix_flags::REMOVED) && is_taken(address) == Ok(true)
+        let address = match wanted.inode {
+            // The address may lead there from elsewhere.
+            Some(inode) if !inode.path.is_empty() => place(&inode.path).ok(),
+            _ => Some((wanted.socket.address().to_vec(), None)),
+        };
+        let address = address.filter(|(address, _)| !address.is_empty());
+        !wanted.socket.is(unix_flags::REMOVED)
+            && address.is_some_and(|(address, _place)| is_taken(&address) == Ok(true))
     };
     all(image).is_ok_and(|all| all.values().any(bound))
+}
+
+/// An address that leads to a path, which may be longer than addresses are, for as long as that is kept open.
+fn place(path: &[u8]) -> Result<(Vec<u8>, Option<OwnedFd>), Errno> {
+    if path.len() < UnixSocket::MAX_ADDRESS {
+        return Ok((path.to_vec(), None));
+    }
+    let place = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    Ok((format!("/proc/self/fd/{}", place.as_raw_fd()).into_bytes(), Some(place)))
 }
 
 /// Makes all unix sockets of an image.
@@ -243,10 +260,24 @@ fn connect(socket: &OwnedFd, to: &OwnedFd) -> Result<()> {
 
 /// Sends what waited, then gives sockets what ends the talk: halves that are shut down, peers that are closed; and their options,
 /// that may have been in the way.
-pub(crate) fn settle(image: &Image, sockets: &mut Sockets, inodes: &BTreeMap<Objref, Made>) -> Result<()> {
+pub(crate) fn settle(
+    image: &Image,
+    sockets: &mut Sockets,
+    inodes: &BTreeMap<Objref, Made>,
+    observer: &mut dyn Observer,
+) -> Result<()> {
     let all = all(image)?;
     for (ino, wanted) in &all {
         fill(*ino, wanted, sockets, inodes).object(|| show(&wanted.file.path))?;
+    }
+    for (ino, wanted) in all.iter().filter(|(_, wanted)| wanted.socket.is(unix_flags::OUTSIDE)) {
+        let to = details::<UnixSocket>(&wanted.file.details).unwrap_or_default();
+        let Some((socket, to)) = sockets.get(*ino).zip(to.get(1)) else { continue };
+        let connected = to_address(to.address()).and_then(|to| rustix::net::connect(socket, &to));
+        if let Err(error) = connected {
+            let (own, to) = (show(&wanted.file.path), show(to.address()));
+            observer.warn(&format!("{own} was connected to {to}, and is not any more: {error}"));
+        }
     }
     for (ino, wanted) in &all {
         let Some(socket) = sockets.get(*ino) else { continue };
