@@ -91,11 +91,12 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     if options.stopped {
         phases::stop_all(&mut puppets, &materials)?;
     }
+    // Pending when they are let go: it interrupts the calls they are in, as it would have.
+    terminal::tell_window(&image, inherited, root);
     opened.scribe.keep(root)?;
     let released = puppets.release(freezer.as_ref());
     let root = released.inspect_err(|_| drop(opened.scribe.discard()))?;
     pass(observer, Stage::PostResume, root.pid());
-    terminal::tell_window(&image, inherited, root.pid());
     Ok(RestartReport {
         id: image.header.id,
         root,
