@@ -299,12 +299,13 @@ fn no_image(ctx: &Context) -> Result<()> {
     ensure(names_in(dir.path())? == ["log"], "something else was made")
 }
 
-/// What a probe could leave behind.
-fn surroundings() -> Result<[String; 2]> {
-    let names = |text: String| {
-        text.lines().map(|l| l.split(':').next().unwrap_or("").to_owned()).collect::<Vec<_>>().join(" ")
-    };
-    Ok([names(std::fs::read_to_string("/proc/net/dev")?), std::fs::read_to_string("/proc/self/mountinfo")?])
+/// What a probe could leave behind: its device, its mount. (Other tests mount and unmount
+/// meanwhile.)
+fn surroundings() -> Result<Vec<String>> {
+    let devices = std::fs::read_to_string("/proc/net/dev")?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let lines = devices.lines().filter(|line| line.trim_start().starts_with("probe"));
+    Ok(lines.chain(mounts.lines().filter(|line| line.contains(" autofs "))).map(str::to_owned).collect())
 }
 
 /// What the engine needs is here, or none of these tests would be.
