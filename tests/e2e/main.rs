@@ -4,6 +4,7 @@
 mod bad_image;
 mod common;
 mod criu;
+mod criu_cli;
 mod criu_outside;
 mod edits;
 mod errors;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
 const SPECIAL: &[(&str, &[common::Test])] = &[
     ("bad_image", bad_image::TESTS),
     ("criu", criu::TESTS),
+    ("criu_cli", criu_cli::TESTS),
     ("criu_outside", criu_outside::TESTS),
     ("edits", edits::TESTS),
     ("errors", errors::TESTS),

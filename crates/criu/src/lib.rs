@@ -4,10 +4,13 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
+pub mod check;
 pub mod config;
+pub mod cpuinfo;
 pub mod dump;
 mod external;
 pub mod failure;
+pub mod features;
 pub mod log;
 pub mod options;
 pub mod parse;
@@ -44,7 +47,7 @@ pub fn main(words: &[OsString]) -> u8 {
 }
 
 /// Writes to standard output. Whoever closed it wants no more of it.
-fn say(text: &str) -> u8 {
+pub(crate) fn say(text: &str) -> u8 {
     let _ = std::io::stdout().write_all(text.as_bytes());
     0
 }
@@ -71,6 +74,9 @@ pub fn act(action: Action, options: &Options, log: &Log) -> Outcome {
     let done = match action {
         Action::Dump => dump::run(options, log),
         Action::Restore => restore::run(options, log),
+        Action::Check => check::run(options, log),
+        Action::CpuinfoDump => cpuinfo::dump(options, log),
+        Action::CpuinfoCheck => cpuinfo::check(options, log),
         other => Err(Failure::options(format!("{}: not supported yet", other.word()))),
     };
     if let Err(failure) = &done {

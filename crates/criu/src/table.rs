@@ -150,7 +150,6 @@ impl Opt {
         match self.status {
             Status::Refused(why) => format!("refused: {why}"),
             Status::Later(why) => format!("not yet: {why}"),
-            _ if self.group == Group::Check => "parsed; its action is not supported yet".to_owned(),
             _ => limits(self.long).map_or("works".to_owned(), |limits| format!("works: {limits}")),
         }
     }
@@ -176,6 +175,7 @@ fn limits(long: &str) -> Option<&'static str> {
         "empty-ns" => "refused by the action: network namespaces are not carried yet",
         "join-ns" => "refused by the action: namespaces are not carried yet",
         "manage-cgroups" => "ignore and none; other modes are refused",
+        "experimental" => "nothing to do, nothing is experimental",
         "cgroup-root" => "refused by restore: cgroups are not managed yet",
         _ => return None,
     })
@@ -229,7 +229,9 @@ criu: checkpoint and restore of running programs, as CRIU's command line has it
 
   criu dump -t PID [OPTION]...       write an image of the tree below PID, then kill it
   criu restore [OPTION]...           make the tree of an image
-  criu check|cpuinfo dump|cpuinfo check|pre-dump|page-server|lazy-pages|service|swrk FD|dedup
+  criu check [OPTION]...             say whether the kernel has what is needed, or features by name
+  criu cpuinfo dump|check            write what this processor has; compare it with what was written
+  criu pre-dump|page-server|lazy-pages|service|swrk FD|dedup
                                      not supported yet
 
 Options may come before and after the action, may be shortened as long as they stay unambiguous, and may be in
@@ -295,7 +297,7 @@ mod tests {
         address port ps-socket lazy-pages tls-cacert tls-cacrl tls-cert tls-key tls tls-no-cn-verify stream cpu-cap \
         lsm-profile lsm-mount-context skip-file-rwx-check file-validation unprivileged weak-sysctls mntns-compat-mode \
         enable-fs skip-mnt force-irmap irmap-scan-path cgroup-props cgroup-props-file cgroup-dump-controller \
-        cgroup-yard exec-cmd display-stats ghost-fiemap close help version all extra";
+        cgroup-yard exec-cmd display-stats ghost-fiemap close help version all extra experimental";
 
     #[test]
     fn every_option_of_the_contract_is_known_and_names_are_unique() {

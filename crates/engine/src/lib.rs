@@ -46,6 +46,7 @@ mod tree;
 pub use checkpoint::checkpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use leaks::{Holder, Leak};
+pub use machine::processor;
 pub use milestone::Stage;
 pub use options::{
     After, CheckpointOptions, CheckpointReport, Embed, External, Identity, Input, Observer, Output, Outside,

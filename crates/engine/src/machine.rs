@@ -13,7 +13,7 @@ use ckpt_image::{Image, record::HeaderArch};
 use ckpt_kernel::{procfs, query};
 
 /// What the processor offers; the rest of the record is the program's.
-pub(crate) fn processor() -> HeaderArch {
+pub fn processor() -> HeaderArch {
     HeaderArch { xfeatures: query::xfeatures(), cpu: query::cpuid_words(), ..HeaderArch::default() }
 }
 

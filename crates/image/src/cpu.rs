@@ -3,7 +3,14 @@
 //! Only features with instructions of their own are named: those of the kernel, and those that
 //! merely say what is fast, may differ. The names are those of /proc/cpuinfo.
 
-use crate::record::HeaderArch;
+use crate::{
+    frame::{head, sum},
+    record::{HeaderArch, Record},
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// First bytes of a file that says what a processor offers.
+const FILE_MAGIC: &[u8; 8] = b"ckptcpu\x01";
 
 /// A word of [`HeaderArch::cpu`]: the bits of it that are compared, with their names.
 type Word = &'static [(u32, &'static str)];
@@ -104,6 +111,32 @@ const COMPONENTS: [(u64, &str); 4] =
     [(1 << 2, "avx"), (7 << 5, "avx512f"), (1 << 9, "ospke"), (3 << 17, "amx_tile")];
 
 impl HeaderArch {
+    /// A file with this record alone: magic, `type` and `len`, body, and the xxh3-64 of all that.
+    pub fn to_file(&self) -> Vec<u8> {
+        let body = self.as_bytes();
+        let mut bytes = FILE_MAGIC.to_vec();
+        bytes.extend(head(Self::TYPE, 8 + body.len() as u32));
+        bytes.extend(body);
+        bytes.extend(sum(&bytes).to_le_bytes());
+        bytes
+    }
+
+    /// What [`HeaderArch::to_file`] wrote.
+    ///
+    /// # Errors
+    /// It is no such file, another version's, or damaged: which.
+    pub fn from_file(bytes: &[u8]) -> Result<HeaderArch, &'static str> {
+        let rest = bytes.strip_prefix(FILE_MAGIC).ok_or("it is no description of a processor")?;
+        let (content, end) = bytes.split_last_chunk::<8>().ok_or("it is cut off")?;
+        if sum(content).to_le_bytes() != *end {
+            return Err("it is damaged: its checksum is wrong");
+        }
+        let want = head(Self::TYPE, 8 + size_of::<HeaderArch>() as u32);
+        let body = rest.strip_prefix(&want).and_then(|rest| rest.get(..rest.len().saturating_sub(8)));
+        let read = body.and_then(|body| HeaderArch::read_from_bytes(body).ok());
+        read.ok_or("it was written by another version")
+    }
+
     /// Names of the features in `cpu`.
     pub fn features(&self) -> Vec<&'static str> {
         let bits = |(word, names): (&u32, &Word)| {
@@ -140,6 +173,20 @@ mod tests {
         let mut names: Vec<_> = WORDS.iter().flat_map(|word| word.iter().map(|(_, name)| name)).collect();
         names.sort_unstable();
         assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
+    }
+
+    #[test]
+    fn files_come_back_and_damage_is_seen() {
+        let mut there = HeaderArch { xfeatures: 7, ..HeaderArch::default() };
+        there.cpu[0] = 1 << 28;
+        let file = there.to_file();
+        assert_eq!(HeaderArch::from_file(&file), Ok(there));
+        for at in 0..file.len() {
+            let mut wrong = file.clone();
+            wrong[at] ^= 0x10;
+            assert!(HeaderArch::from_file(&wrong).is_err(), "{at}");
+            assert!(HeaderArch::from_file(&file[..at]).is_err(), "{at}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! length handed over with it, for the duration of the call. *The clone in [`puppet`]*: the child
 //! runs a few instructions of our own that touch nothing but their own stack. *The code images in [`code`]*: byte
 //! slices between two symbols of one `global_asm!` block. *Mappings* of our own at addresses we chose,
-//! in [`puppet`] and [`shared`]. What happens to *other* processes is
+//! in [`puppet`] and [`shared`]. (Probes, [`probe`], do all of it to themselves and to children.) What happens to *other* processes is
 //! outside Rust's memory model; keeping them whole is the contract of [`visit`].
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
@@ -21,6 +21,7 @@ pub mod mntns;
 pub mod mqueue;
 pub mod pagemap;
 pub mod pidns;
+pub mod probe;
 pub mod procfs;
 pub mod program;
 pub mod puppet;

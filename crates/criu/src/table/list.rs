@@ -304,13 +304,14 @@ pub(crate) static TABLE: &[Opt] = &[
     later("tls-no-cn-verify", Nothing, REMOTE).says(Memory, "do not compare names in certificates"),
     value("feature", "NAME", |o, v| push(&mut o.features, values::text(v).map(str::to_owned)))
         .on("check")
-        .says(Check, "ask for this feature alone; repeatable; list prints their names"),
+        .says(Check, "ask for this feature alone; repeatable; list prints the names"),
     flag("extra", |o, on| o.check_scope = if on { CheckScope::Extra } else { CheckScope::Basic })
         .on("check")
         .says(Check, "ask for what is made use of, too"),
     flag("all", |o, on| o.check_scope = if on { CheckScope::All } else { CheckScope::Basic })
         .on("check")
         .says(Check, "ask for everything that has a name"),
+    flag("experimental", |_, _| {}).on("check").says(Check, "ask for what is experimental, too"),
     optional("cpu-cap", "LIST", |o, v| put(&mut o.cpu_cap, values::cpu_cap(v))).on("cpuinfo check").says(
         Check,
         "what is compared: cpu (all of it, the default), ins, fpu, none; ^ before one leaves it out",
