@@ -4,8 +4,10 @@
 //! them. Allocation is sequential over 32768, so this is rare; an attempt that fails with exactly that error is made
 //! again from the start (at most twice), and the retry is counted and printed.
 
+mod criu;
+
 use std::fmt::Write as _;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -385,6 +387,7 @@ impl<'a> Attempt<'a> {
             }
             self.down.1 += start.elapsed();
         } else {
+            self.criu_leaves_it_running()?;
             self.down.1 += start.elapsed();
             self.target.must_live().context("the original after a checkpoint")?;
         }
@@ -466,58 +469,6 @@ impl<'a> Attempt<'a> {
         self.target.come_back().context("after restart -W")
     }
 
-    /// `criu` with the options that both actions take.
-    fn criu(&self, action: &str, log: &str) -> Run {
-        let mut run = self.ctx.criu(&[action, "-v4", "-o", log, "-D"]).arg(self.images.path());
-        for option in &self.fixture.directives.criu {
-            run = run.arg(option);
-        }
-        run
-    }
-
-    fn criu_dump(&self) -> Result<Outcome> {
-        self.criu("dump", "dump.log").arg("-t").arg(self.root().to_string()).finish()
-    }
-
-    /// Brings it back with `criu restore -d`, and takes it over.
-    fn criu_restore(&mut self) -> Result<()> {
-        let mut run = self.criu("restore", "restore.log").args(&["-d", "--pidfile", "pid"]);
-        if let Some((read, _)) = &self.stdin {
-            let pipe = std::fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd()))?;
-            let inherit = format!("fd[0]:{}", pipe.display());
-            run = run.args(&["--inherit-fd", &inherit]).stdin_fd(read.try_clone()?);
-        }
-        let outcome = run.finish()?;
-        if !outcome.status.success() {
-            let said = format!("{}: {} {}", outcome.status, outcome.stderr.trim(), self.log("restore.log"));
-            return Err(anyhow!(RestartFailed(said)));
-        }
-        let pid = std::fs::read_to_string(self.images.path().join("pid"))?;
-        if pid != self.target.pid().to_string() {
-            bail!("the pidfile holds {pid:?}, the pid is {}", self.target.pid());
-        }
-        self.target.come_back().context("after criu restore -d")
-    }
-
-    /// The end of a log of criu.
-    fn log(&self, name: &str) -> String {
-        let log = std::fs::read_to_string(self.images.path().join(name)).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(6)..].join("\n")
-    }
-
-    fn check_criu_refusal(&mut self, pattern: &Regex, before: &Tree) -> Result<()> {
-        let log = self.log("dump.log");
-        if !pattern.is_match(&log) || !log.ends_with("Dumping FAILED.") {
-            bail!("the refusal does not match /{}/: {log}", pattern.as_str());
-        }
-        if self.images.path().join("checkpoint.img").exists() {
-            bail!("a refused dump left an image");
-        }
-        self.target.must_live()?;
-        self.looks_like(before, &[])
-    }
-
     /// Brings it back in a pid namespace of its own. The target is the command from now on, which ends as it does.
     fn restart_in_pidns(&mut self, image: &Path) -> Result<()> {
         let mut run = self.ctx.run("restart", &["--pidns", "--copy-status", "--json", "-i"]).arg(image);
@@ -550,7 +501,7 @@ impl<'a> Attempt<'a> {
             std::fs::read_dir(self.images.path())?.flatten().map(|e| e.file_name()).collect();
         names.sort();
         let want: &[&str] = match (self.variant, expected) {
-            (Variant::Criu, _) => &["checkpoint.img", "dump.log", "stats-dump"],
+            (Variant::Criu, _) => &["checkpoint.img", "dump.log", "stages", "stats-dump"],
             (_, true) => &["image.ckpt"],
             (_, false) => &[],
         };
