@@ -21,7 +21,7 @@ use crate::directives::Mode;
 use crate::fixture::Fixture;
 use crate::sys;
 use crate::target::{Ended, Start, Target};
-use crate::tool::{LIMIT, Outcome, Run};
+use crate::tool::{LIMIT, Outcome};
 use crate::tree::Tree;
 
 /// What is done to a fixture.

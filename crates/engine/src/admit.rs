@@ -17,9 +17,6 @@ const OF_THREADS: usize = 6;
 /// Of pid namespaces the one children are made in: it is the root's only in one who is there, too.
 const PIDS: &str = "pid_for_children";
 
-/// Code segment of a thread that runs 32-bit code (__USER32_CS).
-const USER32_CS: u64 = 0x23;
-
 /// What processes are held against.
 #[derive(Debug)]
 pub(crate) struct Admission {
@@ -54,12 +51,7 @@ impl Admission {
     /// Refuses a process that has been stopped, for what it may have done since it was admitted, or
     /// when it is new. What else is looked for is found when its threads are visited.
     pub(crate) fn readmit(&self, process: &Process, threads: &[FrozenThread]) -> Result<()> {
-        threads.iter().try_for_each(|thread| {
-            if thread.kept.raw.cs == USER32_CS {
-                return Err(ia32());
-            }
-            self.admit_place(process, thread.kept.tid)
-        })
+        threads.iter().try_for_each(|thread| self.admit_place(process, thread.kept.tid))
     }
 
     /// Refuses processes that cannot be checkpointed at all. Returns the status of the witness.
@@ -184,7 +176,8 @@ fn refuse_ia32(process: &Process) -> Result<()> {
     Ok(())
 }
 
-fn ia32() -> Error {
+/// What is said of them, and of a thread whose registers are those of one.
+pub(crate) fn ia32() -> Error {
     Error::unsupported("32-bit programs cannot be carried yet")
 }
 

@@ -1,6 +1,7 @@
 //! Stopping all threads of a process, and what must be asked just before and after.
 
 use crate::{
+    admit::ia32,
     error::{Context, Error, Result},
     options::{Observer, interrupted},
     resource::call,
@@ -179,7 +180,9 @@ struct Failure {
 impl From<ckpt_kernel::Error> for Failure {
     fn from(cause: ckpt_kernel::Error) -> Self {
         let gone = matches!(cause, ckpt_kernel::Error::Gone { .. }) || cause.errno() == Some(Errno::SRCH);
-        Failure { error: cause.into(), gone }
+        // The registers of a 32-bit task.
+        let error = if cause.errno() == Some(Errno::NOEXEC) { ia32() } else { cause.into() };
+        Failure { error, gone }
     }
 }
 
