@@ -64,7 +64,7 @@ impl Attempt<'_> {
     pub(super) fn criu_restore(&mut self) -> Result<()> {
         std::fs::remove_file(self.images.path().join("stages"))?;
         let mut run = self.criu("restore", "restore.log").args(&["-d", "--pidfile", "pid"]);
-        if self.fixture.name.len() % 2 == 0 {
+        if self.fixture.name.len().is_multiple_of(2) {
             run = run.arg("--restore-sibling");
         }
         if let Some((read, _)) = &self.stdin {
