@@ -82,7 +82,7 @@ impl Asked {
         for (process, stat) in processes.filter(|(_, stat)| !stat.process_has_ended()) {
             let tids = process.tids_at(stat).unwrap_or_default();
             for tid in tids.into_iter().filter(|tid| !self.lent.contains(tid)) {
-                if Running::seize(tid, Seize::Catch).and_then(|running| running.ask()).is_ok() {
+                if Running::seize(process.pid, tid, Seize::Catch).and_then(|running| running.ask()).is_ok() {
                     self.crowd.insert(tid);
                 }
             }
@@ -240,7 +240,7 @@ fn freeze_thread(
             Purpose::Image => call::Before::look(process, tid),
             Purpose::Visit => call::Before::default(),
         };
-        let mut thread = match Running::seize(tid, Seize::Catch) {
+        let mut thread = match Running::seize(process.pid, tid, Seize::Catch) {
             Ok(running) => {
                 running.ask()?;
                 wait_stop(process, running, observer)?

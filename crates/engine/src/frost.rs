@@ -42,11 +42,6 @@ impl Frost {
         Ok(frost)
     }
 
-    /// With one more, which may not be frozen yet.
-    pub(crate) fn with(&self, freezer: Option<Freezer>) -> Frost {
-        Frost { freezers: self.freezers.iter().cloned().chain(freezer).collect() }
-    }
-
     /// Freezes or thaws all of them.
     pub(crate) fn set(&self, frozen: bool) -> Result<()> {
         // All are tried, whatever becomes of the first.
@@ -107,7 +102,8 @@ impl Thawed {
     }
 
     fn seize(&mut self, tid: i32) -> Result<()> {
-        match Running::seize(tid, Seize::Catch).and_then(|running| running.ask()) {
+        // Frozen, no thread of its process executes a program.
+        match Running::seize(tid, tid, Seize::Catch).and_then(|running| running.ask()) {
             Ok(()) => {}
             Err(ckpt_kernel::Error::Gone { .. }) => return Ok(()),
             Err(cause) => return Err(Error::from(cause).task(format!("thread {tid}"))),

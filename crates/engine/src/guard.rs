@@ -32,10 +32,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 const STACK: usize = 64 << 10;
 
 /// Posts a guardian; which processes it watches over is told to it when they are known. `frost` is
-/// what is thawed for the visit, `chill` what is, or will be, frozen for it alone: that is thawed in the end.
+/// what is thawed for the visit, `chill` what will be frozen for it alone: that is only thawed in the end.
 pub(crate) fn post(frost: &Frost, chill: Option<&Chill>) -> Result<Guardian> {
     let own = chill.and_then(Chill::own);
-    let frost = &frost.with(own.clone());
     Ok(Guardian::start(|pids| {
         let _thawed = Thaw(own.as_ref());
         // At once. What is frozen was so before its tasks were let go if the image was being written by then.

@@ -211,7 +211,10 @@ impl Process {
 
     /// /proc/PID/stat: its ids, and how the leader is.
     pub(crate) fn stat(&self) -> Result<Stat> {
-        self.leader.parse("stat", parse_stat).task(|| format!("pid {}", self.pid))
+        let read = || self.leader.parse("stat", parse_stat).task(|| format!("pid {}", self.pid));
+        let stat = read()?;
+        // One that has just been replaced by a thread that executes a program looks as if it were the last.
+        if stat.process_has_ended() { read() } else { Ok(stat) }
     }
 
     /// The same of the witness: how it is, and what its memory is like.

@@ -260,7 +260,7 @@ impl Puppet {
             pidns: None,
             released: false,
         };
-        let leader = Running::seize(pid, Seize::Puppet)?.interrupt()?;
+        let leader = Running::seize(pid, pid, Seize::Puppet)?.interrupt()?;
         drop(pipe);
         if is_apart {
             puppet.pidns = Some(Rc::new(PidNamespace::of(&puppet.pidfd)?));

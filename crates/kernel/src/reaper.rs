@@ -18,7 +18,8 @@ use std::{
 /// How long a PTRACE_SEIZE may take before something is done about it, at least.
 const MOMENT: Duration = Duration::from_millis(5);
 
-/// The turn and thread id of the PTRACE_SEIZE in progress; 0 when there is none.
+/// The turn of the PTRACE_SEIZE in progress and the process it is about, as the thread may be gone by then; 0 when there
+/// is none.
 static SEIZING: AtomicU64 = AtomicU64::new(0);
 static TURNS: AtomicU64 = AtomicU64::new(1);
 
@@ -26,10 +27,10 @@ static TURNS: AtomicU64 = AtomicU64::new(1);
 pub(crate) struct Seizing;
 
 impl Seizing {
-    /// That of thread `tid`.
-    pub(crate) fn begin(tid: i32) -> Seizing {
+    /// That of a thread of process `pid`.
+    pub(crate) fn begin(pid: i32) -> Seizing {
         let turn = TURNS.fetch_add(1, Ordering::Relaxed);
-        SEIZING.store(turn << 32 | u64::from(tid.unsigned_abs()), Ordering::Release);
+        SEIZING.store(turn << 32 | u64::from(pid.unsigned_abs()), Ordering::Release);
         Seizing
     }
 }

@@ -120,14 +120,14 @@ fn ptraced<T>(tid: i32, call: &'static str, result: Result<T, Errno>) -> Result<
 }
 
 impl Running {
-    /// Attaches to thread `tid` without stopping it.
-    pub fn seize(tid: i32, purpose: Seize) -> Result<Running> {
+    /// Attaches to thread `tid` of process `pid` without stopping it.
+    pub fn seize(pid: i32, tid: i32, purpose: Seize) -> Result<Running> {
         let options = OPTIONS
             | match purpose {
                 Seize::Catch => libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACECLONE,
                 Seize::Puppet => libc::PTRACE_O_EXITKILL,
             };
-        let seizing = reaper::Seizing::begin(tid);
+        let seizing = reaper::Seizing::begin(pid);
         let seized = sys::ptrace(libc::PTRACE_SEIZE, tid, 0, options as u64);
         drop(seizing);
         ptraced(tid, "ptrace(PTRACE_SEIZE)", seized)?;
