@@ -180,11 +180,13 @@ impl Puppets {
         // Undone before any puppet is waited for: what v1 has frozen does not even die.
         let custody = freezer.map(|freezer| freezer.confine(living)).transpose()?;
         // All or none survive a SIGKILL of ours: what is between the first and the last of these is
-        // some microseconds, while letting them go takes many times that.
-        self.household.iter_mut().try_for_each(|household| household.init.spare())?;
+        // some microseconds, while letting them go takes many times that. In a namespace of its own process 1 is the last,
+        // whose end is that of all: there it is only one.
         let ended =
             |puppet: &Puppet, e: ckpt_kernel::Error| Error::from(e).task(format!("pid {}", puppet.own_pid()));
-        self.list.iter_mut().flatten().try_for_each(|puppet| puppet.spare().map_err(|e| ended(puppet, e)))?;
+        let mut all = self.list.iter_mut().rev().flatten();
+        all.try_for_each(|puppet| puppet.spare().map_err(|e| ended(puppet, e)))?;
+        self.household.iter_mut().try_for_each(|household| household.init.spare())?;
         let mut released = Vec::with_capacity(self.list.len());
         let mut begun = false;
         let mut let_go = self.list.iter_mut().flatten().try_for_each(|puppet| {
