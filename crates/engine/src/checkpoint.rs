@@ -99,6 +99,8 @@ fn attempt(
     let chill = options.freezer.as_deref().map(Chill::find).transpose()?;
     let mut frost = Frost::find(&members).task(label)?;
     let guardian = guard::post(&frost, chill.as_ref()).task(label)?;
+    // Ends before the guardian does.
+    let chill = chill;
     if let Some(chill) = &chill {
         chill.cast(observer)?;
         frost = Frost::find(&members).task(label)?;
@@ -145,8 +147,8 @@ fn attempt(
     let Capture { held, image, .. } = capture;
     let still = Still { options, held, image, thawed, destination, frozen_at };
     report.frozen = still.settle(network, observer)?;
-    drop(guardian);
     chill.map_or(Ok(()), Chill::end)?;
+    drop(guardian);
     Ok(report)
 }
 

@@ -96,17 +96,36 @@ impl Freezer {
 
     /// The same; an error of `meanwhile` ends the wait.
     pub(crate) fn freeze_unless(&self, meanwhile: impl Fn() -> Result<()>) -> Result<()> {
-        // Again and again: v1 forgets a task that is on its way to a stop when it is told.
-        self.wait_frozen(|| meanwhile().and_then(|()| self.set(true)))
+        meanwhile()?;
+        self.set(true)?;
+        self.wait_rest(meanwhile)
+    }
+
+    /// Waits until all its tasks are frozen. Whoever thaws it meanwhile wants them to run.
+    fn wait_rest(&self, meanwhile: impl Fn() -> Result<()>) -> Result<()> {
+        // How many looks there are for each time it is told again, as v1 forgets a task that is on its way to a stop when it
+        // is told. Not more often: it may be thawed between a look and that.
+        const LOOKS: u32 = 20;
+        let (done, mut looks) = (|| self.is_frozen() || !self.is_set(), 0);
+        self.wait_until(done, || {
+            meanwhile()?;
+            looks += 1;
+            if looks % LOOKS == 0 && !done() { self.set(true) } else { Ok(()) }
+        })
     }
 
     /// Waits until all its tasks are frozen.
-    fn wait_frozen(&self, mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
+    fn wait_frozen(&self, meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
+        self.wait_until(|| self.is_frozen(), meanwhile)
+    }
+
+    /// Waits for `done`, as long as tasks may take to come to rest.
+    fn wait_until(&self, done: impl Fn() -> bool, mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(5);
         let begun = Instant::now();
         loop {
             meanwhile()?;
-            if self.is_frozen() {
+            if done() {
                 return Ok(());
             }
             if begun.elapsed() > PATIENCE {
@@ -304,7 +323,7 @@ impl Custody {
     /// Waits for those that nobody traces any more: they leave their stops, and freeze then. Whoever has
     /// thawed the cgroup meanwhile wants them to run.
     pub(crate) fn wait(&self) -> Result<()> {
-        if self.freezer.is_set() { self.freezer.freeze() } else { Ok(()) }
+        self.freezer.wait_rest(|| Ok(()))
     }
 
     /// Leaves them there.

@@ -23,7 +23,7 @@
 //! | release | go; or, with a freezer, into it, and frozen before they are let go |
 
 use crate::{
-    error::{Error, Result},
+    error::{Context, Error, Result},
     freezer::Freezer,
     machine,
     milestone::{Stage, pass, reach},
@@ -50,8 +50,12 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     if options.sibling && options.pids == Pids::Namespace {
         return Err(Error::failed("the root of a pid namespace of its own cannot be a child of our parent"));
     }
+    let name = match &input {
+        Input::File(path) => path.display().to_string(),
+        Input::Fd(_) => "the image".to_owned(),
+    };
     let mut reader = if options.inspect { source::inspect(input, observer)? } else { source::open(input)? };
-    let mut image = reader.metadata()?;
+    let mut image = reader.metadata().map_err(Error::from).object(|| name)?;
     file::identity::rename(&mut image, &options.map_files)?;
     let image = image;
     let parts = restore::parts(&image)?;
