@@ -119,10 +119,7 @@ fn checkpoint_killed(ctx: &Context, args: &[&str]) -> Result<()> {
         "    {} kills, {hits} while it ran; code of a dead visitor found (harmless) after {code_left}",
         ctx.kills / 2
     );
-    ensure(
-        hits > 3,
-        format!("only {hits} kills found checkpoint running: the test tests nothing"),
-    )?;
+    ensure(hits > 3, format!("only {hits} kills found checkpoint running: the test tests nothing"))?;
     let _ = std::fs::remove_file(&image);
     ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;
     ensure(tree_vdsos(&view)? == code, "the next visit did not clean the vdso")?;
