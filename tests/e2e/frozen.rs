@@ -9,7 +9,7 @@ use ckpt_tests::context::Context;
 use ckpt_tests::sys::{self, random_below};
 use ckpt_tests::target::Ended;
 use ckpt_tests::tool::LIMIT;
-use ckpt_tests::tree::{children, family};
+use ckpt_tests::tree::{children, ended, family};
 use ckpt_tests::view::raw_maps;
 use serde_json::Value;
 
@@ -308,8 +308,13 @@ fn checkpoint_killed(ctx: &Context, kind: Kind) -> Result<()> {
         let _ = std::fs::remove_file(&image);
         let mut run = ctx.run("checkpoint", &["-o"]).arg(&image).arg(frozen.program.pid()).start()?;
         std::thread::sleep(Duration::from_nanos(random_below(u64::try_from(span.as_nanos())?)));
+        let guardian = children(run.pid());
         let hit = run.kill();
         hits += u32::from(hit);
+        // It may thaw the tree once more, after it has frozen it.
+        sys::poll("the guardian to be gone", LIMIT, || {
+            Ok(guardian.iter().all(|pid| ended(*pid)).then_some(()))
+        })?;
         // It was measured on a machine that may have had more to do, or less.
         span = if hit { (span * 9 / 8).min(whole.wall * 2) } else { span * 3 / 4 };
         let before = frozen.counts;
