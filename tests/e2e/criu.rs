@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::find_program;
+use ckpt_tests::runner::criu::RESTORE;
 use ckpt_tests::sys;
 use ckpt_tests::target::{Ended, field_of_stat};
 use ckpt_tests::tool::{LIMIT, Outcome, Run};
@@ -327,16 +328,7 @@ fn restore_scripts(ctx: &Context) -> Result<()> {
     let state = format!("echo $CRTOOLS_SCRIPT_ACTION $CRTOOLS_INIT_PID >> {}", path.display());
     case.back(&["--action-script", &state])?;
     let found = said(&path)?;
-    let stages = [
-        "pre-restore",
-        "setup-namespaces",
-        "post-setup-namespaces",
-        "post-restore",
-        "network-unlock",
-        "pre-resume",
-        "post-resume",
-    ];
-    let want: Vec<String> = stages.iter().map(|stage| format!("{stage} {pid}")).collect();
+    let want: Vec<String> = RESTORE.iter().map(|stage| format!("{stage} {pid}")).collect();
     ensure(found == want, format!("{found:?}"))?;
     case.program.ends_with(7)
 }
@@ -345,15 +337,7 @@ fn restore_scripts(ctx: &Context) -> Result<()> {
 fn restore_script_fails(ctx: &Context) -> Result<()> {
     let mut case = Case::start(ctx, "kin", &["plain"])?;
     case.dump_and_kill(&[])?;
-    let stages = [
-        "pre-restore",
-        "setup-namespaces",
-        "post-setup-namespaces",
-        "post-restore",
-        "network-unlock",
-        "pre-resume",
-    ];
-    for stage in stages {
+    for stage in RESTORE.iter().copied().filter(|stage| *stage != "post-resume") {
         let script = format!("test $CRTOOLS_SCRIPT_ACTION != {stage}");
         case.restore_fails(
             &["--pidfile", "pid", "--action-script", &script],

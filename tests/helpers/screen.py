@@ -1,6 +1,8 @@
 # screen with a shell and a pager inside: checkpointed with --kill, restarted, three times. What the windows show is the same
 # afterwards, commands arrive over its socket, a terminal attaches. Arguments: the ckpt binary; works in the current directory.
-import ctypes, os, pty, select, subprocess, sys, time
+import os, pty, select, subprocess, sys, time
+sys.dont_write_bytecode = True
+from orphans import reap
 
 CKPT, HERE = sys.argv[1], os.getcwd()
 os.environ.pop('STY', None)
@@ -10,17 +12,6 @@ os.mkdir('s', 0o700)
 def screen(*args):
     done = subprocess.run(['screen', '-c', '/dev/null', *args], capture_output=True, text=True, timeout=20)
     if done.returncode: raise SystemExit('FAIL: screen %s: %s %s' % (args, done.stdout, done.stderr))
-
-# The server and orphans of it become our children, so that their pids are free as soon as they have ended.
-if ctypes.CDLL(None).prctl(36, 1, 0, 0, 0): raise SystemExit('FAIL: PR_SET_CHILD_SUBREAPER')
-
-def reap():
-    for _ in range(500):
-        children = open('/proc/self/task/%d/children' % os.getpid()).read().split()
-        if not children: return
-        for pid in children: os.waitpid(int(pid), os.WNOHANG)
-        time.sleep(0.02)
-    raise SystemExit('FAIL: %r have not ended' % children)
 
 def shown(window):
     if os.path.exists('copy'): os.remove('copy')

@@ -1,6 +1,8 @@
 # tmux with a shell and vim inside: checkpointed with --kill, restarted, three times. What the panes show is the same afterwards,
 # keys arrive, new clients connect. Arguments: the ckpt binary; works in the current directory.
-import ctypes, os, subprocess, sys, time
+import os, subprocess, sys, time
+sys.dont_write_bytecode = True
+from orphans import reap
 
 CKPT, HERE = sys.argv[1], os.getcwd()
 for name in 'TMUX', 'TMUX_PANE': os.environ.pop(name, None)
@@ -10,17 +12,6 @@ def tmux(*args):
     done = subprocess.run(['tmux', '-L', 'test', '-f', '/dev/null', *args], capture_output=True, text=True, timeout=20)
     if done.returncode: raise SystemExit('FAIL: tmux %s: %s' % (args, done.stderr))
     return done.stdout
-
-# The server and orphans of it become our children, so that their pids are free as soon as they have ended.
-if ctypes.CDLL(None).prctl(36, 1, 0, 0, 0): raise SystemExit('FAIL: PR_SET_CHILD_SUBREAPER')
-
-def reap():
-    for _ in range(500):
-        children = open('/proc/self/task/%d/children' % os.getpid()).read().split()
-        if not children: return
-        for pid in children: os.waitpid(int(pid), os.WNOHANG)
-        time.sleep(0.02)
-    raise SystemExit('FAIL: %r have not ended' % children)
 
 def shown(pane): return tmux('capture-pane', '-p', '-t', 't:' + pane)
 

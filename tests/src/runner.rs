@@ -4,7 +4,7 @@
 //! them. Allocation is sequential over 32768, so this is rare; an attempt that fails with exactly that error is made
 //! again from the start (at most twice), and the retry is counted and printed.
 
-mod criu;
+pub mod criu;
 
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;

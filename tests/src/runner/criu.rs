@@ -9,9 +9,10 @@ use super::{Attempt, RestartFailed};
 use crate::tool::{Outcome, Run};
 use crate::tree::Tree;
 
-/// What an action script is run for by a dump that kills, and by a restore.
+/// What an action script is run for by a dump that kills.
 const DUMP: &[&str] = &["pre-dump", "network-lock", "post-dump"];
-const RESTORE: &[&str] = &[
+/// And by a restore: the last is beyond failing.
+pub const RESTORE: &[&str] = &[
     "pre-restore",
     "setup-namespaces",
     "post-setup-namespaces",
