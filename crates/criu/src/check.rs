@@ -15,6 +15,7 @@ use ckpt_kernel::{
     Errno, Error,
     probe::{Answer, file, memory, network, process},
 };
+use ckpt_proc::mountinfo::{Mount, parse_mountinfo};
 
 /// Something of the kernel that the engine uses.
 struct Need {
@@ -149,18 +150,20 @@ fn map_files() -> Result<Answer, Error> {
 
 /// A hierarchy of cgroups that can freeze is mounted.
 fn freezer() -> Result<Answer, Error> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").map_err(|cause| Error::Os {
-        call: "read(/proc/self/mountinfo)",
-        errno: Errno::from_io_error(&cause).unwrap_or(Errno::IO),
-    })?;
-    let freezes = |line: &str| {
-        let kind = line.split_once(" - ").map_or("", |(_, kind)| kind);
-        kind.starts_with("cgroup2 ")
-            || kind.starts_with("cgroup ")
-                && kind.rsplit(' ').next().is_some_and(|o| o.split(',').any(|o| o == "freezer"))
+    let failed = |errno| Error::Os { call: "read(/proc/self/mountinfo)", errno };
+    let text = std::fs::read("/proc/self/mountinfo");
+    let text = text.map_err(|cause| failed(Errno::from_io_error(&cause).unwrap_or(Errno::IO)))?;
+    let mounts = parse_mountinfo(&text).map_err(|_| failed(Errno::INVAL))?;
+    let freezes = |mount: &Mount| match mount.fstype.as_slice() {
+        b"cgroup2" => true,
+        b"cgroup" => mount.super_options.split(|byte| *byte == b',').any(|option| option == b"freezer"),
+        _ => false,
     };
-    let mounted = text.lines().any(freezes);
-    Ok(if mounted { Answer::Present } else { Answer::Missing("none is mounted".to_owned()) })
+    Ok(if mounts.iter().any(freezes) {
+        Answer::Present
+    } else {
+        Answer::Missing("none is mounted".to_owned())
+    })
 }
 
 /// Looks at what `options` ask for.
