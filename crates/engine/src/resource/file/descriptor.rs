@@ -95,21 +95,8 @@ impl Descriptor<'_> {
 
     /// The record all kinds share.
     pub(crate) fn record(&self, kind: u32) -> model::File {
-        let stat = &self.stat;
-        let record = record::File {
-            kind,
-            flags: self.flags(),
-            pos: self.info.pos.max(0) as u64,
-            inode: 0,
-            mode: stat.st_mode,
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-            rdev: stat.st_rdev,
-            size: stat.st_size.max(0) as u64,
-            mtime_sec: stat.st_mtime,
-            mtime_nsec: stat.st_mtime_nsec as u32,
-            ..record::File::default()
-        };
+        let pos = self.info.pos.max(0) as u64;
+        let record = record::File { pos, ..record_of(kind, self.flags(), &self.stat) };
         model::File { record, path: self.path().to_vec(), ..model::File::default() }
     }
 
@@ -121,6 +108,22 @@ impl Descriptor<'_> {
     /// A descriptor of ours for the same open description; of a file that is only mapped, there is none.
     pub(crate) fn copy(&self) -> Result<BorrowedFd<'_>> {
         self.copy.as_ref().map(AsFd::as_fd).ok_or_else(|| Error::failed("it is no descriptor"))
+    }
+}
+
+/// The record of a file, open or not.
+pub(super) fn record_of(kind: u32, flags: u32, stat: &Stat) -> record::File {
+    record::File {
+        kind,
+        flags,
+        mode: stat.st_mode,
+        dev: stat.st_dev,
+        ino: stat.st_ino,
+        rdev: stat.st_rdev,
+        size: stat.st_size.max(0) as u64,
+        mtime_sec: stat.st_mtime,
+        mtime_nsec: stat.st_mtime_nsec as u32,
+        ..record::File::default()
     }
 }
 

@@ -8,7 +8,7 @@
 //! them from the program, and nothing can put any into an inotify; a watch whose inode no path leads to. *Lost*: what happens to
 //! watched files between checkpoint and restart; that numbers above the highest have been given before.
 
-use super::{Descriptor, FileKind, OpenContext, details_of, settle_flags};
+use super::{Descriptor, FileKind, OpenContext, descriptor::record_of, details_of, settle_flags};
 use crate::{
     error::{Context, Doing, Error, ErrorKind, Result},
     objects::Objects,
@@ -16,7 +16,7 @@ use crate::{
 };
 use ckpt_image::{
     Image, Object, Objref, model,
-    record::{self, InotifyWatch, file_kind},
+    record::{InotifyWatch, file_kind},
 };
 use ckpt_kernel::{Errno, anon};
 use ckpt_proc::{
@@ -75,18 +75,7 @@ const WATCHED: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
 
 /// The record of what is watched.
 fn place(path: Vec<u8>, stat: &Stat) -> Object {
-    let record = record::File {
-        kind: file_kind::PATH,
-        flags: WATCHED.bits(),
-        mode: stat.st_mode,
-        dev: stat.st_dev,
-        ino: stat.st_ino,
-        rdev: stat.st_rdev,
-        size: stat.st_size.max(0) as u64,
-        mtime_sec: stat.st_mtime,
-        mtime_nsec: stat.st_mtime_nsec as u32,
-        ..record::File::default()
-    };
+    let record = record_of(file_kind::PATH, WATCHED.bits(), stat);
     Object::File(model::File { record, path, ..model::File::default() })
 }
 
