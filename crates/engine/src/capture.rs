@@ -260,11 +260,7 @@ fn visit(
     timers::posix_questions(&mut questions, &timers);
     thread::questions(&mut questions);
     let statuses = statuses(process, &frozen)?;
-    // Before our own calls, which a filter may answer with SIGKILL.
-    for (frozen, status) in frozen.iter().zip(&statuses) {
-        refuse_seccomp(process, frozen.kept.tid, status)?;
-    }
-    let (visitors, mut kept) = visitors(frozen, &statuses)?;
+    let (visitors, mut kept) = visitors(process, frozen, &statuses)?;
     let texts = texts_in(&maps);
     let traces = Traces::find(process.witness, &texts, &slots_in(&maps));
     let spans = traces.spans();
@@ -345,9 +341,15 @@ pub(crate) fn statuses(process: &Process, frozen: &[FrozenThread]) -> Result<Vec
 }
 
 /// Makes frozen threads visitors; what is kept of each meanwhile.
-pub(crate) fn visitors(frozen: Vec<FrozenThread>, statuses: &[Status]) -> Result<(Vec<Visitor>, Vec<Kept>)> {
+/// Refuses those whose filters may answer calls of ours with SIGKILL.
+pub(crate) fn visitors(
+    process: &Process,
+    frozen: Vec<FrozenThread>,
+    statuses: &[Status],
+) -> Result<(Vec<Visitor>, Vec<Kept>)> {
     let stopped = frozen.iter().any(|frozen| frozen.thread.group_stop().is_some());
     let visitor = |(FrozenThread { thread, kept }, status): (FrozenThread, &Status)| {
+        refuse_seccomp(process, kept.tid, status)?;
         let signal = park_signal_of(status, kept.mask, stopped)?;
         let last = |ids: &[i32]| ids.last().copied().unwrap_or(kept.tid);
         let own = Ids { pid: last(&status.ns_tgid), tid: last(&status.ns_pid) };

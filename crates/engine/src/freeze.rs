@@ -216,15 +216,15 @@ fn await_thread(
 fn wait_stop(process: &Process, running: Running, observer: &dyn Observer) -> Result<Stopped, Failure> {
     let (tid, begun) = (running.tid(), Instant::now());
     let suspended = || begun.elapsed() > VFORK_PATIENCE && is_suspended(process, tid);
-    match running.wait_stop_unless(&|| observer.cancelled().is_some() || suspended()) {
-        Err(ckpt_kernel::Error::Timeout { .. }) if observer.cancelled().is_some() => {
-            let why = observer.cancelled().unwrap_or_default();
+    let stopped = running.wait_stop_unless(&|| observer.cancelled().is_some() || suspended());
+    match (stopped, observer.cancelled()) {
+        (Err(ckpt_kernel::Error::Timeout { .. }), Some(why)) => {
             Err(Error::failed(why).why(format!("thread {tid} cannot be stopped")).into())
         }
-        Err(ckpt_kernel::Error::Timeout { .. }) if suspended() => {
+        (Err(ckpt_kernel::Error::Timeout { .. }), None) if suspended() => {
             Err(vforks(tid).task(process.label()).into())
         }
-        stopped => Ok(stopped?),
+        (stopped, _) => Ok(stopped?),
     }
 }
 

@@ -2,7 +2,6 @@
 //! tasks, once none of them is in there any more, and freezes again what was thawed.
 
 use crate::{
-    admit::refuse_seccomp,
     capture::{slot_address, slots_in, statuses, texts_in, visitors},
     error::{Error, Result},
     freeze::{Asked, Purpose, freeze, thaw},
@@ -120,10 +119,7 @@ fn clean(process: &mut Process) -> Result<bool> {
         return Ok(false);
     }
     let statuses = statuses(process, &frozen)?;
-    for (frozen, status) in frozen.iter().zip(&statuses) {
-        refuse_seccomp(process, frozen.kept.tid, status)?;
-    }
-    let (visitors, kept) = visitors(frozen, &statuses)?;
+    let (visitors, kept) = visitors(process, frozen, &statuses)?;
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
     visit.unmap_stale(&traces.slots)?;
     thaw(process, visit.leave()?)?;

@@ -3,13 +3,13 @@
 //! The kernel does not show its counts of users, so those outside are looked for: one pass over
 //! /proc, and only when it was asked for. A *user* of a description has a descriptor of it
 //! (kcmp(2)); a user of a pipe or of an unlinked file has a description of its inode, or maps it
-//! MAP_SHARED; a user of a connection over a unix socket has its other end (sock_diag(7)); a user of an address space, descriptor table, ... is a task (kcmp(2)). A private
-//! mapping is no user: what it sees of others' writes is unspecified (mmap(2)). Nor is who opened a
-//! file with a name by that name.
+//! MAP_SHARED; a user of a connection over a unix socket has its other end (sock_diag(7)); a user of
+//! an address space, descriptor table, ... is a task (kcmp(2)). A private mapping is no user: what it
+//! sees of others' writes is unspecified (mmap(2)). Nor is who opened a file with a name by that name.
 //!
 //! Not found: descriptions on their way through a socket, or that the kernel alone holds (io_uring,
-//! loop devices); the other end of a socket of the network; tables that a thread outside has of its own; processes
-//! that are not in our /proc.
+//! loop devices); the other end of a socket of the network; tables that a thread outside has of its
+//! own; processes that are not in our /proc.
 
 use crate::{
     error::{Doing, Error, ErrorKind, Result},

@@ -321,7 +321,7 @@ pub(super) fn visit<T>(
     }
     let maps = process.proc.parse_long("maps", parse_maps)?;
     let statuses = statuses(process, &frozen)?;
-    let (visitors, kept) = visitors(frozen, &statuses)?;
+    let (visitors, kept) = visitors(process, frozen, &statuses)?;
     let texts = texts_in(&maps);
     let traces = Traces::find(process.witness, &texts, &slots_in(&maps));
     let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
