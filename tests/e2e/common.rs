@@ -3,14 +3,13 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys;
 use ckpt_tests::target::{Ended, Start, Target, own_children, reap_strays};
-use ckpt_tests::tool::{LIMIT, Outcome};
+use ckpt_tests::tool::Outcome;
 use ckpt_tests::tree;
 use ckpt_tests::view::working_directory;
 use tempfile::TempDir;
@@ -47,7 +46,7 @@ impl Program {
         let target = Target::start(Start { argv, dir: dir.path(), stdin, stdout: None, own_session: true })?;
         let mut program = Program { target, dir };
         let path = program.path("out");
-        sys::poll("the helper to be ready", Duration::from_secs(10), || {
+        sys::poll("the helper to be ready", || {
             program.target.must_live()?;
             Ok(std::fs::read_to_string(&path)?.starts_with("ready 1\n").then_some(()))
         })?;
@@ -67,7 +66,7 @@ impl Program {
         let image = self.path("image");
         let mut members = self.target.members();
         ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(self.pid()).finish()?.expect_code(0)?;
-        let ended = self.target.wait(LIMIT)?;
+        let ended = self.target.wait()?;
         members.retain(|(pid, _)| *pid != self.target.pid());
         self.target.all_gone(&members)?;
         if ended != Ended::Signal(libc::SIGKILL) {
@@ -106,7 +105,7 @@ impl Program {
     /// Lets an `exits` helper go, and expects its exit code.
     pub(crate) fn ends_with(&mut self, code: i32) -> Result<()> {
         std::fs::write(self.path("go"), "")?;
-        let ended = self.target.wait(Duration::from_secs(10)).context("after go")?;
+        let ended = self.target.wait().context("after go")?;
         if ended != Ended::Exit(code) {
             bail!("it ended with {ended:?}, not exit code {code}");
         }

@@ -9,7 +9,6 @@ use ckpt_tests::context::Context;
 use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys;
 use ckpt_tests::target::{Ended, Start, Target};
-use ckpt_tests::tool::LIMIT;
 use ckpt_tests::tree::{children, ended, family};
 
 use crate::common::{Program, Test, ensure};
@@ -40,7 +39,7 @@ fn shell_job(ctx: &Context) -> Result<()> {
     let argv: Vec<OsString> = vec![binary.into(), "7".into()];
     let start = Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, own_session: false };
     let program = Program { target: Target::start(start)?, dir };
-    sys::poll("the helper to be ready", LIMIT, || {
+    sys::poll("the helper to be ready", || {
         Ok(std::fs::read_to_string(program.path("out"))?.starts_with("ready 1\n").then_some(()))
     })?;
     let mut case = Case::of(ctx, program)?;
@@ -116,22 +115,16 @@ fn freeze_cgroup_fails(ctx: &Context, kind: Kind) -> Result<()> {
     ensure(!group.is_set() && !group.is_frozen(), "it is still frozen")?;
     let slow = "test $CRTOOLS_SCRIPT_ACTION != network-lock || exec sleep 30";
     let mut running = case.dump(&["--freeze-cgroup", &path, "--action-script", slow]).start()?;
-    sys::poll("the stage network-lock", LIMIT, || {
-        Ok(case.log("dump.log").contains("network-lock").then_some(()))
-    })?;
+    sys::poll("the stage network-lock", || Ok(case.log("dump.log").contains("network-lock").then_some(())))?;
     // The guardian is a child, too, and must live.
     let sleeps = |pid: &i32| std::fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == b"sleep\n");
-    let sleeper = sys::poll("the script", LIMIT, || Ok(children(running.pid()).into_iter().find(sleeps)))?;
+    let sleeper = sys::poll("the script", || Ok(children(running.pid()).into_iter().find(sleeps)))?;
     ensure(running.kill(), "it ended by itself")?;
     if let Some(pid) = rustix::process::Pid::from_raw(sleeper) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
-    sys::poll(
-        "the cgroup to be thawed",
-        LIMIT,
-        || Ok((!group.is_set() && !group.is_frozen()).then_some(())),
-    )?;
-    sys::poll("the tree to go on", LIMIT, || Ok(case.program.unharmed().ok()))?;
+    sys::poll("the cgroup to be thawed", || Ok((!group.is_set() && !group.is_frozen()).then_some(())))?;
+    sys::poll("the tree to go on", || Ok(case.program.unharmed().ok()))?;
     ensure(!ended(case.program.target.pid()), "it ended")?;
     drop(group);
     case.program.ends_with(7)
@@ -277,6 +270,6 @@ fn root_directory(ctx: &Context) -> Result<()> {
     let now = std::fs::read_link(format!("/proc/{}/root", case.program.pid()))?;
     ensure(now == root.path(), format!("its root is {}", now.display()))?;
     std::fs::write(root.path().join(case.program.dir.path().strip_prefix("/")?).join("go"), "")?;
-    let end = case.program.target.wait(LIMIT)?;
+    let end = case.program.target.wait()?;
     ensure(end == Ended::Exit(7), format!("it ended with {end:?}"))
 }

@@ -200,7 +200,7 @@ fn zombie(ctx: &Context) -> Result<()> {
     let program = Program::start(ctx, "exits", &["3"])?;
     std::fs::write(program.path("go"), "")?;
     let status = format!("/proc/{}/status", program.pid());
-    ckpt_tests::sys::poll("a zombie", std::time::Duration::from_secs(5), || {
+    ckpt_tests::sys::poll("a zombie", || {
         Ok(std::fs::read_to_string(&status)?.contains("State:\tZ").then_some(()))
     })?;
     let outcome = ctx.run("checkpoint", &["-o"]).arg(program.path("image")).arg(program.pid()).finish()?;

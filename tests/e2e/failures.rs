@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
 use ckpt_tests::sys::{self, random_below};
 use ckpt_tests::target::{own_children, reap_strays};
-use ckpt_tests::tool::{LIMIT, Outcome, Run};
+use ckpt_tests::tool::{Outcome, Run};
 use ckpt_tests::tree::family;
 use ckpt_tests::view::living_threads;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -64,7 +64,7 @@ impl Scene {
 
     /// No task with an id of the image but `others`, no process in the program's directory and no new file there.
     pub(crate) fn nothing_left(&self, others: &[i32]) -> Result<()> {
-        sys::poll("what was made to be gone", Duration::from_secs(3), || {
+        sys::poll("what was made to be gone", || {
             reap_strays();
             let there = |id: &&i32| !others.contains(*id) && Path::new(&format!("/proc/{id}")).exists();
             Ok((!self.ids.iter().any(|id| there(&id))).then_some(()))
@@ -124,7 +124,7 @@ fn puppet_killed(ctx: &Context, helper: &str, args: &[&str], percent: u32) -> Re
     until_failed(ctx, percent, |_| {
         let run = scene.restart(ctx, &scene.image).start()?;
         let killed = kill_descendant(run.pid(), scene.wall)?;
-        let outcome = run.finish(LIMIT)?;
+        let outcome = run.finish()?;
         if outcome.status.success() {
             scene.clear()?;
             return Ok(false);
@@ -187,7 +187,7 @@ fn interrupted(ctx: &Context) -> Result<()> {
         let run = scene.restart(ctx, &scene.image).start()?;
         wait_within(scene.wall);
         run.signal(signal)?;
-        let outcome = run.finish(LIMIT)?;
+        let outcome = run.finish()?;
         if outcome.status.success() {
             scene.clear()?;
             return Ok(false);

@@ -60,7 +60,7 @@ fn checkpoint(ctx: &Context, program: &mut Program, args: &[&str]) -> Result<Out
     all.push("-o");
     let outcome = ctx.run("checkpoint", &all).arg(program.path("image")).arg(program.pid()).finish()?;
     outcome.expect_code(0)?;
-    program.target.wait(Duration::from_secs(10))?;
+    program.target.wait()?;
     Ok(outcome)
 }
 
@@ -202,7 +202,7 @@ fn embedded_restart_killed(ctx: &Context) -> Result<()> {
         std::thread::sleep(Duration::from_nanos(sys::random_below(wall.as_nanos() as u64)));
         let was_running = run.kill();
         drop(run);
-        let settled = sys::poll("it to be gone or to be there", Duration::from_secs(5), || {
+        let settled = sys::poll("it to be gone or to be there", || {
             ckpt_tests::target::reap_strays();
             let lives = program.adopt().is_ok();
             Ok((nothing_runs_in(program.dir.path()).is_ok() != lives).then_some(lives))
@@ -213,8 +213,7 @@ fn embedded_restart_killed(ctx: &Context) -> Result<()> {
         } else {
             killed += u32::from(was_running);
             let gone = || Ok((program.files()? == before).then_some(()));
-            sys::poll("its files to be gone", Duration::from_secs(5), gone)
-                .with_context(|| format!("{:?}", program.files()))?;
+            sys::poll("its files to be gone", gone).with_context(|| format!("{:?}", program.files()))?;
         }
     }
     println!("    {killed} of {rounds} killed on their way");
@@ -265,7 +264,7 @@ fn moved(ctx: &Context) -> Result<()> {
     program.adopt()?;
     // It works there now.
     std::fs::write(elsewhere.path().join("go"), "")?;
-    let ended = program.target.wait(Duration::from_secs(10))?;
+    let ended = program.target.wait()?;
     ensure(ended == Ended::Exit(7), format!("it ended with {ended:?}"))?;
     let said = std::fs::read_to_string(elsewhere.path().join("said"))?;
     ensure(said == "r 9 644 some data\nw 5 644 state\nm 0 0 state\n", said)
@@ -406,7 +405,7 @@ fn ten_thousand_watched(ctx: &Context) -> Result<()> {
         std::fs::remove_file(&image)?;
     }
     std::fs::write(program.path("go.1"), "0 0")?;
-    let ended = program.target.wait(Duration::from_secs(10))?;
+    let ended = program.target.wait()?;
     let said = std::fs::read_to_string(program.path("out"))?;
     ensure(ended == Ended::Exit(0) && said.ends_with("\nok\n"), format!("it ended with {ended:?}: {said}"))
 }
@@ -510,7 +509,7 @@ fn kernel_files_by_new_ids(ctx: &Context) -> Result<()> {
     let pid = String::from_utf8_lossy(&outcome.stdout).trim().to_owned();
     let mut target = ckpt_tests::target::Target::adopt(pid.parse()?)?;
     std::fs::write(program.path("go"), "")?;
-    let ended = target.wait(Duration::from_secs(10))?;
+    let ended = target.wait()?;
     ensure(ended == Ended::Exit(7), format!("it ended with {ended:?}"))?;
     said(&pid)?;
     let namespace = ["--pidns", "--copy-status", "-i"];
@@ -540,7 +539,7 @@ fn tail_follows(ctx: &Context) -> Result<()> {
     append("afterwards\n")?;
     let out = program.path("out");
     program.adopt()?;
-    sys::poll("tail to follow", Duration::from_secs(5), || {
+    sys::poll("tail to follow", || {
         Ok((std::fs::read(&out)? == b"ready 1\nmeanwhile\nafterwards\n").then_some(()))
     })
     .with_context(|| format!("it wrote {:?}", std::fs::read_to_string(&out)))

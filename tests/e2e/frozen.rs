@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
 use ckpt_tests::sys::{self, random_below};
 use ckpt_tests::target::Ended;
-use ckpt_tests::tool::LIMIT;
 use ckpt_tests::tree::{children, ended, family};
 use ckpt_tests::view::raw_maps;
 use serde_json::Value;
@@ -85,7 +84,7 @@ impl Group {
 
     pub(crate) fn freeze(&self) -> Result<()> {
         self.set(true)?;
-        sys::poll("the cgroup to be frozen", LIMIT, || Ok(self.is_frozen().then_some(())))
+        sys::poll("the cgroup to be frozen", || Ok(self.is_frozen().then_some(())))
     }
 }
 
@@ -96,7 +95,7 @@ impl Drop for Group {
             let _ = std::fs::write(Path::new(self.kind.0).join("cgroup.procs"), pid);
         }
         let gone = || Ok(std::fs::remove_dir(&self.path).is_ok().then_some(()));
-        let _ = sys::poll("the cgroup to be removed", Duration::from_secs(5), gone);
+        let _ = sys::poll("the cgroup to be removed", gone);
     }
 }
 
@@ -109,7 +108,7 @@ fn counts(program: &Program) -> Result<[u64; 2]> {
 
 fn counts_on(program: &mut Program) -> Result<()> {
     let before = counts(program)?;
-    sys::poll("both threads to count on", Duration::from_secs(5), || {
+    sys::poll("both threads to count on", || {
         program.target.must_live()?;
         let now = counts(program)?;
         Ok((now[0] > before[0] && now[1] > before[1]).then_some(()))
@@ -181,14 +180,14 @@ impl Frozen {
         counts_on(&mut self.program)?;
         let stopped = self.child(3)?;
         // What v1 thaws comes to its stop only then.
-        sys::poll("the stopped child to be stopped", LIMIT, || Ok(is_stopped(stopped).then_some(())))?;
+        sys::poll("the stopped child to be stopped", || Ok(is_stopped(stopped).then_some(())))?;
         ensure(!self.program.path("cont").exists(), "the stopped child went on")?;
         kill(stopped, libc::SIGCONT)?;
         self.appears("cont")
     }
 
     fn appears(&self, name: &str) -> Result<()> {
-        sys::poll(name, Duration::from_secs(5), || Ok(self.program.path(name).exists().then_some(())))
+        sys::poll(name, || Ok(self.program.path(name).exists().then_some(())))
     }
 
     fn child(&self, number: usize) -> Result<i32> {
@@ -206,7 +205,7 @@ impl Frozen {
     /// `checkpoint --kill`, reaped when this returns.
     fn save_and_kill(&mut self, ctx: &Context) -> Result<PathBuf> {
         let image = self.save(ctx, &["--kill"])?;
-        let ended = self.program.target.wait(LIMIT)?;
+        let ended = self.program.target.wait()?;
         ensure(ended == Ended::Signal(libc::SIGKILL), format!("checkpoint --kill: {ended:?}"))?;
         self.program.target.all_gone(&[])?;
         ensure(counts(&self.program)? == self.counts, "it ran before it was killed")?;
@@ -312,9 +311,7 @@ fn checkpoint_killed(ctx: &Context, kind: Kind) -> Result<()> {
         let hit = run.kill();
         hits += u32::from(hit);
         // It may thaw the tree once more, after it has frozen it.
-        sys::poll("the guardian to be gone", LIMIT, || {
-            Ok(guardian.iter().all(|pid| ended(*pid)).then_some(()))
-        })?;
+        sys::poll("the guardian to be gone", || Ok(guardian.iter().all(|pid| ended(*pid)).then_some(())))?;
         // It was measured on a machine that may have had more to do, or less.
         span = if hit { (span * 9 / 8).min(whole.wall * 2) } else { span * 3 / 4 };
         let before = frozen.counts;
@@ -322,7 +319,7 @@ fn checkpoint_killed(ctx: &Context, kind: Kind) -> Result<()> {
             frozen.counts = counts(&frozen.program)?;
             Ok(frozen.unmoved().is_ok().then_some(()))
         };
-        if sys::poll("it to be frozen as before", Duration::from_secs(5), settled).is_err() {
+        if sys::poll("it to be frozen as before", settled).is_err() {
             bail!("kill {round}: {:?}", frozen.unmoved());
         }
         still += u32::from(frozen.counts == before);
@@ -344,7 +341,7 @@ fn stop(ctx: &Context, kind: Kind) -> Result<()> {
     frozen.unmoved()?;
     frozen.group.set(false)?;
     let pids = family(frozen.program.target.pid());
-    sys::poll("all to be stopped", LIMIT, || Ok(pids.iter().all(|pid| is_stopped(*pid)).then_some(())))?;
+    sys::poll("all to be stopped", || Ok(pids.iter().all(|pid| is_stopped(*pid)).then_some(())))?;
     ensure(counts(&frozen.program)? == frozen.counts, "it ran before it stopped")?;
     pids.iter().try_for_each(|pid| kill(*pid, libc::SIGCONT))?;
     frozen.appears("cont")?;
@@ -399,14 +396,14 @@ fn restart_waits(ctx: &Context, kind: Kind) -> Result<()> {
             let held = !frozen.group.read("cgroup.procs").is_empty();
             Ok((held && frozen.group.is_frozen()).then_some(()))
         };
-        if let Err(error) = sys::poll("the program to be there, frozen", LIMIT, there) {
+        if let Err(error) = sys::poll("the program to be there, frozen", there) {
             running.kill();
             return Err(error);
         }
         ensure(counts(&frozen.program)? == before, "it has run")?;
         std::fs::write(frozen.program.path("go"), "")?;
         frozen.group.set(false)?;
-        running.finish(LIMIT)?.expect_code(7)?;
+        running.finish()?.expect_code(7)?;
         std::fs::remove_file(frozen.program.path("go"))?;
     }
     nothing_runs_in(frozen.program.dir.path())

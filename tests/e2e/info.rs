@@ -2,11 +2,10 @@
 
 use std::os::unix::fs::symlink;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ckpt_tests::context::Context;
-use ckpt_tests::tool::{LIMIT, Run};
+use ckpt_tests::tool::Run;
 use serde_json::Value;
 
 use crate::common::{Program, Test, ensure};
@@ -54,7 +53,7 @@ fn json_everywhere(ctx: &Context) -> Result<()> {
         ctx.run("checkpoint", &["--json", "--kill", "-o"]).arg(&image).arg(program.pid()).finish()?;
     outcome.expect_code(0)?;
     parse("checkpoint --json", &outcome.stdout)?;
-    program.target.wait(LIMIT)?;
+    program.target.wait()?;
     for args in [&["--json"][..], &["--json", "-p"], &["--json", "--verify"]] {
         let outcome = ctx.run("info", args).arg(&image).finish()?;
         outcome.expect_code(0)?;
@@ -87,7 +86,7 @@ fn names(ctx: &Context) -> Result<()> {
     let image = program.path("image");
     checkpoint.args(["--kill", "-o"]).arg(&image).arg(program.pid());
     Run::new(checkpoint).finish()?.expect_code(0)?;
-    program.target.wait(LIMIT)?;
+    program.target.wait()?;
     info.arg("--verify").arg(&image);
     Run::new(info).finish()?.expect_code(0)?;
     restart.args(["-W", "-i"]).arg(&image);
@@ -103,7 +102,7 @@ fn logs(ctx: &Context) -> Result<()> {
         ctx.run("checkpoint", &["-v", "--kill", "-l"]).arg(&log).arg("-o").arg(&image).arg(program.pid());
     let outcome = run.finish()?;
     outcome.expect_code(0)?;
-    program.target.wait(LIMIT)?;
+    program.target.wait()?;
     ensure(outcome.stderr.is_empty(), format!("with -l the log also went to stderr: {}", outcome.stderr))?;
     ensure(std::fs::metadata(&log)?.len() > 0, "the log of checkpoint is empty")?;
     let run = ctx.run("restart", &["-W", "-v", "-l"]).arg(&log).arg("-i").arg(&image);
@@ -124,7 +123,7 @@ fn no_error(ctx: &Context) -> Result<()> {
 fn demo(ctx: &Context) -> Result<()> {
     // It starts python3 twice, which where that is a shim (pyenv) is a hundred processes each, read from a disk that has
     // the images of all the other tests to write.
-    let outcome = ctx.run("demo", &[]).start()?.finish(Duration::from_secs(250))?;
+    let outcome = ctx.run("demo", &[]).start()?.finish()?;
     outcome.expect_code(0)?;
     ensure(outcome.stdout.len() > 200, "the demo says next to nothing")
 }

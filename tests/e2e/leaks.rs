@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
@@ -38,9 +37,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// The pid of the child of a `sharer`.
 fn child_of(program: &Program) -> Result<String> {
-    sys::poll("the child's pid", Duration::from_secs(5), || {
-        Ok(std::fs::read_to_string(program.path("child")).ok())
-    })
+    sys::poll("the child's pid", || Ok(std::fs::read_to_string(program.path("child")).ok()))
 }
 
 /// Something a child shares with its parent is named once when the child alone is checkpointed, with both.
@@ -185,7 +182,7 @@ fn container_leaks(ctx: &Context) -> Result<()> {
     program.unharmed()?;
     stranger.unharmed()?;
     drop(keep);
-    stranger.target.wait(ckpt_tests::tool::LIMIT)?;
+    stranger.target.wait()?;
     checkpoint_inside(ctx, &init, &image)?.expect_code(0)?;
     program.unharmed()?;
     program.ends_with(7)

@@ -4,7 +4,6 @@ use anyhow::{Context as _, Result};
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::{compile_c, find_program};
 use ckpt_tests::sys;
-use std::time::Duration;
 
 use crate::common::{Program, Test, ensure, expect_line, names_in, nothing_runs_in};
 use crate::files::Mounts;
@@ -133,7 +132,7 @@ fn external_file(ctx: &Context) -> Result<()> {
     let external = format!("file[{path}]:the-log");
     let save = ctx.run("checkpoint", &["--kill", "--external", &external, "-o"]).arg(&image);
     save.arg(program.pid()).finish()?.expect_code(0)?;
-    program.target.wait(Duration::from_secs(10))?;
+    program.target.wait()?;
     std::fs::remove_file(&log)?;
     let shown = ctx.run("info", &[]).arg(&image).finish()?;
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
@@ -167,13 +166,13 @@ fn external_pipe(ctx: &Context) -> Result<()> {
     let image = program.path("image");
     let save = ctx.run("checkpoint", &["--kill", "--external", &format!("{link}:feed"), "-o"]).arg(&image);
     save.arg(program.pid()).finish()?.expect_code(0)?;
-    program.target.wait(Duration::from_secs(10))?;
+    program.target.wait()?;
     for option in ["5:feed", "7=5"] {
         let run = ctx.run("restart", &["-W", "--inherit-fd", option, "-i"]).arg(&image);
         run.pass(read.try_clone()?, 5).finish()?.expect_code(0)?;
         program.adopt()?;
         rustix::io::write(&write, b"through the pipe\n")?;
-        sys::poll("what it was told", Duration::from_secs(5), || {
+        sys::poll("what it was told", || {
             Ok(std::fs::read_to_string(program.path("out"))?.contains("through the pipe\n").then_some(()))
         })?;
         program.target.kill();

@@ -11,7 +11,7 @@ use ckpt_tests::context::Context;
 use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys;
 use ckpt_tests::target::{Ended, Target, all_pids, field_of_stat, reap_strays};
-use ckpt_tests::tool::{LIMIT, Run};
+use ckpt_tests::tool::Run;
 use ckpt_tests::tree::{Tree, children, family};
 
 use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
@@ -55,7 +55,7 @@ fn is_free(pid: &i32) -> bool {
 
 /// The one process that works in `dir`, once it is let go.
 fn the_one_in(dir: &Path) -> Result<i32> {
-    sys::poll("a restarted process", LIMIT, || Ok(working_in(dir).into_iter().find(is_free)))
+    sys::poll("a restarted process", || Ok(working_in(dir).into_iter().find(is_free)))
 }
 
 /// A waiting `restart --pidns`.
@@ -83,7 +83,7 @@ fn copies_status(ctx: &Context) -> Result<()> {
             None => std::fs::write(program.path("go"), "")?,
             Some(_) => kill(pid)?,
         }
-        let ended = restart.wait(LIMIT)?;
+        let ended = restart.wait()?;
         ensure(ended == Ended::Exit(want), format!("restart ended with {ended:?}, not {want}"))?;
         gone(&[pid, init])?;
     }
@@ -96,7 +96,7 @@ fn kill(pid: i32) -> Result<()> {
 }
 
 fn gone(pids: &[i32]) -> Result<()> {
-    sys::poll("the namespace to be gone", LIMIT, || {
+    sys::poll("the namespace to be gone", || {
         reap_strays();
         Ok((!pids.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists())).then_some(()))
     })
@@ -110,7 +110,7 @@ fn sends_signals(ctx: &Context) -> Result<()> {
         let mut restart = waiting(ctx, &program, &image, args)?;
         the_one_in(program.dir.path())?;
         restart.signal(libc::SIGTERM)?;
-        let ended = restart.wait(LIMIT)?;
+        let ended = restart.wait()?;
         ensure(ended == Ended::Exit(want), format!("{args:?}: restart ended with {ended:?}, not {want}"))?;
     }
     Ok(())
@@ -139,16 +139,16 @@ fn lives_as_long_as_anybody(ctx: &Context) -> Result<()> {
     let mut program = Program::start(ctx, "kin", &["plain"])?;
     let image = program.save_and_kill(ctx)?;
     let mut restart = waiting(ctx, &program, &image, &[])?;
-    let child = sys::poll("the child", LIMIT, || {
+    let child = sys::poll("the child", || {
         let is_child = |pid: &i32| line(*pid, "Name").is_ok_and(|name| name == "kin-child");
         Ok(working_in(program.dir.path()).into_iter().find(|pid| is_child(pid) && is_free(pid)))
     })?;
     let root = parent(child).context("the root")?;
     let init = parent(root).context("the init")?;
     kill(root)?;
-    let ended = restart.wait(LIMIT)?;
+    let ended = restart.wait()?;
     ensure(ended == Ended::Exit(128 + 9), format!("restart ended with {ended:?}"))?;
-    sys::poll("the child to be the init's", LIMIT, || Ok((parent(child) == Some(init)).then_some(())))?;
+    sys::poll("the child to be the init's", || Ok((parent(child) == Some(init)).then_some(())))?;
     kill(child)?;
     gone(&[child, init])
 }
@@ -159,14 +159,14 @@ fn two_copies(ctx: &Context) -> Result<()> {
     let image = program.save_and_kill(ctx)?;
     let mut both = [waiting(ctx, &program, &image, &[])?, waiting(ctx, &program, &image, &[])?];
     let own = |pid: &i32| Some(line(*pid, "NSpid").ok()?.split_once('\t')?.1.to_owned());
-    let found = sys::poll("both copies", LIMIT, || {
+    let found = sys::poll("both copies", || {
         let there: Vec<String> = working_in(program.dir.path()).iter().filter_map(own).collect();
         Ok((there.len() == 2).then_some(there))
     })?;
     ensure(found == [program.pid(), program.pid()], format!("they are {found:?}"))?;
     std::fs::write(program.path("go"), "")?;
     for restart in &mut both {
-        let ended = restart.wait(LIMIT)?;
+        let ended = restart.wait()?;
         ensure(ended == Ended::Exit(7), format!("restart ended with {ended:?}"))?;
     }
     Ok(())
@@ -183,7 +183,7 @@ fn process_one(ctx: &Context) -> Result<()> {
     std::fs::write(dir.path().join("out"), "ready 1\n")?;
     let mut program = Program::start_argv(&argv, dir, None)?;
     let inner = program.path("inner");
-    sys::poll("it to be ready", LIMIT, || {
+    sys::poll("it to be ready", || {
         Ok(std::fs::read_to_string(&inner).is_ok_and(|said| said == "ready 1\n").then_some(()))
     })?;
     let pid = *children(program.target.pid()).first().context("its child")?;
@@ -191,7 +191,7 @@ fn process_one(ctx: &Context) -> Result<()> {
     let image = program.path("image");
     let run = ctx.run("checkpoint", &["-c", "--kill", "-o"]).arg(&image).arg(pid.to_string());
     run.finish()?.expect_code(0)?;
-    program.target.wait(LIMIT)?;
+    program.target.wait()?;
     let outcome = ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?;
     expect_line(&outcome, "restart", &[1], &["pid 1", "taken", "--pidns"])?;
     let mut restart = waiting(ctx, &program, &image, &[])?;
@@ -199,7 +199,7 @@ fn process_one(ctx: &Context) -> Result<()> {
     ensure(line_of(pid)? == "1", "it is not process 1 any more")?;
     ensure(parent(pid) == Some(restart.pid()), "it is not the child of restart")?;
     std::fs::write(program.path("go"), "")?;
-    let ended = restart.wait(LIMIT)?;
+    let ended = restart.wait()?;
     ensure(ended == Ended::Exit(7), format!("restart ended with {ended:?}"))?;
     gone(&[pid])
 }
@@ -227,7 +227,7 @@ fn killed(ctx: &Context) -> Result<()> {
         drop(run);
         let context = || format!("kill {round}");
         // Either all eight run or, soon, none.
-        let left = sys::poll("none or all", LIMIT, || {
+        let left = sys::poll("none or all", || {
             reap_strays();
             let there = working_in(program.dir.path());
             let whole = there.len() == 8 && there.iter().all(is_free);
@@ -235,7 +235,7 @@ fn killed(ctx: &Context) -> Result<()> {
         });
         finished += u32::from(!left.with_context(context)?.is_empty());
         end_of(program.dir.path()).with_context(context)?;
-        sys::poll("every init to be gone", LIMIT, || {
+        sys::poll("every init to be gone", || {
             reap_strays();
             Ok((!all_pids().into_iter().any(is_stray_init)).then_some(()))
         })
@@ -259,7 +259,7 @@ fn working_in(dir: &Path) -> Vec<i32> {
 
 /// Kills what works in `dir`.
 fn end_of(dir: &Path) -> Result<()> {
-    sys::poll("all to be gone", LIMIT, || {
+    sys::poll("all to be gone", || {
         reap_strays();
         let there = working_in(dir);
         for pid in &there {
@@ -298,7 +298,7 @@ fn nested_new_pids(ctx: &Context) -> Result<()> {
     ensure(was.0 == is.0, format!("the ids are {is:?}, were {was:?}"))?;
     ensure(!was.1.iter().any(|pid| is.1.contains(pid)), format!("the ids are {is:?}, were {was:?}"))?;
     program.ends_with(7)?;
-    let ended = copy.wait(LIMIT)?;
+    let ended = copy.wait()?;
     ensure(ended == Ended::Exit(7), format!("the copy ended with {ended:?}"))
 }
 
@@ -311,7 +311,7 @@ fn wrapped(ctx: &Context, helper: &str, wrap: &[&str], line: &str) -> Result<(Pr
     std::fs::write(dir.path().join("out"), "ready 1\n")?;
     let program = Program::start_argv(&argv, dir, None)?;
     let inner = program.path("inner");
-    sys::poll("it to be ready", LIMIT, || {
+    sys::poll("it to be ready", || {
         Ok(std::fs::read_to_string(&inner).is_ok_and(|said| said == "ready 1\n").then_some(()))
     })?;
     let pid = *children(program.target.pid()).first().context("its child")?;
@@ -324,7 +324,7 @@ fn group_left(ctx: &Context) -> Result<()> {
     let image = program.path("image");
     let run = ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string());
     run.finish()?.expect_code(0)?;
-    program.target.wait(LIMIT)?;
+    program.target.wait()?;
     nothing_runs_in(program.dir.path())?;
     for args in [&[][..], &["--pidns"]] {
         let _ = std::fs::remove_file(program.path("go"));
@@ -332,7 +332,7 @@ fn group_left(ctx: &Context) -> Result<()> {
         let mut restart = run.stand_in(program.dir.path())?;
         the_one_in(program.dir.path())?;
         std::fs::write(program.path("go"), "")?;
-        let ended = restart.wait(LIMIT)?;
+        let ended = restart.wait()?;
         let said = std::fs::read_to_string(program.path("restart.err"))?;
         ensure(ended == Ended::Exit(7), format!("{args:?}: restart ended with {ended:?}: {said}"))?;
     }
@@ -347,10 +347,10 @@ fn nested_process_one(ctx: &Context) -> Result<()> {
     let image = program.path("image");
     let run = ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string());
     run.finish()?.expect_code(0)?;
-    program.target.wait(LIMIT)?;
+    program.target.wait()?;
     nothing_runs_in(program.dir.path())?;
     let mut restart = waiting(ctx, &program, &image, &[])?;
-    let there = sys::poll("all of it", LIMIT, || {
+    let there = sys::poll("all of it", || {
         // A zombie works nowhere.
         let root = children(restart.pid()).first().copied();
         let there = working_in(program.dir.path());
@@ -359,7 +359,7 @@ fn nested_process_one(ctx: &Context) -> Result<()> {
     let is = inner_ids(there)?.0;
     ensure(was == is, format!("the ids are {is:?}, were {was:?}"))?;
     std::fs::write(program.path("go"), "")?;
-    let ended = restart.wait(LIMIT)?;
+    let ended = restart.wait()?;
     ensure(ended == Ended::Exit(7), format!("restart ended with {ended:?}"))
 }
 
@@ -378,7 +378,7 @@ fn nested_restart_killed(ctx: &Context) -> Result<()> {
         std::thread::sleep(Duration::from_nanos(sys::random_below(span)));
         hits += u32::from(run.kill());
         drop(run);
-        let left = sys::poll("none or all", LIMIT, || {
+        let left = sys::poll("none or all", || {
             reap_strays();
             let there = working_in(program.dir.path());
             // A zombie works nowhere.
@@ -406,7 +406,7 @@ fn nested_checkpoint_killed(ctx: &Context) -> Result<()> {
         run.kill();
         drop(run);
         let same = || Ok(view.differences(&Tree::of(pid)?, false, Clone::clone).is_empty().then_some(()));
-        sys::poll("the target to look as before", LIMIT, same).with_context(|| format!("kill {round}"))?;
+        sys::poll("the target to look as before", same).with_context(|| format!("kill {round}"))?;
     }
     program.ends_with(7)
 }
@@ -429,7 +429,7 @@ fn mount_namespace(ctx: &Context) -> Result<()> {
     ensure(of(pid, "cwd")? == program.dir.path(), "its directory is elsewhere")?;
     ensure(std::fs::read_to_string("/proc/self/mountinfo")? == before, "our mounts changed")?;
     std::fs::write(program.path("go"), "")?;
-    let ended = restart.wait(LIMIT)?;
+    let ended = restart.wait()?;
     ensure(ended == Ended::Exit(7), format!("restart ended with {ended:?}"))
 }
 
@@ -475,7 +475,7 @@ fn root_directory(ctx: &Context) -> Result<()> {
         ensure(of("root")? == root.path(), format!("{args:?}: its root is {:?}", of("root")))?;
         ensure(of("fd/1")? == out, format!("{args:?}: its stdout is {:?}", of("fd/1")))?;
         std::fs::write(below.join("go"), "")?;
-        let ended = restart.wait(LIMIT)?;
+        let ended = restart.wait()?;
         ensure(ended == Ended::Exit(7), format!("{args:?}: restart ended with {ended:?}"))?;
         std::fs::remove_file(below.join("go"))?;
     }
@@ -553,7 +553,7 @@ fn ordinary_user(ctx: &Context) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777))?;
     let mut program = Program::start_argv(&argv, dir, None)?;
-    let child = sys::poll("the child", LIMIT, || Ok(std::fs::read_to_string(program.path("child")).ok()))?;
+    let child = sys::poll("the child", || Ok(std::fs::read_to_string(program.path("child")).ok()))?;
     for name in ["out", "err"] {
         // We opened them for it; now it opens them itself.
         std::fs::set_permissions(program.path(name), std::fs::Permissions::from_mode(0o666))?;
@@ -564,7 +564,7 @@ fn ordinary_user(ctx: &Context) -> Result<()> {
     Run::new(as_nobody(&copy, &["checkpoint", "--kill", "-o", image, &program.pid()]))
         .finish()?
         .expect_code(0)?;
-    program.target.wait(LIMIT)?;
+    program.target.wait()?;
     members.retain(|(pid, _)| *pid != program.target.pid());
     program.target.all_gone(&members)?;
     let outcome = Run::new(as_nobody(&copy, &["restart", "-W", "-i", image])).finish()?;
@@ -579,7 +579,7 @@ fn ordinary_user(ctx: &Context) -> Result<()> {
     }
     let restart = as_nobody(&copy, &["restart", "--pidns", "--copy-status", "-i", image]);
     let mut restart = Run::new(restart).stand_in(program.dir.path())?;
-    let there = sys::poll("both processes", LIMIT, || {
+    let there = sys::poll("both processes", || {
         let there = working_in(program.dir.path());
         Ok((there.len() == 2 && there.iter().all(is_free)).then_some(there))
     })?;
@@ -594,7 +594,7 @@ fn ordinary_user(ctx: &Context) -> Result<()> {
         ensure(line(*pid, "CapEff")? == "0000000000000000", "it has capabilities")?;
     }
     std::fs::write(program.path("go"), "")?;
-    let ended = restart.wait(LIMIT)?;
+    let ended = restart.wait()?;
     ensure(ended == Ended::Exit(7), format!("restart ended with {ended:?}"))?;
     let said = std::fs::read_to_string(program.path("restart.err"))?;
     let words = "restart: warning: without CAP_SYS_ADMIN";
@@ -604,7 +604,7 @@ fn ordinary_user(ctx: &Context) -> Result<()> {
 fn ordinary_user_demo(ctx: &Context) -> Result<()> {
     let (_open, copy) = for_everybody(ctx)?;
     let demo = Run::new(as_nobody(&copy, &["demo", "--seconds", "0.3", "--shell"]));
-    let outcome = demo.start()?.finish(Duration::from_secs(60))?;
+    let outcome = demo.start()?.finish()?;
     outcome.expect_code(0)?;
     ensure(String::from_utf8_lossy(&outcome.stdout).contains("exactly where it was"), "no proof")
 }

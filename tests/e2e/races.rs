@@ -1,12 +1,11 @@
 //! What a program may do, or be sent, just while it is stopped: it is none the worse, and the image is right.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ckpt_tests::context::Context;
 use ckpt_tests::sys;
 use ckpt_tests::target::Ended;
-use ckpt_tests::tool::LIMIT;
 
 use crate::common::{Program, Test, ensure};
 use crate::criu::Case;
@@ -101,7 +100,7 @@ fn parked_while_stopped(ctx: &Context) -> Result<()> {
     for (args, code) in [(&["ignores"][..], 0), (&[], 3)] {
         let mut program = Program::start(ctx, "parks", args)?;
         program.target.signal(libc::SIGSTOP)?;
-        sys::poll("it to be stopped", LIMIT, || Ok(is_stopped(&program)?.then_some(())))?;
+        sys::poll("it to be stopped", || Ok(is_stopped(&program)?.then_some(())))?;
         let outcome = checkpoint(&program)?;
         outcome.expect_code(code)?;
         ensure(
@@ -132,9 +131,9 @@ fn sends(signal: &str) -> String {
 fn epoll_is_interrupted(ctx: &Context) -> Result<()> {
     let mut case = Case::start(ctx, "epolls", &[])?;
     let call = |case: &Case<'_>| std::fs::read_to_string(format!("/proc/{}/wchan", case.program.pid()));
-    sys::poll("epoll_wait", LIMIT, || Ok(call(&case)?.contains("epoll").then_some(())))?;
+    sys::poll("epoll_wait", || Ok(call(&case)?.contains("epoll").then_some(())))?;
     case.done(case.dump(&["-R", "--action-script", &sends("TERM")]), "dump.log")?;
-    let ended = case.program.target.wait(Duration::from_secs(10))?;
+    let ended = case.program.target.wait()?;
     ensure(ended == Ended::Exit(7), format!("it ended with {ended:?}"))?;
     // The image has the signal: it ends at once.
     ctx.run("restart", &["--copy-status", "-i"]).arg(case.path("checkpoint.img")).finish()?.expect_code(7)?;
@@ -145,9 +144,8 @@ fn epoll_is_interrupted(ctx: &Context) -> Result<()> {
 fn stopped_meanwhile(ctx: &Context) -> Result<()> {
     let mut case = Case::start(ctx, "exits", &["7"])?;
     case.done(case.dump(&["-R", "--action-script", &sends("STOP")]), "dump.log")?;
-    let stopped = |case: &Case<'_>| {
-        sys::poll("it to be stopped", LIMIT, || Ok((state(&case.program)? == "T").then_some(())))
-    };
+    let stopped =
+        |case: &Case<'_>| sys::poll("it to be stopped", || Ok((state(&case.program)? == "T").then_some(())));
     stopped(&case)?;
     case.program.target.signal(libc::SIGCONT)?;
     case.program.ends_with(7)?;
@@ -169,14 +167,12 @@ fn continued_meanwhile(ctx: &Context) -> Result<()> {
     case.program.ends_with(7)
 }
 
-/// A thread that waits for its vfork child is refused, as a main thread is: soon, and by name.
+/// A thread that waits for its vfork child is refused by name, as a main thread is.
 fn thread_in_vfork(ctx: &Context) -> Result<()> {
     let mut program = Program::start(ctx, "vforks", &[])?;
-    let begun = Instant::now();
     let outcome = ctx.run("checkpoint", &["-o"]).arg(program.path("image")).arg(program.pid()).finish()?;
     let line = outcome.expect_error("checkpoint", 3)?;
     ensure(line.contains("vfork"), format!("refused for another reason: {line}"))?;
-    ensure(begun.elapsed() < Duration::from_secs(5), format!("it took {:?}", begun.elapsed()))?;
     program.target.must_live()?;
     program.ends_with(7)
 }
@@ -197,10 +193,8 @@ fn chilled_and_killed(ctx: &Context, kind: Kind) -> Result<()> {
         let mut running = case.dump(&["-R", "--freeze-cgroup", &path]).start()?;
         std::thread::sleep(Duration::from_micros(sys::random_below(30_000)));
         hits += u32::from(running.kill());
-        sys::poll("the cgroup to be thawed", LIMIT, || {
-            Ok((!group.is_set() && !group.is_frozen()).then_some(()))
-        })?;
-        sys::poll("the tree to go on", LIMIT, || Ok(case.program.unharmed().ok()))?;
+        sys::poll("the cgroup to be thawed", || Ok((!group.is_set() && !group.is_frozen()).then_some(())))?;
+        sys::poll("the tree to go on", || Ok(case.program.unharmed().ok()))?;
         let _ = std::fs::remove_file(case.path("checkpoint.img"));
     }
     println!("    {hits} of 30 kills while it ran");

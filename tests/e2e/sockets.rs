@@ -9,7 +9,6 @@ use anyhow::{Context as _, Result};
 use ckpt_tests::context::Context;
 use ckpt_tests::sys;
 use ckpt_tests::target::{Ended, reap_strays};
-use ckpt_tests::tool::LIMIT;
 
 use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
 use crate::frozen::{Group, Kind, V1, V2};
@@ -29,7 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
 /// A client is answered.
 fn answers(program: &Program) -> Result<()> {
     let mut client = UnixStream::connect(program.path("sock")).context("connect")?;
-    client.set_read_timeout(Some(Duration::from_secs(5)))?;
+    client.set_read_timeout(Some(sys::PATIENCE))?;
     client.write_all(b"?")?;
     let mut answer = [0];
     client.read_exact(&mut answer).context("no answer")?;
@@ -89,7 +88,7 @@ fn name_after_kill(ctx: &Context) -> Result<()> {
         )));
         let was_running = run.kill();
         drop(run);
-        let lives = sys::poll("it to be gone or to be there", Duration::from_secs(5), || {
+        let lives = sys::poll("it to be gone or to be there", || {
             reap_strays();
             // What is on its way to its end may be there for a moment yet.
             let lives = program.adopt().is_ok();
@@ -103,7 +102,7 @@ fn name_after_kill(ctx: &Context) -> Result<()> {
             killed += u32::from(was_running);
             // By the scribe, which outlives it for a moment.
             let back = || Ok((program.files()? == files && name(&program).ok() == Some(dead)).then_some(()));
-            sys::poll("the dead name to be back", Duration::from_secs(5), back).with_context(|| {
+            sys::poll("the dead name to be back", back).with_context(|| {
                 format!("round {round}: {:?}, {dead:?}, {:?}", program.files(), name(&program))
             })?;
         }
@@ -123,8 +122,8 @@ fn piped(ctx: &Context) -> Result<()> {
         answers(&program)?;
         let line = "\"$0\" checkpoint --kill -o - $1 | \"$0\" restart -W";
         let run = pipeline(ctx, line, &program.pid())?.start()?;
-        program.target.wait(LIMIT)?;
-        run.finish(LIMIT)?.expect_code(0)?;
+        program.target.wait()?;
+        run.finish()?.expect_code(0)?;
         program.adopt()?;
     }
     answers(&program)?;
@@ -178,7 +177,7 @@ fn frozen(ctx: &Context, kind: Kind) -> Result<()> {
     }
     group.set(false)?;
     std::fs::write(program.path("go.1"), "0 0")?;
-    let ended = program.target.wait(LIMIT)?;
+    let ended = program.target.wait()?;
     let said = std::fs::read_to_string(program.path("out"))?;
     ensure(ended == Ended::Exit(0), format!("it ended with {ended:?}: {said}"))
 }

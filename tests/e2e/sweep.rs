@@ -9,7 +9,7 @@ use ckpt_tests::context::Context;
 use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys::{self, random_below};
 use ckpt_tests::target::{Ended, Target, own_children, reap_strays};
-use ckpt_tests::tool::{LIMIT, Running};
+use ckpt_tests::tool::Running;
 use ckpt_tests::tree::{Tree, family};
 use ckpt_tests::view::{View, living_threads, raw_maps, witness};
 
@@ -43,7 +43,7 @@ fn counting(target: &mut Target, dir: &Path, threads: usize) -> Result<()> {
 
 fn counting_by(least: u64, target: &mut Target, dir: &Path, threads: usize) -> Result<()> {
     let before = counts(dir, threads)?;
-    sys::poll("every thread to count on", Duration::from_secs(30), || {
+    sys::poll("every thread to count on", || {
         target.must_live()?;
         let now = counts(dir, threads)?;
         if let Some(t) = now.iter().position(|line| line[2] != 0) {
@@ -111,7 +111,7 @@ fn checkpoint_killed(ctx: &Context, args: &[&str]) -> Result<()> {
         counting(&mut program.target, program.dir.path(), threads).with_context(context)?;
         let differ = || Ok::<_, anyhow::Error>(view.differences(&Tree::of(pid)?, false, View::clone));
         let check = || Ok((differ()?.is_empty() && tree_maps(&view)? == maps).then_some(()));
-        if sys::poll("the target to look as before", Duration::from_secs(2), check).is_err() {
+        if sys::poll("the target to look as before", check).is_err() {
             let left: Vec<String> =
                 tree_maps(&view)?.lines().filter(|l| !maps.contains(*l)).map(str::to_owned).collect();
             bail!("kill {round} left: {:?}; mappings: {left:?}", differ()?);
@@ -142,7 +142,7 @@ fn checkpoint_interrupted(ctx: &Context) -> Result<()> {
     counting_by(1, &mut program.target, program.dir.path(), CROWD)?;
     let (view, files, image) = (Tree::of(pid)?, program.files()?, program.path("image"));
     let run = ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).start()?;
-    let whole = run.finish(LIMIT * 4)?;
+    let whole = run.finish()?;
     whole.expect_code(0)?;
     let (rounds, mut hits, mut span) = ((ctx.kills / 6).max(5), 0, whole.wall);
     for round in 0..rounds * 10 {
@@ -153,7 +153,7 @@ fn checkpoint_interrupted(ctx: &Context) -> Result<()> {
         let run = ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).start()?;
         std::thread::sleep(Duration::from_nanos(random_below(u64::try_from(span.as_nanos())?)));
         let _ = run.signal(libc::SIGINT); // it may be over
-        let outcome = run.finish(LIMIT * 4)?;
+        let outcome = run.finish()?;
         let context = || format!("interrupt {round}: {}, {}", outcome.status, outcome.stderr);
         // It was measured on a machine that may have had more to do, or less.
         span = if outcome.status.success() { span / 2 } else { (span * 9 / 8).min(whole.wall * 2) };
@@ -182,7 +182,7 @@ fn target_killed(ctx: &Context, args: &[&str]) -> Result<()> {
         std::thread::sleep(Duration::from_nanos(random_below(u64::try_from(span.as_nanos())?)));
         let victim = rustix::process::Pid::from_raw(victim).context("pid 0")?;
         rustix::process::kill_process(victim, rustix::process::Signal::KILL)?;
-        let outcome = run.finish(LIMIT).with_context(|| format!("round {round}: {victim:?} of {pids:?}"))?;
+        let outcome = run.finish().with_context(|| format!("round {round}: {victim:?} of {pids:?}"))?;
         span = (span + outcome.wall) / 2;
         if outcome.status.success() {
             ctx.run("info", &["--verify"]).arg(&image).finish()?.expect_code(0)?;
@@ -221,7 +221,7 @@ fn restart_killed(ctx: &Context, args: &[&str]) -> Result<()> {
         // The first restart may have been a slow one: every other round aims at an earlier part.
         hits += u32::from(kill_within(run, whole.wall * 5 / 4 / (1 << (round % 4)))?);
         // Gone, or (killed after it had let the program go) wholly there.
-        let verdict = sys::poll("restart's tasks to be gone or running", Duration::from_secs(3), || {
+        let verdict = sys::poll("restart's tasks to be gone or running", || {
             reap_strays();
             let Ok(mut target) = Target::adopt(pid) else {
                 return Ok((stayed(&pids) == 0).then_some(false)); // and nobody without it
@@ -256,7 +256,7 @@ pub(crate) fn program_untouched(ctx: &Context, fixture: &str, case: &str) -> Res
     let pid = program.pid();
     let save = || ctx.run("checkpoint", &["-f", "-o"]).arg(&image).arg(&pid).start();
     let begin = Instant::now();
-    save()?.finish(LIMIT)?.expect_code(0)?;
+    save()?.finish()?.expect_code(0)?;
     let span = begin.elapsed();
     let mut hits = 0;
     for round in 0..ctx.kills {
@@ -265,16 +265,16 @@ pub(crate) fn program_untouched(ctx: &Context, fixture: &str, case: &str) -> Res
             let said = std::fs::read_to_string(program.path("out")).unwrap_or_default();
             format!("after kill {round}; it said: {said}")
         })?;
-        sys::poll("it to be let go", Duration::from_secs(5), || {
+        sys::poll("it to be let go", || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", program.target.pid()))?;
             Ok(status.contains("TracerPid:\t0\n").then_some(()))
         })?;
     }
     println!("    {hits} of {} checkpoints were killed before they ended", ctx.kills);
     ensure(hits * 10 > ctx.kills, "hardly any kill found checkpoint running: the test tests nothing")?;
-    save()?.finish(LIMIT)?.expect_code(0)?;
+    save()?.finish()?.expect_code(0)?;
     std::fs::write(program.path("go.1"), "0 0")?;
-    let ended = program.target.wait(Duration::from_secs(10))?;
+    let ended = program.target.wait()?;
     let said = std::fs::read_to_string(program.path("out"))?;
     ensure(ended == Ended::Exit(0) && said.ends_with("\nok\n"), format!("it ended with {ended:?}: {said}"))
 }

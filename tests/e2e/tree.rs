@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
@@ -11,7 +10,7 @@ use ckpt_tests::fixture::{compile_c, find_program};
 use ckpt_tests::image::metadata;
 use ckpt_tests::sys;
 use ckpt_tests::target::{Target, field_of_stat, reap_strays};
-use ckpt_tests::tool::{LIMIT, Run};
+use ckpt_tests::tool::Run;
 use ckpt_tests::tree::{Tree, children, family};
 
 use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
@@ -35,9 +34,7 @@ fn kin(ctx: &Context, kind: &str) -> Result<(Program, String)> {
 }
 
 fn child_of(program: &Program) -> Result<String> {
-    sys::poll("the child's pid", Duration::from_secs(5), || {
-        Ok(std::fs::read_to_string(program.path("child")).ok())
-    })
+    sys::poll("the child's pid", || Ok(std::fs::read_to_string(program.path("child")).ok()))
 }
 
 /// `restart -W` fails with exit 1 and a line with all of `words`, and nothing is left.
@@ -106,7 +103,7 @@ fn inherit_fd_of_a_child(ctx: &Context) -> Result<()> {
     run.pass(read.try_clone()?, 7).finish()?.expect_code(0)?;
     program.adopt()?;
     rustix::io::write(&write, b"to the child\n")?;
-    sys::poll("the child to repeat what it was told", Duration::from_secs(5), || {
+    sys::poll("the child to repeat what it was told", || {
         Ok(std::fs::read_to_string(program.path("out"))?.contains("to the child\n").then_some(()))
     })?;
     program.ends_with(7)
@@ -167,7 +164,7 @@ fn counts(program: &Program) -> Result<Vec<u64>> {
 /// Every walker walks on.
 fn walking(program: &mut Program) -> Result<()> {
     let (pid, before) = (program.target.pid(), counts(program)?);
-    sys::poll("all walkers to walk on", Duration::from_secs(5), || {
+    sys::poll("all walkers to walk on", || {
         program.target.must_live()?;
         let now = counts(program)?;
         Ok(now.iter().zip(&before).skip(1).all(|(n, b)| *n > b + 1).then_some(()))
@@ -201,7 +198,7 @@ fn forks_meanwhile(ctx: &Context) -> Result<()> {
         walking(&mut program).context("after a checkpoint --kill that failed")?;
         bail!("a tree that forks could not be checkpointed: {}", outcome.stderr.trim());
     }
-    program.target.wait(LIMIT)?;
+    program.target.wait()?;
     program.target.all_gone(&[]).context("after checkpoint --kill")?;
     program.back_from(ctx, &image)?;
     walking(&mut program).context("after the restart")?;
@@ -250,7 +247,7 @@ impl Drop for Pen {
             reap_strays();
             Ok(std::fs::remove_dir(&self.0).is_ok().then_some(()))
         };
-        let _ = sys::poll("the cgroup to be removed", Duration::from_secs(20), gone);
+        let _ = sys::poll("the cgroup to be removed", gone);
     }
 }
 
@@ -265,7 +262,6 @@ fn words(program: &Program) -> Result<[u64; 4]> {
 /// none is left, and all go on after a restart.
 fn fork_bomb(ctx: &Context) -> Result<()> {
     const MOST: usize = 1000;
-    const LONG: Duration = Duration::from_secs(60);
     let Some(pen) = Pen::new(MOST + 50)? else {
         return ctx.skip("tree::fork_bomb", "no pids controller");
     };
@@ -275,7 +271,7 @@ fn fork_bomb(ctx: &Context) -> Result<()> {
     let mut program = Program::start_argv(&argv, dir, None)?;
     let image = program.path("image");
     let wait = |what: &str, program: &mut Program, enough: &dyn Fn([u64; 4]) -> bool| {
-        sys::poll(what, Duration::from_secs(60), || {
+        sys::poll(what, || {
             program.target.must_live()?;
             let now = words(program)?;
             Ok(enough(now).then_some(now))
@@ -296,7 +292,7 @@ fn fork_bomb(ctx: &Context) -> Result<()> {
         wait("the bomb to grow", &mut program, &|now| now[0] >= size)?;
         let before = words(&program)?;
         let run = ctx.run("checkpoint", &["-f", "-o"]).arg(&image).arg(program.pid()).start()?;
-        let outcome = run.finish(LONG).with_context(|| format!("of {before:?}"))?;
+        let outcome = run.finish().with_context(|| format!("of {before:?}"))?;
         outcome.expect_code(0).with_context(|| format!("of {before:?}, now {:?}", words(&program)))?;
         let held = metadata(&std::fs::read(&image)?)?.processes.len();
         // None ends before there are all; then some have and others are about to be born, or to end.
@@ -306,10 +302,10 @@ fn fork_bomb(ctx: &Context) -> Result<()> {
         goes_on(&mut program)?;
     }
     let run = ctx.run("checkpoint", &["--kill", "-f", "-o"]).arg(&image).arg(program.pid()).start()?;
-    run.finish(LONG)?.expect_code(0)?;
+    run.finish()?.expect_code(0)?;
     let [alive, forks, ..] = words(&program)?;
-    program.target.wait(LIMIT)?;
-    sys::poll("all to be gone", LIMIT, || {
+    program.target.wait()?;
+    sys::poll("all to be gone", || {
         reap_strays();
         Ok((pen.tasks() == 0).then_some(()))
     })?;
@@ -320,7 +316,7 @@ fn fork_bomb(ctx: &Context) -> Result<()> {
     let argv = pen.within(&[ckpt.into(), "restart".into(), "-W".into(), "-i".into(), image.into()]);
     let mut command = Command::new(&argv[0]);
     command.args(&argv[1..]);
-    Run::new(command).start()?.finish(LONG)?.expect_code(0)?;
+    Run::new(command).start()?.finish()?.expect_code(0)?;
     program.adopt()?;
     goes_on(&mut program).context("after the restart")?;
     program.ends_with(7)

@@ -9,7 +9,7 @@ use ckpt_tests::context::Context;
 use ckpt_tests::fixture::{compile_c, find_program};
 use ckpt_tests::sys;
 use ckpt_tests::target::{Ended, Start, Target};
-use ckpt_tests::tool::{LIMIT, Run, Running};
+use ckpt_tests::tool::{Run, Running};
 
 use crate::common::{Program, Test, ensure, expect_line};
 
@@ -31,8 +31,24 @@ pub(crate) const TESTS: &[Test] = &[
     ("ends_at_once", ends_at_once),
 ];
 
-/// `sleep 10`, checkpointed at 3 s, restarted 5 s later, ends 7 s after the restart.
+/// `sleep 10`, checkpointed at 3 s, restarted 5 s later, ends 7 s after the restart. A machine with other things to do may
+/// end it later than that, but not each time.
 fn sleep_ten(ctx: &Context) -> Result<()> {
+    for _ in 0..5 {
+        let late = sleeps_ten(ctx)?;
+        ensure(late > -TOLERANCE, format!("it ended {:.3} s too early", -late))?;
+        if late < TOLERANCE {
+            return Ok(());
+        }
+    }
+    bail!("it ended too late after each restart")
+}
+
+/// Seconds by which a `sleep` may be late, or early.
+const TOLERANCE: f64 = 0.1;
+
+/// By how many seconds it was late.
+fn sleeps_ten(ctx: &Context) -> Result<f64> {
     let dir = tempfile::tempdir()?;
     let sleep = find_program("sleep").context("no sleep")?;
     let argv = [sleep.into_os_string(), "10".into()];
@@ -42,20 +58,17 @@ fn sleep_ten(ctx: &Context) -> Result<()> {
     std::thread::sleep(Duration::from_secs(3).saturating_sub(start.elapsed()));
     let before = start.elapsed();
     ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string()).finish()?.expect_code(0)?;
-    target.wait(LIMIT)?;
+    target.wait()?;
     std::thread::sleep(Duration::from_secs(5));
     ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?.expect_code(0)?;
     let back = Instant::now();
     target.come_back()?;
-    let ended = target.wait(Duration::from_secs(20))?;
+    let ended = target.wait()?;
     let took = back.elapsed();
     ensure(ended == Ended::Exit(0), format!("sleep ended with {ended:?}"))?;
     let want = Duration::from_secs(10) - before;
     println!("    checkpointed after {before:.3?}, ended {took:.3?} after the restart, want {want:.3?}");
-    ensure(
-        took.abs_diff(want) < Duration::from_millis(100),
-        format!("ended {took:?} after the restart, want {want:?}"),
-    )
+    Ok(took.as_secs_f64() - want.as_secs_f64())
 }
 
 /// A program that ends while its last threads and processes are yet to be let go has ended by itself.
@@ -74,7 +87,7 @@ fn ends_at_once(ctx: &Context) -> Result<()> {
 fn waiting(ctx: &Context, program: &Program, args: &[&str], image: &std::path::Path) -> Result<Running> {
     let run = ctx.run("restart", args).arg("-i").arg(image).start()?;
     let (pid, parent) = (program.target.pid(), i64::from(run.pid()));
-    sys::poll("the restarted program", Duration::from_secs(10), || {
+    sys::poll("the restarted program", || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let up = ckpt_tests::target::field_of_stat(pid, 4) == Some(parent);
         Ok((up && status.contains("TracerPid:\t0\n") && status.contains("Name:\texits")).then_some(()))
@@ -88,7 +101,7 @@ fn waits_and_copies_status(ctx: &Context) -> Result<()> {
         let image = program.save_and_kill(ctx)?;
         let run = waiting(ctx, &program, args, &image)?;
         std::fs::write(program.path("go"), "")?;
-        let outcome = run.finish(LIMIT)?;
+        let outcome = run.finish()?;
         outcome.expect_code(want).with_context(|| format!("{args:?}"))?;
         ensure(
             outcome.stdout.is_empty() && outcome.stderr.is_empty(),
@@ -104,7 +117,7 @@ fn forwards_signals(ctx: &Context) -> Result<()> {
         let image = program.save_and_kill(ctx)?;
         let run = waiting(ctx, &program, &["--copy-status"], &image)?;
         run.signal(signal)?;
-        run.finish(LIMIT)?.expect_code(100 + signal).with_context(|| format!("signal {signal}"))?;
+        run.finish()?.expect_code(100 + signal).with_context(|| format!("signal {signal}"))?;
     }
     Ok(())
 }
@@ -114,14 +127,14 @@ fn shows_status(ctx: &Context) -> Result<()> {
     let image = program.save_and_kill(ctx)?;
     let run = waiting(ctx, &program, &["--show-status"], &image)?;
     std::fs::write(program.path("go"), "")?;
-    let outcome = run.finish(LIMIT)?;
+    let outcome = run.finish()?;
     ensure(outcome.stderr.contains('7'), format!("--show-status says: {}", outcome.stderr))?;
     let mut killed = Program::start(ctx, "exits", &["7"])?;
     let image = killed.save_and_kill(ctx)?;
     let run = waiting(ctx, &killed, &["--copy-status"], &image)?;
     let pid = rustix::process::Pid::from_raw(killed.target.pid()).context("pid")?;
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
-    run.finish(LIMIT)?.expect_code(128 + 9)?;
+    run.finish()?.expect_code(128 + 9)?;
     Ok(())
 }
 
@@ -135,8 +148,8 @@ pub(crate) fn pipeline(ctx: &Context, line: &str, pid: &str) -> Result<Run> {
 fn pipeline_kill(ctx: &Context) -> Result<()> {
     let mut program = Program::start(ctx, "exits", &["7"])?;
     let run = pipeline(ctx, "\"$0\" checkpoint --kill $1 | \"$0\" restart -W", &program.pid())?.start()?;
-    program.target.wait(LIMIT)?;
-    let outcome = run.finish(LIMIT)?;
+    program.target.wait()?;
+    let outcome = run.finish()?;
     outcome.expect_code(0)?;
     ensure(
         String::from_utf8_lossy(&outcome.stdout).trim() == program.pid(),
@@ -159,7 +172,7 @@ fn pipeline_new_pids(ctx: &Context) -> Result<()> {
     copy.must_live()?;
     program.unharmed()?;
     program.ends_with(7)?;
-    let ended = copy.wait(LIMIT)?;
+    let ended = copy.wait()?;
     ensure(ended == Ended::Exit(7), format!("the copy ended with {ended:?}"))
 }
 
@@ -182,7 +195,7 @@ fn output_fd(ctx: &Context) -> Result<()> {
     let file = std::fs::File::create(&path)?;
     let run = ctx.run("checkpoint", &["--kill", "--output-fd", "9"]).arg(program.pid()).pass(file.into(), 9);
     run.finish()?.expect_code(0)?;
-    program.target.wait(LIMIT)?;
+    program.target.wait()?;
     let file = std::fs::File::open(&path)?;
     ctx.run("restart", &["-W", "--input-fd", "8"]).pass(file.into(), 8).finish()?.expect_code(0)?;
     program.adopt()?;
@@ -218,7 +231,7 @@ fn inherit_fd(ctx: &Context) -> Result<()> {
 }
 
 fn says(program: &Program, text: &str) -> Result<()> {
-    sys::poll(&format!("{text:?} in its output"), Duration::from_secs(5), || {
+    sys::poll(&format!("{text:?} in its output"), || {
         Ok(std::fs::read_to_string(program.path("out"))?.contains(text).then_some(()))
     })
 }
@@ -239,7 +252,7 @@ fn standard_pipes(ctx: &Context) -> Result<()> {
     rustix::io::write(&feed, b"before\n")?;
     ensure(rustix::io::read(&listen, &mut said)? == 7, "it did not repeat what it was told")?;
     ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string()).finish()?.expect_code(0)?;
-    target.wait(LIMIT)?;
+    target.wait()?;
     let run = ctx.run("restart", &["--copy-status", "-i"]).arg(&image);
     let outcome = run.stdin_bytes(b"fed to the restarter\n".to_vec()).finish()?;
     outcome.expect_code(0)?;
@@ -255,18 +268,18 @@ fn same_session(ctx: &Context) -> Result<()> {
     let mut target =
         Target::start(Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, own_session: false })?;
     let ready = || Ok(std::fs::read_to_string(dir.path().join("out"))?.contains("ready").then_some(()));
-    sys::poll("ready", Duration::from_secs(5), ready)?;
+    sys::poll("ready", ready)?;
     let ids = |pid| (ckpt_tests::target::field_of_stat(pid, 5), ckpt_tests::target::field_of_stat(pid, 6));
     let (pid, before, image) = (target.pid(), ids(target.pid()), dir.path().join("image"));
     ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string()).finish()?.expect_code(0)?;
-    target.wait(LIMIT)?;
+    target.wait()?;
     ctx.run("restart", &["-W", "-i"]).arg(&image).finish()?.expect_code(0)?;
     target.come_back()?;
     if ids(pid) != before {
         bail!("group and session were {before:?}, are {:?}", ids(pid));
     }
     std::fs::write(dir.path().join("go"), "")?;
-    ensure(target.wait(LIMIT)? == Ended::Exit(7), "it did not exit with 7")
+    ensure(target.wait()? == Ended::Exit(7), "it did not exit with 7")
 }
 
 /// A program that job control has stopped is stopped after the restart, and goes on when told to.
@@ -278,16 +291,16 @@ fn stopped_before(ctx: &Context) -> Result<()> {
         Ok(status.contains("State:\tT").then_some(()))
     };
     rustix::process::kill_process(pid, rustix::process::Signal::STOP)?;
-    sys::poll("it to stop", LIMIT, stopped)?;
+    sys::poll("it to stop", stopped)?;
     let image = program.path("image");
     ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;
-    sys::poll("it to be stopped after the checkpoint", LIMIT, stopped)?;
+    sys::poll("it to be stopped after the checkpoint", stopped)?;
     program.target.kill();
     program.back_from(ctx, &image)?;
-    sys::poll("it to be stopped after the restart", LIMIT, stopped)?;
+    sys::poll("it to be stopped after the restart", stopped)?;
     std::fs::write(program.path("go"), "")?;
     std::thread::sleep(Duration::from_millis(100));
-    sys::poll("it to stay stopped", LIMIT, stopped)?;
+    sys::poll("it to stay stopped", stopped)?;
     rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
     program.ends_with(7)
 }
@@ -304,7 +317,7 @@ fn signal_while_stopped(ctx: &Context) -> Result<()> {
     let handled = || {
         ensure(!mark.exists(), "it went on while it was stopped")?;
         rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
-        sys::poll("its handler to run", Duration::from_secs(5), || Ok(mark.exists().then_some(())))?;
+        sys::poll("its handler to run", || Ok(mark.exists().then_some(())))?;
         Ok::<_, anyhow::Error>(std::fs::remove_file(&mark)?)
     };
     ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;

@@ -10,7 +10,7 @@ os.environ.update(SCREENDIR=HERE + '/s', PS1='$ ', SHELL='/bin/sh', TERM='screen
 os.mkdir('s', 0o700)
 
 def screen(*args):
-    done = subprocess.run(['screen', '-c', '/dev/null', *args], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(['screen', '-c', '/dev/null', *args], capture_output=True, text=True, timeout=1000)
     if done.returncode: raise SystemExit('FAIL: screen %s: %s %s' % (args, done.stdout, done.stderr))
 
 def shown(window):
@@ -43,7 +43,7 @@ def attached(say, want):
     pid, terminal = pty.fork()
     if pid == 0: os.execvp('screen', ['screen', '-c', '/dev/null', '-r', 't', '-p', 'shell'])
     seen, said = b'', False
-    end = time.monotonic() + 10
+    end = time.monotonic() + 100
     while want not in seen:
         if not said and b'$ ' in seen: said = os.write(terminal, say)
         if time.monotonic() > end: raise SystemExit('FAIL: attached, waited for %r: %r' % (want, seen))
@@ -73,7 +73,7 @@ try:
     for generation in '123':
         windows, image = settled(), 'image' + generation
         subprocess.run([CKPT, 'checkpoint', '--kill', '-o', image, server], check=True)
-        if restart: restart.wait(timeout=10)
+        if restart: restart.wait(timeout=100)
         reap()
         restart = subprocess.Popen([CKPT, 'restart', '-i', image], stdin=subprocess.DEVNULL)
         for _ in range(500):
@@ -92,5 +92,5 @@ try:
     if os.listdir('s') != names: raise SystemExit('FAIL: beside the socket there is %r' % os.listdir('s'))
 finally:
     subprocess.run(['screen', '-S', 't', '-X', 'quit'], capture_output=True)
-if restart.wait(timeout=10) != 0: raise SystemExit('FAIL: restart ended with %d' % restart.returncode)
+if restart.wait(timeout=100) != 0: raise SystemExit('FAIL: restart ended with %d' % restart.returncode)
 print('ok')

@@ -9,7 +9,7 @@ for name in 'TMUX', 'TMUX_PANE': os.environ.pop(name, None)
 os.environ.update(TMUX_TMPDIR=HERE, PS1='$ ', SHELL='/bin/sh', TERM='screen')
 
 def tmux(*args):
-    done = subprocess.run(['tmux', '-L', 'test', '-f', '/dev/null', *args], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(['tmux', '-L', 'test', '-f', '/dev/null', *args], capture_output=True, text=True, timeout=1000)
     if done.returncode: raise SystemExit('FAIL: tmux %s: %s' % (args, done.stderr))
     return done.stdout
 
@@ -42,7 +42,7 @@ try:
     for generation in '123':
         before, image = settled(), 'image' + generation
         subprocess.run([CKPT, 'checkpoint', '--kill', '-o', image, server], check=True)
-        if restart: restart.wait(timeout=10)
+        if restart: restart.wait(timeout=100)
         reap()
         restart = subprocess.Popen([CKPT, 'restart', '-i', image], stdin=subprocess.DEVNULL)
         for _ in range(500):
@@ -68,5 +68,5 @@ try:
     if text != 'one\nline1\nline2\nline3\n\n': raise SystemExit('FAIL: vim wrote %r' % text)
 finally:
     subprocess.run(['tmux', '-L', 'test', 'kill-server'], capture_output=True)
-if restart.wait(timeout=10) != 0: raise SystemExit('FAIL: restart ended with %d' % restart.returncode)
+if restart.wait(timeout=100) != 0: raise SystemExit('FAIL: restart ended with %d' % restart.returncode)
 print('ok')

@@ -21,7 +21,7 @@ use crate::directives::Mode;
 use crate::fixture::Fixture;
 use crate::sys;
 use crate::target::{Ended, Start, Target};
-use crate::tool::{LIMIT, Outcome};
+use crate::tool::Outcome;
 use crate::tree::Tree;
 
 /// What is done to a fixture.
@@ -210,7 +210,7 @@ impl<'a> Attempt<'a> {
                 return Ok(Verdict::Skipped(why.to_owned()));
             } else if line == "ok" {
                 let want = Ended::Exit(self.fixture.directives.expect_exit);
-                let ended = self.target.wait(self.fixture.directives.deadline)?;
+                let ended = self.target.wait()?;
                 if ended != want {
                     bail!("it ended with {ended:?}, not {want:?}");
                 }
@@ -226,7 +226,7 @@ impl<'a> Attempt<'a> {
         let path = self.dir.path().join("out");
         let (target, seen) = (&mut self.target, &mut self.seen);
         let pid = target.pid();
-        sys::poll_task("the target's next line", self.fixture.directives.deadline, pid, || {
+        sys::poll_task("the target's next line", pid, || {
             let ended = target.ended()?;
             let out = std::fs::read(&path)?;
             if let Some(len) = out[*seen..].iter().position(|b| *b == b'\n') {
@@ -283,7 +283,7 @@ impl<'a> Attempt<'a> {
         let directives = &self.fixture.directives;
         if self.variant == Variant::Undisturbed {
             let want = self.fixture.undisturbed_output(self.ctx)?;
-            self.target.wait(directives.deadline)?;
+            self.target.wait()?;
             if std::fs::read(self.dir.path().join("out"))? != *want {
                 bail!("two undisturbed runs differ in their output");
             }
@@ -305,7 +305,7 @@ impl<'a> Attempt<'a> {
                 return Err(e.context(format!("generation {generation}")));
             }
         }
-        let ended = self.target.wait(directives.deadline)?;
+        let ended = self.target.wait()?;
         if ended != Ended::Exit(directives.expect_exit) {
             bail!("it ended with {ended:?}; output: {}", self.tail());
         }
@@ -362,7 +362,7 @@ impl<'a> Attempt<'a> {
         self.checkpoints += 1;
         self.only_the_image(self.variant != Variant::Pipe)?;
         if kill {
-            let ended = self.target.wait(LIMIT).context("the target after checkpoint --kill")?;
+            let ended = self.target.wait().context("the target after checkpoint --kill")?;
             // restart --copy-status, which stands in for it in a pid namespace, says it in its own way.
             if ended != Ended::Signal(libc::SIGKILL)
                 && (self.inside.is_none() || ended != Ended::Exit(128 + 9))
@@ -398,16 +398,15 @@ impl<'a> Attempt<'a> {
         Ok(false)
     }
 
-    /// It looks as before, at once or within a second: a thread that has just been let go may still be on its way
+    /// It looks as before, at once or soon: a thread that has just been let go may still be on its way
     /// back into the call it waits in, and a timer may tick while we look.
     fn looks_like(&mut self, before: &Tree, only: &[String]) -> Result<()> {
+        const SOON: Duration = Duration::from_secs(20);
         let start = Instant::now();
         loop {
             let after = Tree::of(self.target.pid())?;
             match self.compare(before, &after, only) {
-                Err(_) if start.elapsed() < Duration::from_secs(1) => {
-                    std::thread::sleep(Duration::from_millis(10))
-                }
+                Err(_) if start.elapsed() < SOON => std::thread::sleep(Duration::from_millis(10)),
                 result => return result,
             }
         }
@@ -481,7 +480,7 @@ impl<'a> Attempt<'a> {
         let (target, err) = (&mut self.target, dir.join("restart.err"));
         // Its report is printed when it has let the tasks go.
         let report = Regex::new(r#"^\{"restart":.*"pid":([0-9]+),"#).unwrap();
-        let pid = sys::poll("restart --pidns to succeed", LIMIT, || {
+        let pid = sys::poll("restart --pidns to succeed", || {
             let said = std::fs::read_to_string(&err)?;
             if let Some(found) = report.captures(&said) {
                 return Ok(Some(found[1].parse()?));
@@ -542,7 +541,7 @@ impl<'a> Attempt<'a> {
 /// writes is seen a moment before the descriptor's offset moves.
 fn settled(pid: i32, written: usize) -> Result<Tree> {
     let (mut last, at) = (Tree::of(pid)?, format!("/out pos: {written} "));
-    sys::poll("the target to settle", Duration::from_secs(10), || {
+    sys::poll("the target to settle", || {
         let now = Tree::of(pid)?;
         let stdout = now.root().0.get("fd.1");
         let same = now == last && stdout.is_none_or(|fd| !fd.contains("/out pos:") || fd.contains(&at));
@@ -568,7 +567,7 @@ impl Fixture {
     pub fn undisturbed_output(&self, ctx: &Context) -> Result<&Vec<u8>> {
         let make = || -> Result<Vec<u8>> {
             let mut attempt = Attempt::new(ctx, self, Variant::Undisturbed)?;
-            let ended = attempt.target.wait(self.directives.deadline)?;
+            let ended = attempt.target.wait()?;
             if ended != Ended::Exit(self.directives.expect_exit) {
                 bail!("undisturbed, it ends with {ended:?}: {}", attempt.tail());
             }

@@ -10,30 +10,28 @@ use anyhow::{Result, bail};
 
 use crate::diagnose::diagnose;
 
-/// Polls `ready` every few milliseconds until it gives a value or `limit` has passed.
+/// How long anything is waited for before it is said not to come. It decides how long a failing test takes, never whether it fails:
+/// some kernels let a program that spins keep others from the CPU for many seconds.
+pub const PATIENCE: Duration = Duration::from_secs(100);
+
+/// Polls `ready` every few milliseconds until it gives a value or our patience ends.
 ///
 /// # Errors
 /// What `ready` fails with, or that `what` did not happen in time.
-pub fn poll<T>(what: &str, limit: Duration, ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    poll_saying(what, limit, String::new, ready)
+pub fn poll<T>(what: &str, ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    poll_saying(what, String::new, ready)
 }
 
 /// The same, for something process `pid` does: when it does not, the error tells what it is doing instead.
 ///
 /// # Errors
 /// As [`poll`].
-pub fn poll_task<T>(
-    what: &str,
-    limit: Duration,
-    pid: i32,
-    ready: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
-    poll_saying(what, limit, || format!(":{}", diagnose(pid)), ready)
+pub fn poll_task<T>(what: &str, pid: i32, ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    poll_saying(what, || format!(":{}", diagnose(pid)), ready)
 }
 
 fn poll_saying<T>(
     what: &str,
-    limit: Duration,
     instead: impl FnOnce() -> String,
     mut ready: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
@@ -42,8 +40,8 @@ fn poll_saying<T>(
         if let Some(value) = ready()? {
             return Ok(value);
         }
-        if start.elapsed() > limit {
-            bail!("waited {limit:?} for {what}{}", instead());
+        if start.elapsed() > PATIENCE {
+            bail!("waited {PATIENCE:?} for {what}{}", instead());
         }
         std::thread::sleep(Duration::from_millis(3));
     }
@@ -82,6 +80,15 @@ pub fn prepare(command: &mut Command, own_session: bool, pass: Vec<(OwnedFd, Raw
     };
     // SAFETY: the closure runs between fork and exec and only makes system calls; it neither allocates nor locks.
     unsafe { command.pre_exec(setup) };
+}
+
+/// Lets others go before the session of process `pid`, if it is another one than ours: where sessions have a share of the CPU
+/// each (sched(7), "The autogroup feature"), two that spin can keep all others from it for many seconds, on Linux 6.18 at least.
+pub fn give_way(pid: i32) {
+    let session = |pid| rustix::process::getsid(pid).ok();
+    if session(rustix::process::Pid::from_raw(pid)) != session(None) {
+        let _ = std::fs::write(format!("/proc/{pid}/autogroup"), "19"); // not every kernel has such a thing
+    }
 }
 
 /// The head of a thread's robust futex list and its length, as text.

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions};
@@ -72,6 +71,7 @@ impl Target {
         let pid = i32::try_from(child.id())?;
         let home = Some(start.dir.to_owned());
         let pidfd = pidfd(pid)?;
+        sys::give_way(pid);
         Ok(Target { pid, pidfd, ended: None, home, session: start.own_session, spared: false })
     }
 
@@ -81,6 +81,7 @@ impl Target {
     /// There is no such process.
     pub fn adopt(pid: i32) -> Result<Target> {
         let pidfd = pidfd(pid)?;
+        sys::give_way(pid);
         targets().push(pid);
         Ok(Target { pid, pidfd, ended: None, home: None, session: false, spared: false })
     }
@@ -100,6 +101,7 @@ impl Target {
     /// There is none, or it is not a child of the harness.
     pub fn come_back(&mut self) -> Result<()> {
         self.pidfd = pidfd(self.pid)?;
+        sys::give_way(self.pid);
         self.ended = None;
         self.must_live()
     }
@@ -133,10 +135,10 @@ impl Target {
     /// Waits for its end and reaps it.
     ///
     /// # Errors
-    /// It did not end within `limit`.
-    pub fn wait(&mut self, limit: Duration) -> Result<Ended> {
+    /// It does not end.
+    pub fn wait(&mut self) -> Result<Ended> {
         let what = format!("process {} to end", self.pid);
-        sys::poll_task(&what, limit, self.pid, || self.ended())
+        sys::poll_task(&what, self.pid, || self.ended())
     }
 
     /// # Errors
@@ -167,7 +169,7 @@ impl Target {
     /// Something stays.
     pub fn all_gone(&self, members: &[Member]) -> Result<()> {
         let still = |(pid, start): &&Member| field_of_stat(*pid, 22) == Some(*start);
-        let gone = sys::poll("the tree to be gone", Duration::from_secs(5), || {
+        let gone = sys::poll("the tree to be gone", || {
             reap_strays();
             Ok((!members.iter().any(|m| still(&m)) && self.belongings().is_empty()).then_some(()))
         });
@@ -197,7 +199,7 @@ impl Target {
 
     /// Kills and reaps it and all that belongs to it.
     pub fn kill(&mut self) {
-        let _ = sys::poll("the tree to be gone", Duration::from_secs(10), || {
+        let _ = sys::poll("the tree to be gone", || {
             let mut pids = self.belongings();
             match self.ended() {
                 Ok(Some(_)) => {}
@@ -285,7 +287,7 @@ pub fn field_of_stat(pid: i32, n: usize) -> Option<i64> {
     text[text.rfind(')')? + 2..].split_whitespace().nth(n.checked_sub(3)?)?.parse().ok()
 }
 
-/// Reaps what the tool left to the subreaper, and gives what is still running after two seconds: there must be none.
+/// Reaps what the tool left to the subreaper, and gives what stays: there must be none.
 #[must_use]
 pub fn left_behind() -> Vec<(i32, String)> {
     let all_gone = || {
@@ -294,7 +296,7 @@ pub fn left_behind() -> Vec<(i32, String)> {
         }
         Ok(own_children().is_empty().then_some(()))
     };
-    let _ = sys::poll("all children to end", Duration::from_secs(2), all_gone);
+    let _ = sys::poll("all children to end", all_gone);
     own_children()
 }
 

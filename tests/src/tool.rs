@@ -12,9 +12,6 @@ use crate::context::Context;
 use crate::sys;
 use crate::target;
 
-/// No run of the tool may take longer.
-pub const LIMIT: Duration = Duration::from_secs(15);
-
 /// What a run of the tool came to.
 #[derive(Debug)]
 pub struct Outcome {
@@ -152,9 +149,9 @@ impl Run {
     /// Runs it to its end.
     ///
     /// # Errors
-    /// It cannot be started or does not end in time; it is killed then.
+    /// It cannot be started or does not end; it is killed then.
     pub fn finish(self) -> Result<Outcome> {
-        self.start()?.finish(LIMIT)
+        self.start()?.finish()
     }
 }
 
@@ -204,16 +201,15 @@ impl Running {
     /// Waits for its end.
     ///
     /// # Errors
-    /// It does not end within `limit`, or somebody else keeps its output open.
-    pub fn finish(mut self, limit: Duration) -> Result<Outcome> {
+    /// It does not end, or somebody else keeps its output open.
+    pub fn finish(mut self) -> Result<Outcome> {
         let what = format!("{} to end", self.label);
         let pid = self.pid();
-        let status = sys::poll_task(&what, limit, pid, || Ok(self.child.try_wait()?))?;
+        let status = sys::poll_task(&what, pid, || Ok(self.child.try_wait()?))?;
         self.reaped = true;
         let wall = self.start.elapsed();
         let take = |from: &Receiver<Vec<u8>>, name: &str| {
-            from.recv_timeout(Duration::from_secs(5))
-                .with_context(|| format!("{}: its {name} stays open", self.label))
+            from.recv_timeout(sys::PATIENCE).with_context(|| format!("{}: its {name} stays open", self.label))
         };
         let stdout = self.stdout.as_ref().map_or(Ok(Vec::new()), |r| take(r, "stdout"))?;
         let stderr = String::from_utf8_lossy(&take(&self.stderr, "stderr")?).into_owned();
