@@ -255,9 +255,9 @@ impl<'a, 'r> Maker<'a, 'r> {
             let flags = [libc::CLONE_VM, libc::CLONE_FILES, libc::CLONE_FS, libc::CLONE_SIGHAND];
             [t.mm, t.files, t.fs, t.sighand].into_iter().zip(flags)
         };
-        let Some(process) = self.stage.processes.get(task) else { return Ok(0) };
+        let mut share = if self.stage.one_table && maker.is_some() { libc::CLONE_FILES } else { 0 };
+        let Some(process) = self.stage.processes.get(task) else { return Ok(share) };
         let makers = maker.and_then(|m| self.stage.processes.get(m)).map(|p| p.task).unwrap_or_default();
-        let mut share = 0;
         for ((objref, flag), (of_maker, _)) in objects(&process.task).zip(objects(&makers)) {
             if objref != 0 && objref == of_maker {
                 share |= flag;

@@ -45,6 +45,8 @@ pub(crate) struct Objects {
     mapped: BTreeMap<FileKey, Objref>,
     /// Contents without a name, by device and inode.
     inodes: BTreeMap<(u64, u64), Objref>,
+    /// Credentials, all different.
+    creds: Vec<Objref>,
     /// Where the contents of inodes are read from.
     pub(crate) contents: Vec<(Objref, File)>,
     /// Which are the same is not asked: what tasks share is taken for several objects, descriptions with
@@ -235,14 +237,14 @@ impl Objects {
 
     /// Credentials equal to `cred`, added when new.
     pub(crate) fn cred(&mut self, cred: Cred) -> Objref {
-        let same = |(objref, object): (&Objref, &Object)| match object {
-            Object::Cred(known) if *known == cred => Some(*objref),
-            _ => None,
-        };
-        match self.table.iter().find_map(same) {
-            Some(objref) => objref,
-            None => self.add(Object::Cred(cred)),
+        let same =
+            |objref: &&Objref| matches!(self.table.get(objref), Some(Object::Cred(known)) if *known == cred);
+        if let Some(objref) = self.creds.iter().find(same) {
+            return *objref;
         }
+        let objref = self.add(Object::Cred(cred));
+        self.creds.push(objref);
+        objref
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
             directory::Removed,
             external,
             late::{self, Late},
+            private::Private,
         },
         fs,
     },
@@ -40,6 +41,8 @@ pub(crate) struct Opened {
     pub(crate) directories: BTreeMap<Objref, fs::Directories>,
     /// How what is opened late gets to them.
     pub(crate) late: Option<Late>,
+    /// What they share a table for while they are made.
+    pub(crate) private: Option<Private>,
     /// Makes names.
     pub(crate) scribe: Scribe,
 }
@@ -172,8 +175,9 @@ pub(crate) fn open(
             None => park(fd),
         }
     };
-    let files = file::open_all(&context, &mut place)?;
-    file::pty::hang_up(image, &mut inodes);
+    let private = Private::find(image);
+    let is_private = |file| private.as_ref().is_some_and(|private| private.has(file));
+    let mut files = file::open_some(&context, |file| !is_private(file), &mut place)?;
     let mut directories = BTreeMap::new();
     for (objref, object) in &image.objects {
         if let Object::Fs(fs) = object {
@@ -183,7 +187,35 @@ pub(crate) fn open(
     let inherited = external::inherit(image, &options.inherit, &park)?;
     let late = Late::of(image, &numbers)?;
     drop(reserved);
-    Ok(Opened { files, inherited, inodes, sockets, directories, late, scribe })
+    let private = private.map(|private| open_private(private, &context, &mut files)).transpose()?.flatten();
+    file::pty::hang_up(image, &mut inodes);
+    Ok(Opened { files, inherited, inodes, sockets, directories, late, private, scribe })
+}
+
+/// Opens what one process alone has, above all other numbers. `None` if there is no room for that: it is opened anyhow.
+fn open_private(
+    mut private: Private,
+    context: &OpenContext<'_>,
+    files: &mut BTreeMap<Objref, OwnedFd>,
+) -> Result<Option<Private>> {
+    let ours = procfs::numbers("self/fd").doing(|| "list our descriptors".to_owned())?;
+    let first = ours.last().map_or(LOWEST, |last| last + 1);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let room = first.unsigned_abs() as usize + private.len() < usize::try_from(limit).unwrap_or(usize::MAX);
+    private.begin(first);
+    let mut numbers = Vec::with_capacity(private.len());
+    let mut place = |file: Objref, fd: OwnedFd| {
+        let fd = match fd.as_raw_fd() < first && room {
+            true => fcntl_dupfd_cloexec(&fd, first).map_err(|e| no_room(first, e))?,
+            false => park(fd)?,
+        };
+        numbers.push((file, fd.as_raw_fd()));
+        Ok(fd)
+    };
+    files.append(&mut file::open_some(context, |file| private.has(file), &mut place)?);
+    numbers.into_iter().for_each(|(file, number)| private.add(file, number));
+    tracing::debug!("{} files of one process each, from number {first} on; room: {room}", private.len());
+    Ok(room.then_some(private))
 }
 
 /// In `checkpoint --kill PID | restart` the original has its terminals and the names of its sockets, and ends only when it

@@ -57,6 +57,16 @@ impl<'a> Materials<'a> {
     }
 }
 
+/// A descriptor table for each process that has had one in common with others.
+pub(crate) fn tables(
+    puppets: &mut Puppets,
+    materials: &Materials<'_>,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let Some(private) = &materials.opened.private else { return Ok(()) };
+    materials.each(puppets, observer, |p, puppet, _| private.leave(puppet, p.process.task.files))
+}
+
 /// Every descriptor in its place.
 pub(crate) fn descriptors(
     puppets: &mut Puppets,

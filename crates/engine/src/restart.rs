@@ -7,6 +7,7 @@
 //! | surroundings | root directory and mounts as the tasks are to have them |
 //! | open | files and directories, by the coordinator, whose view of paths is the caller's; files that changed are refused |
 //! | make | all processes, with their pids, parents, sessions and groups; from here on an error kills them |
+//! | tables | where they have shared one, each process gets its own: before there are threads |
 //! | memory | areas, exe link, working directory: one program for each process |
 //! | fill | page contents, read and verified beside; rseq needs its area in place |
 //! | threads | all threads exist before any of them restores itself |
@@ -126,6 +127,7 @@ fn build(
     observer: &mut dyn Observer,
 ) -> Result<u64> {
     let image = materials.image;
+    phases::tables(puppets, materials, observer)?;
     let page_bytes = phases::memory(puppets, materials, &mut reader, observer)?;
     file::pty::settle(image, &materials.opened.inodes)?;
     let Opened { sockets, inodes, .. } = &mut materials.opened;

@@ -40,6 +40,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) areas: Vec<Span>,
     /// Descriptors of ours, which puppets have at first: terminals.
     pub(crate) terminals: BTreeMap<Objref, RawFd>,
+    /// They share one descriptor table until all are made.
+    pub(crate) one_table: bool,
     /// A signal that is pending nowhere.
     pub(crate) park: i32,
 }
@@ -105,6 +107,7 @@ pub(crate) fn make(
         slot: Span { start, len },
         areas: areas.values().map(SharedArea::span).collect(),
         terminals: opened.inodes.iter().map(|(objref, made)| (*objref, made.fd.as_raw_fd())).collect(),
+        one_table: opened.private.is_some(),
         park: park_signal(image)?,
     };
     Puppets::make(&stage, &plan, reader, observer)

@@ -26,6 +26,7 @@ pub(crate) mod path;
 pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod placement;
+pub(crate) mod private;
 pub(crate) mod proc;
 pub(crate) mod pty;
 mod refuse;
@@ -188,14 +189,15 @@ pub(crate) fn kind_of(descriptor: &Descriptor<'_>) -> Option<&'static dyn FileKi
     claimants(descriptor).next()
 }
 
-/// Opens all files of the image. `place` keeps a descriptor where the tasks will have it.
-pub(crate) fn open_all(
+/// Opens those files of the image that are `wanted`. `place` keeps a descriptor where the tasks will have it.
+pub(crate) fn open_some(
     context: &OpenContext<'_>,
+    wanted: impl Fn(Objref) -> bool,
     place: &mut dyn FnMut(Objref, OwnedFd) -> Result<OwnedFd>,
 ) -> Result<BTreeMap<Objref, OwnedFd>> {
     let mut open = BTreeMap::new();
     let supplied = external::supplied(context.image, &context.options.inherit);
-    for (objref, object) in &context.image.objects {
+    for (objref, object) in context.image.objects.iter().filter(|(objref, _)| wanted(**objref)) {
         let Object::File(file) = object else { continue };
         if let Some(fd) = supplied.get(objref) {
             let copy =
