@@ -4,28 +4,26 @@
 //! processes share (kcmp(2) says so) is one object with one objref.
 
 use crate::{
-    admit::refuse_seccomp,
     error::{Context, Error, Result},
-    freeze::{FrozenThread, Kept},
+    freeze::FrozenThread,
     guard, header,
     names::Names,
     objects::Objects,
     options::{CheckpointOptions, Embed, Observer, interrupted},
     policy,
-    resource::{call, cred, file, fs, layout, limits, mm, pages, signal, thread, timers},
+    resource::{call, cred, file, fs, limits, mm, pages, signal, thread, timers},
     task::Process,
     tree::{FrozenProcess, Held},
+    visiting::{slot_address, slots_in, statuses, texts_in, visitors},
 };
 use ckpt_image::{
     Image, Object, model,
     record::{self, task_state},
 };
 use ckpt_kernel::{
-    memory::Span,
-    pidns::Ids,
     program::{Arg, Outcome, Program},
     query::Kcmp,
-    visit::{Traces, Visit, Visitor, park_signal},
+    visit::{Traces, Visit},
 };
 use ckpt_proc::{maps::Mapping, stat::Stat, status::Status};
 use std::collections::BTreeMap;
@@ -322,61 +320,6 @@ fn unseen(answer: &Outcome) -> Option<i32> {
     const SI_STATUS: usize = 24;
     let (pid, signal) = (answer.word(SI_PID) as u32, answer.word(SI_STATUS) as u32);
     (answer.ok() && pid != 0).then_some((signal as i32 & 0xff) << 8 | 0x7f)
-}
-
-fn park_signal_of(status: &Status, mask: u64, stopped: bool) -> Result<i32> {
-    let pending = status.sig_pending.0 | status.sig_shared_pending.0;
-    park_signal(status.sig_caught.0, status.sig_ignored.0, mask, pending, stopped).ok_or_else(|| {
-        let what = "it handles or has pending every signal that could be used to park it";
-        Error::unsupported(what).advice(match stopped {
-            true => "SIGCONT would do if it were not stopped: let it go on first",
-            false => "one of URG, WINCH, CHLD, CONT must be free, or any signal ignored",
-        })
-    })
-}
-
-/// /proc/TID/status of frozen threads.
-pub(crate) fn statuses(process: &Process, frozen: &[FrozenThread]) -> Result<Vec<Status>> {
-    frozen.iter().map(|f| process.thread_status(f.thread.tid())).collect()
-}
-
-/// Makes frozen threads visitors; what is kept of each meanwhile.
-/// Refuses those whose filters may answer calls of ours with SIGKILL.
-pub(crate) fn visitors(
-    process: &Process,
-    frozen: Vec<FrozenThread>,
-    statuses: &[Status],
-) -> Result<(Vec<Visitor>, Vec<Kept>)> {
-    let stopped = frozen.iter().any(|frozen| frozen.thread.group_stop().is_some());
-    let visitor = |(FrozenThread { thread, kept }, status): (FrozenThread, &Status)| {
-        refuse_seccomp(process, kept.tid, status)?;
-        let signal = park_signal_of(status, kept.mask, stopped)?;
-        let last = |ids: &[i32]| ids.last().copied().unwrap_or(kept.tid);
-        let own = Ids { pid: last(&status.ns_tgid), tid: last(&status.ns_pid) };
-        Ok((Visitor { thread, own, raw: kept.raw, mask: kept.mask, signal }, kept))
-    };
-    frozen.into_iter().zip(statuses).map(visitor).collect()
-}
-
-/// Executable private mappings, the vdso first: where the bootstrap stub may go.
-pub(crate) fn texts_in(maps: &[Mapping]) -> Vec<Span> {
-    let vdso = |m: &&Mapping| m.path == b"[vdso]";
-    let text = |m: &&Mapping| m.exec && m.read && !m.shared && m.start < 1 << 47;
-    let span = |m: &Mapping| Span { start: m.start, len: m.len() as usize };
-    let others = maps.iter().filter(|m| !vdso(m)).filter(text);
-    maps.iter().filter(vdso).chain(others).map(span).collect()
-}
-
-/// Free addresses for the slot of a visit to `threads` threads.
-pub(crate) fn slot_address(maps: &[Mapping], threads: usize) -> Result<u64> {
-    let mut taken = maps.iter().map(|m| Span { start: m.start, len: m.len() as usize }).collect();
-    layout::free_range(&mut taken, Visit::slot_len(threads))
-}
-
-/// Mappings that may be slots a dead coordinator left.
-pub(crate) fn slots_in(maps: &[Mapping]) -> Vec<Span> {
-    let slot = |m: &&Mapping| m.read && m.write && m.exec && !m.shared && m.is_anonymous();
-    maps.iter().filter(slot).map(|m| Span { start: m.start, len: m.len() as usize }).collect()
 }
 
 fn threads(frozen: &[FrozenThread], answers: &Answers, objects: &mut Objects) -> Result<Vec<model::Thread>> {

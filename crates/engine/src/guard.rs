@@ -2,7 +2,6 @@
 //! tasks, once none of them is in there any more, and freezes again what was thawed.
 
 use crate::{
-    capture::{slot_address, slots_in, statuses, texts_in, visitors},
     error::{Error, Result},
     freeze::{Asked, Purpose, freeze, thaw},
     freezer::Freezer,
@@ -10,6 +9,7 @@ use crate::{
     options::Silent,
     resource::call,
     task::Process,
+    visiting::{slot_address, slots_in, statuses, texts_in, visitors},
 };
 use ckpt_image::record::Regs;
 use ckpt_kernel::{

@@ -42,6 +42,7 @@ mod task;
 mod terminal;
 mod terminals;
 mod tree;
+mod visiting;
 
 pub use checkpoint::checkpoint;
 pub use error::{Error, ErrorKind, Result};

@@ -17,24 +17,20 @@
 
 use super::pty::{Known, edit, events, literal};
 use crate::{
-    capture::{slot_address, slots_in, statuses, texts_in, visitors},
     error::{Context, Doing, Error, Result},
-    freeze::{FrozenThread, Kept},
     objects::Objects,
     task::Process,
     tree::Held,
+    visiting::visit_again,
 };
 use ckpt_image::{
     Object, Objref,
-    record::{RestartBlock, Tty, pty_flags},
+    record::{Tty, pty_flags},
 };
 use ckpt_kernel::{
     procfs,
     program::{Arg, Outcome, Program},
-    tracee::Stopped,
-    visit::{Traces, Visit},
 };
-use ckpt_proc::maps::parse_maps;
 use rustix::{event::PollFlags, fs::MemfdFlags, io::ioctl_fionread};
 use std::{
     collections::BTreeSet,
@@ -100,7 +96,7 @@ impl Flights {
                 (0..).zip(&numbers).find(|(free, fd)| free != *fd).map_or(numbers.len() as i32, |(fd, _)| fd);
             let program = flight.program(free);
             let (back, outcomes) =
-                visit(process, std::mem::take(threads), |visit| Ok(visit.run(0, program)?))?;
+                visit_again(process, std::mem::take(threads), |visit| Ok(visit.run(0, program)?))?;
             *threads = back;
             flight.keep(&outcomes, objects).task(|| process.label())?;
         }
@@ -304,31 +300,6 @@ impl Half {
     fn flags(&mut self, fd: i32, flags: u32) {
         self.call("fcntl(F_SETFL)", fd, libc::SYS_fcntl, [libc::F_SETFL.into(), flags.into()]);
     }
-}
-
-/// Visits a process that stands still once more.
-pub(super) fn visit<T>(
-    process: &Process,
-    threads: Vec<Stopped>,
-    work: impl FnOnce(&mut Visit) -> Result<T>,
-) -> Result<(Vec<Stopped>, T)> {
-    let mut frozen = Vec::with_capacity(threads.len());
-    for thread in threads {
-        let (raw, mask) = (thread.regs()?, thread.sigmask()?);
-        let restart = RestartBlock::default();
-        let kept = Kept { tid: thread.tid(), raw, saved: raw, restart, mask, unsettled: false };
-        frozen.push(FrozenThread { thread, kept });
-    }
-    let maps = process.proc.parse_long("maps", parse_maps)?;
-    let statuses = statuses(process, &frozen)?;
-    let (visitors, kept) = visitors(process, frozen, &statuses)?;
-    let texts = texts_in(&maps);
-    let traces = Traces::find(process.witness, &texts, &slots_in(&maps));
-    let mut visit = Visit::enter(process.pid, visitors, &texts, slot_address(&maps, kept.len())?)?;
-    visit.unmap_stale(&traces.slots)?;
-    let done = work(&mut visit);
-    let threads = visit.leave()?;
-    Ok((threads, done?))
 }
 
 /// Who outside the tree has a slave of the pty with this identity.

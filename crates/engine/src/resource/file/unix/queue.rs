@@ -9,8 +9,8 @@ use super::{SOCK_SEQPACKET, SOCK_STREAM, polled};
 use crate::{
     error::{Context, Doing, Error, Result},
     objects::Objects,
-    resource::file::flight::visit,
     tree::Held,
+    visiting::visit_again,
 };
 use ckpt_image::{
     Object, Objref,
@@ -130,7 +130,7 @@ impl Looks {
                 let look = |look: &&Look| look.run(visit, &names).object(|| format!("fd {}", look.fd));
                 own.iter().map(look).collect::<Result<Vec<_>>>()
             };
-            let looked = visit(process, std::mem::take(threads), look).task(|| process.label())?;
+            let looked = visit_again(process, std::mem::take(threads), look).task(|| process.label())?;
             *threads = looked.0;
             for (look, waiting) in own.iter().zip(looked.1) {
                 keep(look.file, waiting, objects)?;
