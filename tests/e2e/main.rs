@@ -13,6 +13,7 @@ mod files;
 mod frozen;
 mod info;
 mod leaks;
+mod ordinary_user;
 mod outside;
 mod pidns;
 mod races;
@@ -70,6 +71,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("info", info::TESTS),
     ("leaks", leaks::TESTS),
     ("outside", outside::TESTS),
+    ("ordinary_user", ordinary_user::TESTS),
     ("pidns", pidns::TESTS),
     ("races", races::TESTS),
     ("sockets", sockets::TESTS),
