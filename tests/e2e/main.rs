@@ -17,6 +17,7 @@ mod ordinary_user;
 mod outside;
 mod pidns;
 mod races;
+mod rights;
 mod sockets;
 mod sweep;
 mod terminal;
@@ -74,6 +75,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("ordinary_user", ordinary_user::TESTS),
     ("pidns", pidns::TESTS),
     ("races", races::TESTS),
+    ("rights", rights::TESTS),
     ("sockets", sockets::TESTS),
     ("sweep", sweep::TESTS),
     ("terminal", terminal::TESTS),

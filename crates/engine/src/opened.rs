@@ -13,6 +13,7 @@ use crate::{
             external,
             late::{self, Late},
             private::Private,
+            rights::{self, Holders},
         },
         fs,
     },
@@ -43,6 +44,8 @@ pub(crate) struct Opened {
     pub(crate) late: Option<Late>,
     /// What they share a table for while they are made.
     pub(crate) private: Option<Private>,
+    /// Whose rights files are opened with.
+    pub(crate) holders: Holders,
     /// Makes names.
     pub(crate) scribe: Scribe,
 }
@@ -155,6 +158,7 @@ pub(crate) fn open(
         inodes.insert(objref, park_made(made)?);
     }
     let sockets = file::unix::make(image, &scribe, &park)?;
+    let holders = rights::holders(image, options);
     let context = OpenContext {
         image,
         options,
@@ -162,6 +166,8 @@ pub(crate) fn open(
         removed: &removed,
         inodes: &inodes,
         sockets: &sockets,
+        holders: &holders,
+        rights: None,
     };
     // What has such a number of its own gets it at once, lest twice as many be needed.
     let own = file::epoll::own_numbers(image);
@@ -189,7 +195,7 @@ pub(crate) fn open(
     drop(reserved);
     let private = private.map(|private| open_private(private, &context, &mut files)).transpose()?.flatten();
     file::pty::hang_up(image, &mut inodes);
-    Ok(Opened { files, inherited, inodes, sockets, directories, late, private, scribe })
+    Ok(Opened { files, inherited, inodes, sockets, directories, late, private, holders, scribe })
 }
 
 /// Opens what one process alone has, above all other numbers. `None` if there is no room for that: it is opened anyhow.

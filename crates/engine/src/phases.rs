@@ -150,9 +150,9 @@ pub(crate) fn watched_files(
     tasks: &Tasks,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    let Opened { late: Some(late), files, .. } = &mut materials.opened else { return Ok(()) };
+    let Opened { late: Some(late), files, holders, .. } = &mut materials.opened else { return Ok(()) };
     file::pidfd::open_late(materials.image, tasks, puppets, files)?;
-    file::proc::open_late(materials.image, tasks, |file| !late.is_last(file), files, observer)
+    file::proc::open_late(materials.image, tasks, |file| !late.is_last(file), files, holders, observer)
 }
 
 /// What shows the tasks and their descriptors, now that they have both.
@@ -162,8 +162,8 @@ pub(crate) fn late_files(
     tasks: &Tasks,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    let Opened { late: Some(late), files, .. } = &mut materials.opened else { return Ok(()) };
-    file::proc::open_late(materials.image, tasks, |file| late.is_last(file), files, observer)?;
+    let Opened { late: Some(late), files, holders, .. } = &mut materials.opened else { return Ok(()) };
+    file::proc::open_late(materials.image, tasks, |file| late.is_last(file), files, holders, observer)?;
     let materials = &*materials;
     let opened = &materials.opened;
     let Some(late) = &opened.late else { return Ok(()) };

@@ -43,7 +43,7 @@ impl FileKind for CharDevice {
     }
 
     fn open(&self, file: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
-        let fd = reopen(&file.path, &file.record)?;
+        let fd = reopen(&file.path, &file.record, None)?;
         let stat = rustix::fs::fstat(&fd).doing(|| format!("stat {}", show(&file.path)))?;
         if stat.st_rdev != file.record.rdev {
             return Err(Error::failed(format!("{} is another device than it was", show(&file.path))));

@@ -50,7 +50,7 @@ impl FileKind for Directory {
                 let flags = OFlags::from_bits_retain(file.record.flags) & !OFlags::NOFOLLOW;
                 procfs::reopen(place.as_ref(), flags).doing(|| format!("open the removed {}", show(path)))?
             }
-            None => reopen(&file.path, &file.record)?,
+            None => reopen(&file.path, &file.record, context.rights)?,
         };
         if file.record.flags & OFlags::PATH.bits() == 0 {
             seek(&fd, &file.record, &file.path)?;

@@ -133,7 +133,7 @@ fn private(image: &Image) -> BTreeSet<Objref> {
 }
 
 /// Whether a file was made after `time` (in nanoseconds), as far as its file system says.
-fn born_since(fd: &OwnedFd, time: u64) -> bool {
+pub(super) fn born_since(fd: &OwnedFd, time: u64) -> bool {
     let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
     found.is_ok_and(|stat| {
         let born = stat.stx_btime.tv_sec.max(0) as u64 * 1_000_000_000 + u64::from(stat.stx_btime.tv_nsec);

@@ -31,6 +31,7 @@ pub(crate) mod proc;
 pub(crate) mod pty;
 mod refuse;
 pub(crate) mod regular;
+pub(crate) mod rights;
 pub(crate) mod signalfd;
 pub(crate) mod timerfd;
 pub(crate) mod unix;
@@ -50,6 +51,7 @@ use ckpt_image::{
     Image, Object, Objref, model,
     record::{self, FileDesc},
 };
+use rights::{Holders, Rights};
 use rustix::{
     fs::{FileType, Mode, OFlags},
     io::Errno,
@@ -101,6 +103,7 @@ impl Made {
 }
 
 /// What opening a file again may need.
+#[derive(Clone, Copy)]
 pub(crate) struct OpenContext<'a> {
     /// The image.
     pub(crate) image: &'a Image,
@@ -114,6 +117,10 @@ pub(crate) struct OpenContext<'a> {
     pub(crate) inodes: &'a BTreeMap<Objref, Made>,
     /// Unix sockets, made again.
     pub(crate) sockets: &'a unix::Sockets,
+    /// Whose rights files are opened with.
+    pub(crate) holders: &'a Holders,
+    /// Those for the file that is opened, if they are not ours.
+    pub(crate) rights: Option<&'a Rights>,
 }
 
 /// Both directions of one kind of file.
@@ -208,27 +215,52 @@ pub(crate) fn open_some(
         let kind = FILE_KINDS.iter().find(|kind| kind.kind() == file.record.kind).ok_or_else(|| {
             Error::bad_image(format!("file {objref} is of unknown kind {}", file.record.kind))
         })?;
-        if let Some(fd) = kind.open(file, context)? {
+        let rights = context.holders.get(objref).and_then(Option::as_ref);
+        if let Some(fd) = kind.open(file, &OpenContext { rights, ..*context })? {
             open.insert(*objref, place(*objref, fd)?);
         }
     }
     Ok(open)
 }
 
-/// Opens `path` as an image wants it and checks that it got that.
-pub(crate) fn reopen(path: &[u8], record: &record::File) -> Result<OwnedFd> {
+/// Opens `path` as an image wants it, with `rights` if they are given, and checks that it got that.
+pub(crate) fn reopen(path: &[u8], record: &record::File, rights: Option<&Rights>) -> Result<OwnedFd> {
+    match rights {
+        Some(rights) => rights.open(path, record, || reopen_now(path, record)),
+        None => reopen_now(path, record),
+    }
+}
+
+fn reopen_now(path: &[u8], record: &record::File) -> Result<OwnedFd> {
     // O_ASYNC given to open(2) would only look as if it were set: see owner.rs.
     let forbidden =
         OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::from_bits_retain(libc::O_ASYNC as u32);
     let flags = OFlags::from_bits_retain(record.flags) & !forbidden;
-    let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())
-        .map_err(|e| Error::os(format!("open {}", show(path)), e).advice(advice(e)))?;
+    let wanted = FileType::from_raw_mode(record.mode);
+    // A FIFO in its place would let us wait for ever.
+    let waits = wanted == FileType::RegularFile && !flags.intersects(OFlags::NONBLOCK | OFlags::PATH);
+    let open = |more| rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY | more, Mode::empty());
+    let failed = |e| Error::os(format!("open {}", show(path)), e).advice(advice(e));
+    let fd = match open(if waits { OFlags::NONBLOCK } else { OFlags::empty() }) {
+        // Somebody has a lease, and gives it up.
+        Err(Errno::WOULDBLOCK) if rustix::fs::stat(path).is_ok_and(|stat| is_of(&stat, wanted)) => {
+            open(OFlags::empty()).map_err(failed)?
+        }
+        other => other.map_err(failed)?,
+    };
     let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os(format!("stat {}", show(path)), e))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::from_raw_mode(record.mode) {
+    if !is_of(&stat, wanted) {
         let what = format!("{} is not the kind of file it was", show(path));
         return Err(Error::failed(what).advice("put the original back"));
     }
+    if waits {
+        rustix::fs::fcntl_setfl(&fd, flags).doing(|| "set the flags of a file".to_owned())?;
+    }
     Ok(fd)
+}
+
+fn is_of(stat: &rustix::fs::Stat, file_type: FileType) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == file_type
 }
 
 /// What to do about a file that cannot be opened.

@@ -45,8 +45,8 @@ impl FileKind for Path {
         Ok(file)
     }
 
-    fn open(&self, file: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
-        let fd = reopen(&file.path, &file.record)?;
+    fn open(&self, file: &model::File, context: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
+        let fd = reopen(&file.path, &file.record, context.rights)?;
         let stat = rustix::fs::fstat(&fd).doing(|| format!("stat {}", show(&file.path)))?;
         if stat.st_rdev != file.record.rdev {
             return Err(Error::failed(format!("{} is another device than it was", show(&file.path))));

@@ -12,10 +12,12 @@
 use super::{
     Descriptor, FileKind, OpenContext,
     late::{self, Tasks},
-    reopen, seek,
+    reopen,
+    rights::{Holders, Rights},
+    seek,
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     objects::Objects,
     options::Observer,
     task::{Process, show, stat_of},
@@ -145,28 +147,45 @@ pub(crate) fn open_late(
     tasks: &Tasks,
     wanted: impl Fn(Objref) -> bool,
     files: &mut BTreeMap<Objref, OwnedFd>,
+    holders: &Holders,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    late::of_kind(image, file_kind::PROC)
-        .filter(|(objref, _)| wanted(*objref))
-        .try_for_each(|(objref, file)| late::put(&open(file, tasks, observer)?, objref, files))
+    late::of_kind(image, file_kind::PROC).filter(|(objref, _)| wanted(*objref)).try_for_each(
+        |(objref, file)| {
+            let rights = holders.get(&objref).and_then(Option::as_ref);
+            late::put(&open(file, tasks, rights, observer)?, objref, files)
+        },
+    )
 }
 
-fn open(file: &model::File, tasks: &Tasks, observer: &mut dyn Observer) -> Result<OwnedFd> {
+fn open(
+    file: &model::File,
+    tasks: &Tasks,
+    rights: Option<&Rights>,
+    observer: &mut dyn Observer,
+) -> Result<OwnedFd> {
     let proc = details(file).unwrap_or_default();
     let root = file.path.get(..proc.root as usize).unwrap_or_default();
     let ours = own_number(root) == Some(own_pid());
     let id = |task: i32| tasks.get(&task).map(|(known, own)| if ours { *known } else { *own });
     match proc.owner {
-        proc_owner::KERNEL => open_at(file, &file.path),
+        // Some ask who opened them. What one of its tasks may not open was opened before rights were given up.
+        proc_owner::KERNEL => match open_at(file, &file.path, rights) {
+            Err(error) if error.kind == ErrorKind::Permission => open_at(file, &file.path, None),
+            other => other,
+        },
         proc_owner::TASK => {
             let pid = id(proc.pid).ok_or_else(|| {
                 Error::bad_image(format!("{}: that task is not in the image", show(&file.path)))
             })?;
-            open_at(file, &path_of(file, &proc, pid, id(proc.tid).unwrap_or(proc.tid)))
+            let path = path_of(file, &proc, pid, id(proc.tid).unwrap_or(proc.tid));
+            match rights {
+                Some(rights) => rights.spare_admin(|| open_at(file, &path, None))?,
+                None => open_at(file, &path, None),
+            }
         }
         proc_owner::OUTSIDE if stat_of(proc.pid).is_some_and(|stat| stat.starttime == proc.start) => {
-            open_at(file, &file.path)
+            open_at(file, &file.path, None)
         }
         owner => {
             if owner == proc_owner::OUTSIDE {
@@ -179,7 +198,7 @@ fn open(file: &model::File, tasks: &Tasks, observer: &mut dyn Observer) -> Resul
             }
             // It ends when this returns, and the file is that of one who has ended.
             let placeholder = Servant::start(|line| drop(line.request()))?;
-            open_at(file, &path_of(file, &proc, placeholder.pid(), placeholder.pid()))
+            open_at(file, &path_of(file, &proc, placeholder.pid(), placeholder.pid()), None)
         }
     }
 }
@@ -205,8 +224,8 @@ fn path_of(file: &model::File, proc: &ProcFile, pid: i32, tid: i32) -> Vec<u8> {
     path
 }
 
-fn open_at(file: &model::File, path: &[u8]) -> Result<OwnedFd> {
-    let fd = reopen(path, &file.record)?;
+fn open_at(file: &model::File, path: &[u8], rights: Option<&Rights>) -> Result<OwnedFd> {
+    let fd = reopen(path, &file.record, rights)?;
     seek(&fd, &file.record, path)?;
     Ok(fd)
 }

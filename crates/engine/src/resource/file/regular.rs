@@ -66,7 +66,7 @@ impl FileKind for Regular {
             let flags = OFlags::from_bits_retain(file.record.flags) & !OFlags::NOFOLLOW;
             procfs::reopen(&made.fd, flags).doing(|| format!("open {}", show(&file.path)))?
         } else if file.details.is_empty() {
-            reopen(&file.path, &file.record)?
+            reopen(&file.path, &file.record, context.rights)?
         } else {
             let flags = OFlags::from_bits_retain(file.record.flags) & !OFlags::NOFOLLOW;
             match context.scribe.link(&file.details, &file.path) {
@@ -76,7 +76,7 @@ impl FileKind for Regular {
                 // Whoever may not link it (fs.protected_hardlinks) can do without the name it is shown by.
                 Err(error) => {
                     tracing::info!("{error}");
-                    reopen(&file.details, &file.record)?
+                    reopen(&file.details, &file.record, context.rights)?
                 }
             }
         };

@@ -1,0 +1,126 @@
+//! As whom files are opened.
+//!
+//! Root may restart what was a user's program, and that user may have put a link where the program had a file: what is opened
+//! through it must be what the program could have opened. Besides, an open file remembers whose rights it was
+//! opened with, and some files of /proc ask for those. So a file is opened with the effective ids of a task that has it. What that
+//! one may not open was opened before it gave up rights, or by somebody else: it is opened with ours, if it is
+//! the very file, by device and inode, and no other that was made since.
+
+use super::identity::born_since;
+use crate::{
+    error::{Doing, Error, ErrorKind, Result},
+    options::RestartOptions,
+    task::show,
+};
+use ckpt_image::{
+    Image, Object, Objref,
+    record::{self, task_state},
+};
+use rustix::{
+    fs::{Gid, Uid},
+    process::{getegid, geteuid, getgroups},
+    thread::{
+        CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups, set_thread_res_gid,
+        set_thread_res_uid,
+    },
+};
+use std::{collections::BTreeMap, os::fd::OwnedFd};
+
+/// CAP_DAC_OVERRIDE (capabilities(7)): who has it may open anything.
+const DAC_OVERRIDE: u64 = 1 << 1;
+
+/// The rights of a task that has a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rights {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+    /// When the image was begun, in nanoseconds since 1970.
+    time: u64,
+}
+
+/// By file; those that are to be opened with our own are not in it, or have none.
+pub(crate) type Holders = BTreeMap<Objref, Option<Rights>>;
+
+/// Which tasks' rights files are to be opened with: none but ours, unless we are root; and not if files that changed are welcome.
+pub(crate) fn holders(image: &Image, options: &RestartOptions) -> Holders {
+    let mut holders = Holders::new();
+    if !geteuid().is_root() || options.force_files {
+        return holders;
+    }
+    for process in image.processes.iter().filter(|p| p.task.state != task_state::ZOMBIE) {
+        let table = image.files(process.task.files).map_or(&[][..], |table| &table.descs);
+        let mapped = image
+            .mm(process.task.mm)
+            .into_iter()
+            .flat_map(|mm| mm.vmas.iter().map(|vma| vma.record.object).chain([mm.record.exe]));
+        let files: Vec<Objref> = table.iter().map(|desc| desc.file).chain(mapped).collect();
+        for (_, thread) in process.living() {
+            let Some(Object::Cred(cred)) = image.objects.get(&thread.record.cred) else { continue };
+            let record::Cred { uid: [.., uid], gid: [.., gid], cap_effective, .. } = cred.record;
+            let privileged = uid == 0 || cap_effective & DAC_OVERRIDE != 0;
+            let rights = Rights { uid, gid, groups: cred.groups.clone(), time: image.header.time };
+            for file in &files {
+                let known = holders.entry(*file).or_insert_with(|| Some(rights.clone()));
+                if privileged {
+                    *known = None;
+                }
+            }
+        }
+    }
+    holders
+}
+
+impl Rights {
+    /// Opens a file with these rights, or else, if it is what `record` says, with ours.
+    pub(super) fn open(
+        &self,
+        path: &[u8],
+        record: &record::File,
+        open: impl Fn() -> Result<OwnedFd>,
+    ) -> Result<OwnedFd> {
+        let refused = match self.lend(&open)? {
+            Err(error) if error.kind == ErrorKind::Permission => error,
+            other => return other,
+        };
+        let fd = open()?;
+        let stat = rustix::fs::fstat(&fd).doing(|| format!("stat {}", show(path)))?;
+        if (stat.st_dev, stat.st_ino) == (record.dev, record.ino) && !born_since(&fd, self.time) {
+            return Ok(fd);
+        }
+        Err(refused
+            .why(format!("user {} may not, and it is another file than the program had open", self.uid))
+            .advice("put the original back, or go on with --force-files"))
+    }
+
+    /// Does something with ours but for CAP_SYS_ADMIN: files of a task that is not made yet cannot be opened with its own, and
+    /// pagemap asks for that one.
+    pub(super) fn spare_admin<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        let all = capabilities(None).doing(|| "capget".to_owned())?;
+        let fewer = CapabilitySets { effective: all.effective - CapabilitySet::SYS_ADMIN, ..all };
+        set_capabilities(None, fewer).doing(|| "capset".to_owned())?;
+        let done = work();
+        set_capabilities(None, all).doing(|| "take our own capabilities back".to_owned())?;
+        Ok(done)
+    }
+
+    /// Does something with these rights instead of ours.
+    fn lend<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        let (uid, gid, groups) = (geteuid(), getegid(), getgroups().doing(|| "getgroups".to_owned())?);
+        let dumpable = rustix::process::dumpable_behavior().doing(|| "prctl(PR_GET_DUMPABLE)".to_owned())?;
+        let theirs: Vec<Gid> = self.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        let become_them = || {
+            set_thread_groups(&theirs)?;
+            set_thread_res_gid(None, Gid::from_raw(self.gid), None)?;
+            set_thread_res_uid(None, Uid::from_raw(self.uid), None)
+        };
+        let done = become_them().map(|()| work());
+        // With the user come all capabilities back. Whoever changes ids is not dumpable any more.
+        set_thread_res_uid(None, uid, None)
+            .and_then(|()| set_thread_res_gid(None, gid, None))
+            .and_then(|()| set_thread_groups(&groups))
+            .and_then(|()| rustix::process::set_dumpable_behavior(dumpable))
+            .doing(|| "take our own rights back".to_owned())?;
+        done.map_err(|cause| Error::os(format!("take on the rights of user {}", self.uid), cause))
+    }
+}
