@@ -63,9 +63,15 @@ impl Program {
 
     /// `checkpoint --kill` into `image` in its directory; reaped when this returns.
     pub(crate) fn save_and_kill(&mut self, ctx: &Context) -> Result<PathBuf> {
+        self.save_and_kill_with(ctx, &[])
+    }
+
+    /// The same with options.
+    pub(crate) fn save_and_kill_with(&mut self, ctx: &Context, options: &[&str]) -> Result<PathBuf> {
         let image = self.path("image");
         let mut members = self.target.members();
-        ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(self.pid()).finish()?.expect_code(0)?;
+        let run = ctx.run("checkpoint", &["--kill"]).args(options).arg("-o");
+        run.arg(&image).arg(self.pid()).finish()?.expect_code(0)?;
         let ended = self.target.wait()?;
         members.retain(|(pid, _)| *pid != self.target.pid());
         self.target.all_gone(&members)?;

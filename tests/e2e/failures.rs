@@ -2,12 +2,14 @@
 //! Each ends with one line that says why; nothing is left of it, and the image is as good as before.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
+use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys::{self, random_below};
 use ckpt_tests::target::{own_children, reap_strays};
 use ckpt_tests::tool::{Outcome, Run};
@@ -21,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("puppet_killed_tree", |ctx| puppet_killed(ctx, "clan", &[], 20)),
     ("puppet_killed_nested", |ctx| puppet_killed(ctx, "nest", &[], 10)),
     ("puppet_killed_threads", |ctx| puppet_killed(ctx, "spinner", &["5"], 10)),
+    ("scribe_killed", scribe_killed),
     ("id_taken", id_taken),
     ("interrupted", interrupted),
     ("limits", limits),
@@ -39,11 +42,15 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new(ctx: &Context, helper: &str, args: &[&str]) -> Result<Scene> {
-        let mut program = Program::start(ctx, helper, args)?;
+        Scene::of(ctx, Program::start(ctx, helper, args)?, &[])
+    }
+
+    /// Of a program that is checkpointed with such options.
+    fn of(ctx: &Context, mut program: Program, options: &[&str]) -> Result<Scene> {
         let members = family(program.target.pid());
         let tids = members.iter().flat_map(|pid| living_threads(*pid));
         let ids: BTreeSet<i32> = members.iter().copied().chain(tids).collect();
-        let image = program.save_and_kill(ctx)?;
+        let image = program.save_and_kill_with(ctx, options)?;
         let wall = program.back_from(ctx, &image)?.wall;
         program.target.kill();
         let files = program.files()?;
@@ -123,7 +130,7 @@ fn puppet_killed(ctx: &Context, helper: &str, args: &[&str], percent: u32) -> Re
     let mut scene = Scene::new(ctx, helper, args)?;
     until_failed(ctx, percent, |_| {
         let run = scene.restart(ctx, &scene.image).start()?;
-        let killed = kill_descendant(run.pid(), scene.wall)?;
+        let killed = kill_descendant(run.pid(), scene.wall, |_| true)?;
         let outcome = run.finish()?;
         if outcome.status.success() {
             scene.clear()?;
@@ -139,17 +146,66 @@ fn puppet_killed(ctx: &Context, helper: &str, args: &[&str], percent: u32) -> Re
     scene.still_works(ctx)
 }
 
-/// SIGKILL to a descendant of `pid`, some time after there is one; `None` when `pid` ended before.
-fn kill_descendant(pid: i32, span: Duration) -> Result<Option<i32>> {
+/// The process is killed that makes names for `restart`: those it made are gone, those it put aside are back, and nothing
+/// else is touched.
+fn scribe_killed(ctx: &Context) -> Result<()> {
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    let embedded: Vec<PathBuf> = (0..10).map(|i| dir.path().join(format!("data.{i}"))).collect();
+    embedded.iter().try_for_each(|path| std::fs::write(path, "held"))?;
+    let binary = compile_c(ctx, &ctx.helpers.join("names.c"), &[])?;
+    let program = Program::start_argv(&[binary.into()], dir, None)?;
+    let mut scene = Scene::of(ctx, program, &["--embed-files=data.*"])?;
+    let without_them = |scene: &mut Scene| {
+        embedded.iter().try_for_each(std::fs::remove_file)?;
+        scene.files = scene.program.files()?;
+        stats(&scene.program)
+    };
+    let mut before = without_them(&mut scene)?;
+    until_failed(ctx, 60, |attempt| {
+        // By the end of it the restart sees other paths than the scribe.
+        let mut run = ctx.run("restart", &["-W", "-i"]).arg(&scene.image);
+        if attempt % 3 == 0 {
+            run = run.arg("--mntns");
+        }
+        let run = run.start()?;
+        let span = scene.wall / (1 << (attempt % 4));
+        let killed = kill_descendant(run.pid(), span, |pid| !scene.ids.contains(&pid))?;
+        let outcome = run.finish()?;
+        if outcome.status.success() {
+            scene.program.adopt()?;
+            scene.program.target.kill();
+            before = without_them(&mut scene)?;
+            return Ok(false);
+        }
+        let pid = killed.context("restart failed though nothing was killed")?;
+        scene.failed(&outcome, &[&format!("pid {pid}, which makes names for restart")])?;
+        let after = stats(&scene.program)?;
+        ensure(after == before, format!("there was {before:?} and is {after:?}"))?;
+        Ok(true)
+    })?;
+    scene.still_works(ctx)
+}
+
+/// What is in a program's directory, each file with what tells it from another.
+fn stats(program: &Program) -> Result<Vec<(String, [i64; 4])>> {
+    let stat = |name: String| {
+        let stat = std::fs::symlink_metadata(program.path(&name))?;
+        Ok((name, [stat.ino() as i64, stat.mode().into(), stat.mtime(), stat.mtime_nsec()]))
+    };
+    program.files()?.into_iter().map(stat).collect()
+}
+
+/// SIGKILL to a descendant of `pid` that is `wanted`, some time after there is one; `None` when `pid` ended before.
+fn kill_descendant(pid: i32, span: Duration, wanted: impl Fn(i32) -> bool) -> Result<Option<i32>> {
     let running = || living_threads(pid).contains(&pid);
-    while family(pid).len() < 2 {
+    let below = || family(pid).into_iter().skip(1).filter(|pid| wanted(*pid)).collect::<Vec<i32>>();
+    while below().is_empty() {
         if !running() {
             return Ok(None);
         }
     }
     wait_within(span);
-    let found = family(pid);
-    let below = found.get(1..).unwrap_or_default();
+    let below = below();
     let Some(victim) = below.get(random_below(below.len() as u64) as usize) else { return Ok(None) };
     let Ok(pidfd) = pidfd_open(Pid::from_raw(*victim).context("pid 0")?, PidfdFlags::empty()) else {
         return Ok(None);

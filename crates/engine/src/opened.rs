@@ -115,7 +115,9 @@ fn count(image: &Image) -> u64 {
         // Itself, by its number; one for its peer, or what stands for that.
         Object::File(file) if file.record.kind == file_kind::UNIX => 3,
         Object::File(_) => 1,
-        Object::Inode(_) | Object::Fs(_) => 2,
+        // One that lasts: where its name is, and what was put aside for it.
+        Object::Inode(_) => 3,
+        Object::Fs(_) => 2,
         _ => 0,
     });
     each.sum()

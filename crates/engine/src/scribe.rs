@@ -4,11 +4,13 @@
 //! what the kernel shows of it is what it showed. Between making a name and taking it away nobody may
 //! die: so it is done by a *scribe*, a servant that finishes what it has begun even when we are killed
 //! (SIGKILL). A file that is to stay it takes away again unless it is told that the restart succeeds; should we be
-//! killed then, while tasks are let go, it looks whether they live.
+//! killed then, while tasks are let go, it looks whether they live. Should the scribe be killed, we do the same by the
+//! [`journal`] of what it has made.
 //!
 //! Names come from an image, and directories may belong to somebody else: no link is followed on the
 //! way to a name, and nothing that exists is touched (openat2(2), O_EXCL, mkdirat, linkat).
 
+mod journal;
 pub(crate) mod socket;
 
 use crate::{
@@ -20,14 +22,16 @@ use ckpt_kernel::{
     Errno,
     servant::{Line, Request, Servant},
 };
+use journal::{Journal, Likeness, Step};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat},
     process::{Pid, PidfdFlags, pidfd_open},
 };
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell, RefCell},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    rc::Rc,
 };
 
 /// What a scribe can make.
@@ -65,9 +69,15 @@ const TASKS: [Task; 9] = [
     Task::Discard,
 ];
 
-/// The scribe, forked when there is something to do.
+/// The scribe, forked when there is something to do. Dropped, it has left what is to stay, and nothing else.
 #[derive(Debug, Default)]
-pub(crate) struct Scribe(OnceCell<Servant>);
+pub(crate) struct Scribe {
+    servant: OnceCell<Servant>,
+    /// What it has told of its own.
+    journal: RefCell<Journal>,
+    /// Whether it knows that what lasts is to stay.
+    kept: Cell<bool>,
+}
 
 impl Scribe {
     /// A new file, once `path`, open for reading and writing; its directory is made if it was removed, too
@@ -127,11 +137,14 @@ impl Scribe {
 
     /// What lasts is to stay if process `root` does, until [`Scribe::discard`].
     pub(crate) fn keep(&self, root: i32) -> Result<()> {
-        self.tell(Task::Keep, root)
+        self.tell(Task::Keep, root)?;
+        self.kept.set(true);
+        Ok(())
     }
 
     /// What lasts is not to stay after all.
     pub(crate) fn discard(&self) -> Result<()> {
+        self.kept.set(false);
         self.tell(Task::Discard, 0)
     }
 
@@ -139,22 +152,22 @@ impl Scribe {
         let path = model::removed(path).unwrap_or(path);
         let error = Error::os(format!("{what} {} again", show(path)), cause);
         error.advice(match cause {
-            Errno::PIPE | Errno::CONNRESET => return self.silent(cause),
+            Errno::PIPE => return self.dead(),
             Errno::LOOP => "its directory is reached through a symbolic link, and nothing is made beyond one: --map-file can name the real one",
             Errno::NOENT | Errno::NOTDIR => "its directory must exist: make it, or name another with --map-file",
             _ => "its directory must be writable, or another be named with --map-file",
         })
     }
 
-    fn silent(&self, cause: Errno) -> Error {
-        let pid = self.0.get().map_or(0, Servant::pid);
-        Error::os(format!("pid {pid}, which makes names for restart, does not answer"), cause)
+    fn dead(&self) -> Error {
+        let pid = self.servant.get().map_or(0, Servant::pid);
+        Error::failed(format!("pid {pid}, which makes names for restart, was killed"))
     }
 
     fn tell(&self, task: Task, pid: i32) -> Result<()> {
-        let Some(servant) = self.0.get() else { return Ok(()) };
-        let told = servant.ask(&[&[task as u8][..], &pid.to_le_bytes()].concat(), None).map(drop);
-        told.map_err(|e| self.silent(e))
+        let Some(servant) = self.servant.get() else { return Ok(()) };
+        let request = [&[task as u8][..], &pid.to_le_bytes()].concat();
+        self.exchange(servant, &request, None).map(drop).map_err(|_| self.dead())
     }
 
     fn ask(&self, task: Task, paths: &[&[u8]]) -> Result<OwnedFd, Errno> {
@@ -162,53 +175,33 @@ impl Scribe {
     }
 
     fn request(&self, task: Task, what: &[u8], with: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Errno> {
-        let servant = match self.0.get() {
+        let servant = match self.servant.get() {
             Some(servant) => servant,
             None => {
                 let servant = Servant::start(work).map_err(|e| e.errno().unwrap_or(Errno::AGAIN))?;
-                self.0.get_or_init(|| servant)
+                self.servant.get_or_init(|| servant)
             }
         };
-        match servant.ask(&[&[task as u8], what].concat(), with)? {
-            (_, Some(fd)) => Ok(fd),
-            (answer, None) => {
-                let code = answer.first_chunk().map_or(0, |code| i32::from_le_bytes(*code));
-                Err(Errno::from_raw_os_error(if code > 0 { code } else { libc::EIO }))
-            }
-        }
+        self.exchange(servant, &[&[task as u8], what].concat(), with)?
+    }
+
+    /// Gets an answer, unless the scribe dies.
+    fn exchange(
+        &self,
+        servant: &Servant,
+        request: &[u8],
+        with: Option<BorrowedFd<'_>>,
+    ) -> Result<Result<OwnedFd, Errno>, Errno> {
+        let mut journal = self.journal.borrow_mut();
+        servant.ask(request, with, |message, fd| journal.hear(message, fd))
     }
 }
 
-/// A file that is to stay.
-#[derive(Debug)]
-struct Lasting {
-    dir: OwnedFd,
-    name: Vec<u8>,
-    /// Its device and inode.
-    dev_ino: (u64, u64),
-    /// The name of what was put aside for it, which is not to stay then.
-    aside: Option<Vec<u8>>,
-}
-
-impl Lasting {
-    fn forget(&self, name: &[u8]) {
-        let _ = rustix::fs::unlinkat(&self.dir, name, AtFlags::empty());
-    }
-
-    /// It stays.
-    fn keep(&self) {
-        self.aside.iter().for_each(|aside| self.forget(aside));
-    }
-
-    /// It does not stay, if it is still the one that was made.
-    fn undo(&self) {
-        let same = rustix::fs::statat(&self.dir, self.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
-        if same.is_ok_and(|s| (s.st_dev, s.st_ino) == self.dev_ino) {
-            self.forget(&self.name);
-        }
-        if let Some(aside) = &self.aside {
-            let flags = rustix::fs::RenameFlags::NOREPLACE;
-            let _ = rustix::fs::renameat_with(&self.dir, aside, &self.dir, &self.name, flags);
+impl Drop for Scribe {
+    fn drop(&mut self) {
+        let finished = self.servant.take().is_none_or(Servant::dismiss);
+        if !finished {
+            self.journal.get_mut().settle(self.kept.get());
         }
     }
 }
@@ -217,7 +210,7 @@ impl Lasting {
 fn work(line: Line) {
     // As when the original made it: who may use it is set afterwards.
     rustix::process::umask(Mode::empty());
-    let mut lasting: Vec<Lasting> = Vec::new();
+    let mut desk = Desk { line: &line, journal: Journal::default() };
     // The root of the tasks for which it is to stay.
     let mut kept = None;
     let dismissed = loop {
@@ -225,45 +218,24 @@ fn work(line: Line) {
             Request::Some(request, with) => (request, with),
             other => break matches!(other, Request::Dismissed),
         };
-        let Some((code, paths)) = request.split_first() else { break false };
-        let pid = paths.first_chunk().map_or(0, |pid| i32::from_le_bytes(*pid));
-        let mut paths = paths.split(|byte| *byte == 0);
-        let (path, other) = (paths.next().unwrap_or_default(), paths.next().unwrap_or_default());
-        let made = match TASKS.iter().find(|task| **task as u8 == *code) {
-            Some(Task::File) => {
-                let (path, making) = model::removed(path).map_or((path, false), |path| (path, true));
-                briefly(path, making, create)
-            }
-            Some(Task::Fifo) => briefly(path, true, fifo),
-            Some(Task::Directory) => directory(path),
-            Some(Task::Link) => briefly(path, false, |dir, name| link(other, dir, name)),
-            Some(Task::Lasting) => last(path, &mut lasting),
-            Some(task @ (Task::Socket | Task::BriefSocket)) => {
-                let name = request.get(1..).and_then(socket::Name::of_request).zip(with.as_ref());
-                name.ok_or(Errno::INVAL).and_then(|(name, with)| match task {
-                    Task::Socket => socket::last(with.as_fd(), &name, &mut lasting),
-                    _ => socket::briefly(with.as_fd(), &name),
-                })
-            }
-            told => {
-                let root = Pid::from_raw(pid).filter(|_| told == Some(&Task::Keep));
-                kept = root.and_then(|root| pidfd_open(root, PidfdFlags::empty()).ok());
-                Err(Errno::CANCELED)
-            }
-        };
-        let (code, fd) = match &made {
-            Ok(fd) => (0, Some(fd.as_fd())),
-            Err(error) => (error.raw_os_error(), None),
-        };
-        if line.send(&code.to_le_bytes(), fd).is_err() {
+        let Some((code, what)) = request.split_first() else { break false };
+        let task = TASKS.into_iter().find(|task| *task as u8 == *code).unwrap_or(Task::Discard);
+        if let Task::Keep | Task::Discard = task {
+            let pid = what.first_chunk().map_or(0, |pid| i32::from_le_bytes(*pid));
+            let root = Pid::from_raw(pid).filter(|_| task == Task::Keep);
+            kept = root.and_then(|root| pidfd_open(root, PidfdFlags::empty()).ok());
+        }
+        let before = desk.journal.len();
+        let mut made = desk.make_for(task, what, with);
+        if made.is_err() || !matches!(task, Task::Lasting | Task::Socket) {
+            let undone = desk.journal.undo(before);
+            made = made.and_then(|fd| undone.map(|()| fd));
+        }
+        if desk.journal.answer(&made, &line).is_err() {
             break false;
         }
     };
-    if kept.is_some_and(|root| dismissed || outlives(&root)) {
-        lasting.iter().for_each(Lasting::keep);
-    } else {
-        lasting.iter().for_each(Lasting::undo);
-    }
+    desk.journal.settle(kept.is_some_and(|root| dismissed || outlives(&root)));
 }
 
 /// Whether a process lives on though its tracer, who was to let it go, has died.
@@ -273,38 +245,113 @@ fn outlives(root: &OwnedFd) -> bool {
     poll(&mut polled, Some(&PATIENCE)) == Ok(0)
 }
 
-/// The directory part of a path, open, without going through any link, and the name in it. Directories
-/// that are missing are made if `making`; those that were.
-fn parent(path: &[u8], making: bool) -> Result<(OwnedFd, Vec<u8>, Vec<Made>), Errno> {
-    let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
-    let (last, above) = names.split_last().ok_or(Errno::INVAL)?;
-    if names.iter().any(|name| [&b"."[..], b".."].contains(name)) {
-        return Err(Errno::INVAL);
-    }
-    let mut made = Vec::new();
-    let mut dir = open_dir(CWD, b"/")?;
-    for name in above {
-        dir = match open_dir(dir.as_fd(), name) {
-            Err(Errno::NOENT) if making => {
-                let fresh =
-                    rustix::fs::mkdirat(&dir, *name, Mode::RWXU).and_then(|()| open_dir(dir.as_fd(), name));
-                let fresh = fresh.inspect_err(|_| unmake(&mut made))?;
-                made.push((std::mem::replace(&mut dir, fresh), name.to_vec()));
-                continue;
-            }
-            other => other.inspect_err(|_| unmake(&mut made))?,
-        };
-    }
-    Ok((dir, last.to_vec(), made))
+/// The scribe at work: it takes no step that is not in its journal, by which the step is undone.
+struct Desk<'a> {
+    line: &'a Line,
+    journal: Journal,
 }
 
-/// A directory that was made: the one it is in, and its name.
-type Made = (OwnedFd, Vec<u8>);
+impl Desk<'_> {
+    /// Makes what a request is for.
+    fn make_for(&mut self, task: Task, what: &[u8], with: Option<OwnedFd>) -> Result<OwnedFd, Errno> {
+        let mut paths = what.split(|byte| *byte == 0);
+        let (path, other) = (paths.next().unwrap_or_default(), paths.next().unwrap_or_default());
+        let new = Likeness::new;
+        match task {
+            Task::File => {
+                let (path, making) = model::removed(path).map_or((path, false), |path| (path, true));
+                self.fresh(path, making, new(FileType::RegularFile), create)
+            }
+            Task::Fifo => self.fresh(path, true, new(FileType::Fifo), fifo),
+            Task::Directory => self.fresh(path, true, new(FileType::Directory), directory),
+            Task::Link => self.link(path, other),
+            Task::Lasting => self.lasting(path),
+            Task::Socket | Task::BriefSocket => {
+                let (name, with) = socket::Name::of_request(what).zip(with).ok_or(Errno::INVAL)?;
+                match task {
+                    Task::Socket => socket::last(self, with.as_fd(), &name),
+                    _ => socket::briefly(self, with.as_fd(), &name),
+                }
+            }
+            Task::Keep | Task::Discard => Err(Errno::CANCELED),
+        }
+    }
 
-/// Removes directories that were made, the last first.
-fn unmake(made: &mut Vec<Made>) {
-    while let Some((dir, name)) = made.pop() {
-        let _ = rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR);
+    /// Takes a step by which a name comes into being that is not there.
+    fn take<T>(&mut self, step: Step, make: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+        match step.look() {
+            Err(Errno::NOENT) => {}
+            other => return Err(other.err().unwrap_or(Errno::EXIST)),
+        }
+        self.journal.note(step, self.line)?;
+        make().inspect_err(|error| {
+            // Somebody else was faster.
+            if let Errno::EXIST | Errno::ADDRINUSE = *error {
+                self.journal.withdraw();
+            }
+        })
+    }
+
+    /// What the last step has made is known now, for as long as it lasts.
+    fn know(&mut self, likeness: Likeness) -> Result<(), Errno> {
+        let mut step = self.journal.withdraw().ok_or(Errno::INVAL)?;
+        step.likeness = likeness;
+        self.journal.note(step, self.line)
+    }
+
+    /// The directory part of a path, open, without going through any link, and the name in it. Directories
+    /// that are missing are made if `making`.
+    fn parent(&mut self, path: &[u8], making: bool) -> Result<(Rc<OwnedFd>, Vec<u8>), Errno> {
+        let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
+        let (last, above) = names.split_last().ok_or(Errno::INVAL)?;
+        if names.iter().any(|name| [&b"."[..], b".."].contains(name)) {
+            return Err(Errno::INVAL);
+        }
+        let mut dir = Rc::new(open_dir(CWD, b"/")?);
+        for name in above {
+            let next = match open_dir(dir.as_fd(), name) {
+                Err(Errno::NOENT) if making => {
+                    let step = Step::new(&dir, name, Likeness::new(FileType::Directory));
+                    self.take(step, || directory(dir.as_fd(), name))
+                }
+                other => other,
+            };
+            dir = Rc::new(next?);
+        }
+        Ok((dir, last.to_vec()))
+    }
+
+    /// Makes something at `path`, or under a name derived from it when that is taken.
+    fn fresh(
+        &mut self,
+        path: &[u8],
+        making: bool,
+        likeness: Likeness,
+        make: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<OwnedFd, Errno>,
+    ) -> Result<OwnedFd, Errno> {
+        let (dir, name) = self.parent(path, making)?;
+        fresh_name(&name, |name| self.take(Step::new(&dir, name, likeness), || make(dir.as_fd(), name)))
+    }
+
+    fn link(&mut self, path: &[u8], other: &[u8]) -> Result<OwnedFd, Errno> {
+        let (from, old) = self.parent(other, false)?;
+        let stat = rustix::fs::statat(&from, old.as_slice(), AtFlags::SYMLINK_NOFOLLOW)?;
+        let made = self.fresh(path, false, Likeness::of(&stat), |dir, name| {
+            rustix::fs::linkat(&from, old.as_slice(), dir, name, AtFlags::empty())?;
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(dir, name, flags, Mode::empty())
+        })?;
+        // Where directories are laid over one another, a link makes it another file.
+        self.know(Likeness::of(&fstat(&made)?))?;
+        Ok(made)
+    }
+
+    fn lasting(&mut self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        let (dir, name) = self.parent(path, false)?;
+        let step = Step::new(&dir, &name, Likeness::new(FileType::RegularFile));
+        let fd = self.take(step, || create(dir.as_fd(), &name))?;
+        self.know(Likeness::of(&fstat(&fd)?))?;
+        Ok(fd)
     }
 }
 
@@ -314,26 +361,8 @@ fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)
 }
 
-/// Makes something at `path`, or under a name derived from it when that is taken, and takes the name
-/// away.
-fn briefly(
-    path: &[u8],
-    making: bool,
-    make: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<OwnedFd, Errno>,
-) -> Result<OwnedFd, Errno> {
-    let (dir, name, mut above) = parent(path, making)?;
-    let made = fresh_name(&name, |name| {
-        let made = make(dir.as_fd(), name)?;
-        rustix::fs::unlinkat(&dir, name, AtFlags::empty())?;
-        Ok(made)
-    });
-    drop(dir);
-    unmake(&mut above);
-    made
-}
-
 /// Calls `make` with names derived from one until one is not taken.
-fn fresh_name(name: &[u8], mut make: impl FnMut(&[u8]) -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
+fn fresh_name<T>(name: &[u8], mut make: impl FnMut(&[u8]) -> Result<T, Errno>) -> Result<T, Errno> {
     const ATTEMPTS: u32 = 100;
     let derived = |attempt: u32| [name, format!(".{attempt}").as_bytes()].concat();
     let names = std::iter::once(name.to_vec()).chain((1..ATTEMPTS).map(derived));
@@ -346,39 +375,12 @@ fn create(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
 }
 
 fn fifo(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
-    rustix::fs::mknodat(dir, name, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+    rustix::fs::mknodat(dir, name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    rustix::fs::openat(dir, name, flags, Mode::empty()).inspect_err(|_| forget(dir, name))
+    rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
-fn link(other: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let (from, old, _) = parent(other, false)?;
-    rustix::fs::linkat(&from, old, dir, name, AtFlags::empty())?;
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, name, flags, Mode::empty()).inspect_err(|_| forget(dir, name))
-}
-
-fn forget(dir: BorrowedFd<'_>, name: &[u8]) {
-    let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
-}
-
-fn directory(path: &[u8]) -> Result<OwnedFd, Errno> {
-    let (dir, name, mut above) = parent(path, true)?;
-    let made = fresh_name(&name, |name| {
-        rustix::fs::mkdirat(&dir, name, Mode::RWXU)?;
-        let made = open_dir(dir.as_fd(), name);
-        rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR)?;
-        made
-    });
-    drop(dir);
-    unmake(&mut above);
-    made
-}
-
-fn last(path: &[u8], lasting: &mut Vec<Lasting>) -> Result<OwnedFd, Errno> {
-    let (dir, name, _) = parent(path, false)?;
-    let fd = create(dir.as_fd(), &name)?;
-    let stat = rustix::fs::fstat(&fd)?;
-    lasting.push(Lasting { dir, name, dev_ino: (stat.st_dev, stat.st_ino), aside: None });
-    Ok(fd)
+fn directory(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    rustix::fs::mkdirat(dir, name, Mode::RWXU)?;
+    open_dir(dir, name)
 }

@@ -8,11 +8,12 @@ use crate::{
     procfs, sys,
 };
 use rustix::{
-    io::Errno,
+    io::{Errno, retry_on_intr},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
     },
+    process::{Pid, WaitOptions, waitpid},
 };
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -133,25 +134,48 @@ impl Servant {
         self.pid
     }
 
-    /// Asks for something, to be done with `fd` if that is given, and waits for the answer.
-    pub fn ask(
+    /// Asks for something, to be done with `fd` if that is given, and waits for the answer: the first message of which `hear`
+    /// makes something. Those before it are heard even if the servant dies over the request.
+    pub fn ask<T>(
         &self,
         request: &[u8],
         fd: Option<BorrowedFd<'_>>,
-    ) -> Result<(Vec<u8>, Option<OwnedFd>), Errno> {
+        mut hear: impl FnMut(&[u8], Option<OwnedFd>) -> Option<T>,
+    ) -> Result<T, Errno> {
         self.line.send(request, fd)?;
-        match self.line.receive()? {
-            (answer, _) if answer.is_empty() => Err(Errno::PIPE),
-            answer => Ok(answer),
+        loop {
+            match self.line.receive() {
+                // It died with a request unread. What it has sent comes behind that error, which is told once.
+                Err(Errno::CONNRESET) => {}
+                Err(error) => return Err(error),
+                Ok((message, _)) if message.is_empty() => return Err(Errno::PIPE),
+                Ok((message, fd)) => {
+                    if let Some(answer) = hear(&message, fd) {
+                        return Ok(answer);
+                    }
+                }
+            }
         }
+    }
+
+    /// Dismisses it and waits for it. Whether it finished, and was not killed.
+    pub fn dismiss(mut self) -> bool {
+        let finished = self.end();
+        self.pid = 0;
+        finished
+    }
+
+    fn end(&self) -> bool {
+        let _ = self.line.send(DISMISSED, None);
+        let wait = || waitpid(Pid::from_raw(self.pid), WaitOptions::empty());
+        matches!(retry_on_intr(wait), Ok(Some((_, status))) if status.exited())
     }
 }
 
 impl Drop for Servant {
     fn drop(&mut self) {
-        let _ = self.line.send(DISMISSED, None);
-        let mut status = 0;
-        // SAFETY: `status` is a live i32; `pid` is our child, not yet reaped.
-        unsafe { libc::waitpid(self.pid, &raw mut status, libc::__WALL) };
+        if self.pid != 0 {
+            self.end();
+        }
     }
 }

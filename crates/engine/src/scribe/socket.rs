@@ -4,13 +4,19 @@
 //! first, as that of any name, and after the call the name must be in there. A dead socket that was left behind where
 //! the name was is put aside, and comes back if the restart fails.
 
-use super::{Lasting, fresh_name, parent, unmake};
+use super::{
+    Desk, fresh_name,
+    journal::{Likeness, Step},
+};
 use ckpt_kernel::Errno;
 use rustix::{
     fs::{AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid},
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    rc::Rc,
+};
 
 /// The name of a socket.
 #[derive(Clone, Debug)]
@@ -92,52 +98,31 @@ pub(crate) fn to_address(address: &[u8]) -> Result<SocketAddrUnix, Errno> {
 }
 
 /// Binds a socket to a name that stays if all goes well.
-pub(super) fn last(
-    socket: BorrowedFd<'_>,
-    wanted: &Name<'_>,
-    lasting: &mut Vec<Lasting>,
-) -> Result<OwnedFd, Errno> {
-    let (dir, name, _) = parent(wanted.path, false)?;
+pub(super) fn last(desk: &mut Desk<'_>, socket: BorrowedFd<'_>, wanted: &Name<'_>) -> Result<OwnedFd, Errno> {
+    let (dir, name) = desk.parent(wanted.path, false)?;
     enter(wanted)?;
-    let aside = put_aside(dir.as_fd(), &name, wanted)?;
-    let bound = bind(socket, wanted.address, wanted.mode)
-        .and_then(|()| rustix::fs::statat(&dir, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW));
-    match bound {
-        Ok(stat) if is_socket(&stat) => {
-            let place = rustix::io::dup(&dir)?;
-            lasting.push(Lasting { dir, name, dev_ino: (stat.st_dev, stat.st_ino), aside });
-            let name = lasting.last().map(|last| last.name.as_slice()).unwrap_or_default();
-            dress(place.as_fd(), name, wanted)?;
-            Ok(place)
-        }
-        failed => {
-            if let Some(aside) = aside {
-                let _ = rustix::fs::renameat(&dir, aside, &dir, name);
-            }
-            // It was made, elsewhere.
-            failed.and(Err(Errno::XDEV))
-        }
-    }
+    put_aside(desk, &dir, &name, wanted)?;
+    bind(desk, socket, (&dir, &name), wanted.address, wanted)?;
+    rustix::io::dup(&dir)
 }
 
 /// Binds a socket to a name that is taken away at once: to another one where it is taken.
-pub(super) fn briefly(socket: BorrowedFd<'_>, wanted: &Name<'_>) -> Result<OwnedFd, Errno> {
-    let (dir, name, mut above) = parent(wanted.path, true)?;
+pub(super) fn briefly(
+    desk: &mut Desk<'_>,
+    socket: BorrowedFd<'_>,
+    wanted: &Name<'_>,
+) -> Result<OwnedFd, Errno> {
+    let (dir, name) = desk.parent(wanted.path, true)?;
     enter(wanted)?;
-    let bound = fresh_name(&name, |fresh| {
+    fresh_name(&name, |fresh| {
         let suffix = fresh.get(name.len()..).unwrap_or_default();
-        bind(socket, &[wanted.address, suffix].concat(), wanted.mode).map_err(|error| match error {
+        let address = [wanted.address, suffix].concat();
+        bind(desk, socket, (&dir, fresh), &address, wanted).map_err(|error| match error {
             Errno::ADDRINUSE => Errno::EXIST,
             other => other,
-        })?;
-        let dressed = dress(dir.as_fd(), fresh, wanted);
-        rustix::fs::unlinkat(&dir, fresh, AtFlags::empty())?;
-        dressed?;
-        rustix::io::dup(&dir)
-    });
-    drop(dir);
-    unmake(&mut above);
-    bound
+        })
+    })?;
+    rustix::io::dup(&dir)
 }
 
 /// Goes where the address leads from.
@@ -148,33 +133,50 @@ fn enter(wanted: &Name<'_>) -> Result<(), Errno> {
     rustix::process::chdir(wanted.base().unwrap_or(b"/"))
 }
 
-/// Renames what was left behind at a name, if that is the wanted socket and nobody has it any more; gives its new
-/// name.
-fn put_aside(dir: BorrowedFd<'_>, name: &[u8], wanted: &Name<'_>) -> Result<Option<Vec<u8>>, Errno> {
-    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => return Ok(None),
-        other if !wanted.is(&other?) => return Err(Errno::EXIST),
-        _ => {}
+/// Renames what was left behind at a name, if that is the wanted socket and nobody has it any more.
+fn put_aside(desk: &mut Desk<'_>, dir: &Rc<OwnedFd>, name: &[u8], wanted: &Name<'_>) -> Result<(), Errno> {
+    let old = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    if !wanted.is(&old) {
+        return Err(Errno::EXIST);
     }
     if is_taken(wanted.address)? {
         return Err(Errno::ADDRINUSE);
     }
-    let mut aside = Vec::new();
     fresh_name(&[name, b".old"].concat(), |fresh| {
         let flags = rustix::fs::RenameFlags::NOREPLACE;
-        rustix::fs::renameat_with(dir, name, dir, fresh, flags)?;
-        aside = fresh.to_vec();
-        rustix::io::dup(dir)
-    })?;
-    Ok(Some(aside))
+        desk.take(Step::aside(dir, fresh, name, &old), || {
+            rustix::fs::renameat_with(dir, name, dir, fresh, flags)?;
+            rustix::fs::statat(dir, fresh, AtFlags::SYMLINK_NOFOLLOW)
+        })
+    })
+    .and_then(|stat| desk.know(Likeness::of(&stat)))
 }
 
-fn bind(socket: BorrowedFd<'_>, address: &[u8], mode: u32) -> Result<(), Errno> {
-    // Nobody may use it who may not later on.
-    rustix::process::umask(Mode::from_raw_mode(!mode & 0o777));
-    let bound = to_address(address).and_then(|address| rustix::net::bind(socket, &address));
-    rustix::process::umask(Mode::empty());
-    bound
+/// Binds a socket to an address that is to lead to a place: a directory and a name in it.
+fn bind(
+    desk: &mut Desk<'_>,
+    socket: BorrowedFd<'_>,
+    (dir, name): (&Rc<OwnedFd>, &[u8]),
+    address: &[u8],
+    wanted: &Name<'_>,
+) -> Result<(), Errno> {
+    let address = to_address(address)?;
+    desk.take(Step::new(dir, name, Likeness::new(FileType::Socket)), || {
+        // Nobody may use it who may not later on.
+        rustix::process::umask(Mode::from_raw_mode(!wanted.mode & 0o777));
+        let bound = rustix::net::bind(socket, &address);
+        rustix::process::umask(Mode::empty());
+        bound
+    })?;
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if is_socket(&stat) => desk.know(Likeness::of(&stat))?,
+        // It was made, elsewhere.
+        _ => return Err(Errno::XDEV),
+    }
+    dress(dir.as_fd(), name, wanted)
 }
 
 /// Gives a new name its owner and time.
