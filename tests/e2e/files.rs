@@ -410,7 +410,7 @@ fn ten_thousand_watched(ctx: &Context) -> Result<()> {
     ensure(ended == Ended::Exit(0) && said.ends_with("\nok\n"), format!("it ended with {ended:?}: {said}"))
 }
 
-/// overlayfs (a file of the lower layer, one copied up, a new one, unlinked), tmpfs, a bind mount.
+/// overlayfs (a file of the lower layer, one copied up, a new one, unlinked, without a name), tmpfs, a bind mount.
 fn on_other_mounts(ctx: &Context) -> Result<()> {
     let base = tempfile::Builder::new().prefix("ckpt-mounts-").tempdir()?;
     let path = |name: &str| base.path().join(name);
@@ -444,7 +444,8 @@ fn on_other_mounts(ctx: &Context) -> Result<()> {
         }
         // "both" is opened for reading first, and then copied up.
         let binary = compile_c(ctx, &ctx.helpers.join("holder.c"), &["-pthread".to_owned()])?;
-        let what = ["r:low", "r:both", "a:both", "m:both", "u:ghost:5000", "w:new"].map(OsString::from);
+        let what =
+            ["r:low", "r:both", "a:both", "m:both", "u:ghost:5000", "w:new", "t:."].map(OsString::from);
         let argv: Vec<OsString> = std::iter::once(binary.into()).chain(what).collect();
         let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir_in(&work)?;
         for file in ["low", "both"] {
@@ -452,26 +453,31 @@ fn on_other_mounts(ctx: &Context) -> Result<()> {
         }
         let mut program = Program::start_argv(&argv, dir, None)?;
         checkpoint(ctx, &mut program, &[]).context(name)?;
-        let said =
-            "r 3 644 low\nr 4 644 both\na 8 644 \nm 0 0 bothmore\nu 5000 600 uuuuuuuuuuuuuuuu\nw 0 640 \n";
+        let said = "r 3 644 low\nr 4 644 both\na 8 644 \nm 0 0 bothmore\nu 5000 600 uuuuuuuuuuuuuuuu\nw 0 640 \nt 7 600 unnamed\n";
         goes_on(ctx, &mut program, &[], said).context(name)?;
     }
     Ok(())
 }
 
 fn hidden_by_a_mount(ctx: &Context) -> Result<()> {
-    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
-    std::fs::create_dir(dir.path().join("over"))?;
-    let binary = compile_c(ctx, &ctx.helpers.join("holder.c"), &["-pthread".to_owned()])?;
-    let mut program = Program::start_argv(&[binary.into(), "w:over/there".into()], dir, None)?;
-    let mut mounts = Mounts::default();
-    ensure(mounts.mount(&program.path("over"), &["-t", "tmpfs", "none"])?, "tmpfs")?;
-    let outcome = ctx.run("checkpoint", &["-o"]).arg(program.path("image")).arg(program.pid()).finish()?;
-    expect_line(&outcome, "checkpoint", &[3], &["fd 50", "over/there", "hidden by a mount"])?;
-    program.unharmed()?;
-    drop(mounts);
-    checkpoint(ctx, &mut program, &[])?;
-    goes_on(ctx, &mut program, &[], "w 0 640 \n").map(drop)
+    for (what, words) in [("w:over/there", "over/there does not lead"), ("d:over", "the directory /")] {
+        let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+        std::fs::create_dir(dir.path().join("over"))?;
+        let binary = compile_c(ctx, &ctx.helpers.join("holder.c"), &["-pthread".to_owned()])?;
+        let mut program = Program::start_argv(&[binary.into(), what.into()], dir, None)?;
+        let size = std::fs::metadata(program.path("over"))?.len();
+        let mut mounts = Mounts::default();
+        ensure(mounts.mount(&program.path("over"), &["-t", "tmpfs", "none"])?, "tmpfs")?;
+        let outcome =
+            ctx.run("checkpoint", &["-o"]).arg(program.path("image")).arg(program.pid()).finish()?;
+        expect_line(&outcome, "checkpoint", &[3], &["fd 50", words, "hidden by a mount"])?;
+        program.unharmed()?;
+        drop(mounts);
+        checkpoint(ctx, &mut program, &[])?;
+        let said = if what.starts_with('w') { "w 0 640 \n" } else { &format!("d {size} 755 \n") };
+        goes_on(ctx, &mut program, &[], said)?;
+    }
+    Ok(())
 }
 
 /// Its name is gone, and its other name is in another directory: refused, with what is known.

@@ -12,6 +12,7 @@ mod failures;
 mod files;
 mod frozen;
 mod info;
+mod kernel_files;
 mod leaks;
 mod ordinary_user;
 mod outside;
@@ -70,6 +71,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("files", files::TESTS),
     ("frozen", frozen::TESTS),
     ("info", info::TESTS),
+    ("kernel_files", kernel_files::TESTS),
     ("leaks", leaks::TESTS),
     ("outside", outside::TESTS),
     ("ordinary_user", ordinary_user::TESTS),

@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("fifo_gone", fifo_gone),
     ("fifo_by_name", fifo_by_name),
     ("queue_gone", queue_gone),
+    ("watched_is_a_file", watched_is_a_file),
     ("external_file", external_file),
     ("external_pipe", external_pipe),
     ("external_unknown", external_unknown),
@@ -91,6 +92,20 @@ fn fifo_by_name(ctx: &Context) -> Result<()> {
     program.ends_with(7)?;
     let said = std::fs::read_to_string(program.path("said"))?;
     ensure(said == "n 0 600 kept, new\n", format!("it said {said:?}"))
+}
+
+/// A regular file is given in place of a pipe that an epoll watches: it cannot be watched, which is said.
+fn watched_is_a_file(ctx: &Context) -> Result<()> {
+    let (theirs, _ours) = rustix::pipe::pipe()?;
+    let mut program = Program::start_with(ctx, "holder", &["i:"], Some(theirs.try_clone()?))?;
+    let image = program.save_and_kill(ctx)?;
+    let restart = || ctx.run("restart", &["-W", "-i"]).arg(&image);
+    let outcome = restart().stdin_fd(std::fs::File::open(&image)?.into()).finish()?;
+    expect_line(&outcome, "restart", &[1], &["epoll", "no regular files", "a pipe or a terminal"])?;
+    nothing_runs_in(program.dir.path())?;
+    restart().stdin_fd(theirs).finish()?.expect_code(0)?;
+    program.adopt()?;
+    program.ends_with(7)
 }
 
 /// A message queue that is gone by the time of the restart, or another: an error that names it.

@@ -3,6 +3,10 @@
 //   u:PATH:SIZE  of SIZE bytes, unlinked     m:PATH  mapped MAP_SHARED, closed     f:COUNT  /dev/null up to number COUNT
 //   p:PATH  a FIFO that it makes, with "in it" in it
 //   n:PATH  a FIFO that it makes, its reading end alone
+//   s:PATH  for reading, 3 bytes of it read     d:PATH  a directory, some entries of it read
+//   t:DIR   a file without a name (O_TMPFILE) in the directory, with "unnamed" in it
+//   c:CLOCK  a timerfd that expires in 1000 s
+//   i:  an epoll that watches the standard input
 //   e:  an epoll that watches an eventfd, number 48
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -13,6 +17,8 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 static void die(const char *what) { perror(what); _exit(3); }
@@ -32,6 +38,12 @@ int main(int argc, char **argv) {
             if (dup2(event, 48) < 0 || epoll_ctl(fd, EPOLL_CTL_ADD, 48, &(struct epoll_event){EPOLLIN, {.fd = 48}})) die("epoll");
             close(event);
         }
+        char some[96];
+        if (kind == 's' && ((fd = open(path, O_RDONLY)) < 0 || read(fd, some, 3) != 3)) die(path);
+        if (kind == 't' && ((fd = open(path, O_TMPFILE | O_RDWR, 0600)) < 0 || write(fd, "unnamed", 7) != 7)) die(path);
+        if (kind == 'd' && ((fd = open(path, O_RDONLY | O_DIRECTORY)) < 0 || syscall(SYS_getdents64, fd, some, sizeof some) <= 0)) die(path);
+        if (kind == 'c' && ((fd = timerfd_create(atoi(path), 0)) < 0 || timerfd_settime(fd, 0, &(struct itimerspec){.it_value.tv_sec = 1000}, NULL))) die("timerfd");
+        if (kind == 'i' && ((fd = epoll_create1(0)) < 0 || epoll_ctl(fd, EPOLL_CTL_ADD, 0, &(struct epoll_event){EPOLLIN, {.fd = 0}}))) die("epoll");
         if (kind == 'r' || kind == 'm') fd = open(path, kind == 'r' ? O_RDONLY : O_RDWR);
         if (kind == 'w') fd = open(path, O_RDWR | O_CREAT, 0640);
         if (kind == 'a') fd = open(path, O_WRONLY | O_CREAT | O_APPEND, 0640);
@@ -64,10 +76,16 @@ int main(int argc, char **argv) {
         }
         if (argv[i][0] == 'n' && read(49 + i, text, 16) < 0) die("read");
         if (argv[i][0] == 'p' && read(49 + i, text, 16) != 5) die("read");
+        if (argv[i][0] == 's' && read(49 + i, text, 16) < 0) die("read");
+        if (argv[i][0] == 'c') {
+            struct itimerspec left;
+            if (timerfd_gettime(49 + i, &left)) die("timerfd_gettime");
+            strcpy(text, left.it_value.tv_sec > 900 ? "runs" : "does not run");
+        }
         if (maps[i]) strncpy(text, maps[i], 16);
         else {
             if (argv[i][0] == 'a' && write(49 + i, "more", 4) != 4) die("write");
-            if (fstat(49 + i, &s) || (!strchr("aenp", argv[i][0]) && pread(49 + i, text, 16, 0) < 0)) die("fstat");
+            if (fstat(49 + i, &s) || (!strchr("aenpsdci", argv[i][0]) && pread(49 + i, text, 16, 0) < 0)) die("fstat");
         }
         fprintf(said, "%c %lld %o %s\n", argv[i][0], (long long)s.st_size, s.st_mode & 0777, text);
     }

@@ -311,7 +311,9 @@ fn check_file(file: &File, refs: &mut Refs<'_>) -> Check {
 /// The details, as the file's kind has them.
 fn check_file_details(file: &File, refs: &mut Refs<'_>) -> Check {
     match file.record.kind {
-        file_kind::REGULAR => text(&file.details, MAX_PATH, "its other path is too long or holds a NUL"),
+        file_kind::REGULAR | file_kind::PATH => {
+            text(&file.details, MAX_PATH, "its other path is too long or holds a NUL")
+        }
         file_kind::PROC => match of_kind::<ProcFile>(&file.details)?[..] {
             [proc] => check_proc(&proc, &file.path),
             _ => Err("a kernel file of nobody"),

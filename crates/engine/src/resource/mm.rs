@@ -195,7 +195,10 @@ fn mapped_object(process: &Process, mapping: &Mapping, objects: &mut Objects) ->
     // What maps says of the file (st_dev as major:minor, st_ino) names it without another call.
     let key = (rustix::fs::makedev(mapping.dev.0, mapping.dev.1), mapping.inode, flags.bits());
     objects.mapped(key, |objects| {
-        let link = mapping.path_as_shown();
+        // maps has \012 for a newline, and for these four characters, too.
+        let exact = || process.proc.readlink(&name).ok();
+        let newline = mapping.path.contains(&b'\n');
+        let link = newline.then(exact).flatten().unwrap_or_else(|| mapping.path_as_shown());
         mapped_file(process, name, link, flags, key, objects)
             .map_err(|e| e.advice("its path must lead to it, or CAP_CHECKPOINT_RESTORE is needed"))
     })

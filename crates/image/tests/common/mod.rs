@@ -333,7 +333,7 @@ impl Builder<'_, '_> {
 
     fn file_details(&mut self, kind: u32, path: &[u8]) -> Vec<u8> {
         match kind {
-            file_kind::REGULAR => self.source.text(255),
+            file_kind::REGULAR | file_kind::PATH => self.source.text(255),
             file_kind::PROC => {
                 let owner = self.source.pick(record::proc_owner::ALL);
                 let pid = if owner == record::proc_owner::KERNEL { 0 } else { 7 };

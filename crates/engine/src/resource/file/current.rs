@@ -36,7 +36,8 @@ impl FileKind for Current {
     }
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
-        descriptor.file_type() == FileType::CharacterDevice
+        !descriptor.is_place()
+            && descriptor.file_type() == FileType::CharacterDevice
             && descriptor.stat.st_rdev == makedev(DEVICE.0, DEVICE.1)
     }
 

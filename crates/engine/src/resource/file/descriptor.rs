@@ -95,7 +95,8 @@ impl Descriptor<'_> {
 
     /// The record all kinds share.
     pub(crate) fn record(&self, kind: u32) -> model::File {
-        let pos = self.info.pos.max(0) as u64;
+        // One of /proc/PID/mem may be negative: an address.
+        let pos = self.info.pos as u64;
         let record = record::File { pos, ..record_of(kind, self.flags(), &self.stat) };
         model::File { record, path: self.path().to_vec(), ..model::File::default() }
     }

@@ -27,7 +27,7 @@ impl FileKind for Eventfd {
     }
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
-        descriptor.target() == FdLink::AnonInode(b"eventfd")
+        !descriptor.is_place() && descriptor.target() == FdLink::AnonInode(b"eventfd")
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {

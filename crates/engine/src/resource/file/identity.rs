@@ -201,7 +201,11 @@ pub(crate) fn rename(image: &mut Image, names: &[(PathBuf, PathBuf)]) -> Result<
         match object {
             Object::File(file) if file.record.kind != file_kind::PROC => {
                 let moved = new(&mut file.path);
-                if file.record.kind == file_kind::REGULAR && (new(&mut file.details) || moved) {
+                let renamed = match file.record.kind {
+                    file_kind::REGULAR | file_kind::PATH => new(&mut file.details),
+                    _ => false,
+                };
+                if file.record.kind == file_kind::REGULAR && (renamed || moved) {
                     file.record.ino = MOVED;
                 }
             }

@@ -39,7 +39,7 @@ impl FileKind for Inotify {
     }
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
-        descriptor.target() == FdLink::AnonInode(b"inotify")
+        !descriptor.is_place() && descriptor.target() == FdLink::AnonInode(b"inotify")
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {

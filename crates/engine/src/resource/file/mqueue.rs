@@ -52,7 +52,7 @@ impl FileKind for Mqueue {
     }
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
-        is_queue(descriptor)
+        !descriptor.is_place() && is_queue(descriptor)
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {

@@ -1,11 +1,16 @@
 //! Descriptors opened with O_PATH: places in the file system, of any file type, symbolic links and nodes of
 //! sockets and devices too.
 //!
-//! *Saved*: path, flags. *Restored*: opened by path, O_NOFOLLOW where the file is a symbolic link. Places of
-//! directories and of unlinked regular files are kinds like other descriptions of them. *Refused*: when the path does not
-//! lead there any more.
+//! *Saved*: path, flags, another name in the same directory where that one is gone. *Restored*: opened by path, O_NOFOLLOW where
+//! the file is a symbolic link, or as a regular file of another name is. Places of directories and of unlinked regular files are
+//! kinds like other descriptions of them. *Refused*: when no name leads there any more, or it is one of a symbolic link.
 
-use super::{Descriptor, FileKind, OpenContext, proc::is_kernel_file, reopen};
+use super::{
+    Descriptor, FileKind, OpenContext,
+    proc::is_kernel_file,
+    regular::{open_by_other_name, other_name},
+    reopen,
+};
 use crate::{
     error::{Doing, Error, Result},
     objects::Objects,
@@ -33,20 +38,26 @@ impl FileKind for Path {
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
+        let is_link = descriptor.file_type() == FileType::Symlink;
         let found = rustix::fs::lstat(descriptor.path()).is_ok_and(|stat| descriptor.is(&stat));
-        if !found && !descriptor.path_leads_here() {
-            let what = format!("the O_PATH descriptor of {} leads nowhere any more", show(descriptor.path()));
-            return Err(Error::unsupported(what).advice("let the program close it"));
-        }
         let mut file = descriptor.record(file_kind::PATH);
-        if descriptor.file_type() == FileType::Symlink {
+        if !found && !descriptor.path_leads_here() {
+            file.details = other_name(descriptor).filter(|_| !is_link).ok_or_else(|| {
+                let what = format!("the O_PATH descriptor of {} leads nowhere any more", show(&file.path));
+                Error::unsupported(what).advice("let the program close it")
+            })?;
+        }
+        if is_link {
             file.record.flags |= OFlags::NOFOLLOW.bits();
         }
         Ok(file)
     }
 
     fn open(&self, file: &model::File, context: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
-        let fd = reopen(&file.path, &file.record, context.rights)?;
+        let fd = match file.details.is_empty() {
+            true => reopen(&file.path, &file.record, context.rights)?,
+            false => open_by_other_name(file, context)?,
+        };
         let stat = rustix::fs::fstat(&fd).doing(|| format!("stat {}", show(&file.path)))?;
         if stat.st_rdev != file.record.rdev {
             return Err(Error::failed(format!("{} is another device than it was", show(&file.path))));

@@ -38,7 +38,7 @@ impl FileKind for Pidfd {
     }
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
-        descriptor.target() == FdLink::AnonInode(b"pidfd")
+        !descriptor.is_place() && descriptor.target() == FdLink::AnonInode(b"pidfd")
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {

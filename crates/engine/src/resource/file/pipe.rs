@@ -1,7 +1,7 @@
 //! Pipes and FIFOs with all their ends inside the tree.
 //!
 //! *Saved*: what waits in the pipe, copied with tee(2) so that nothing is taken out, and the borders of packets in it
-//! (O_DIRECT, Linux 3.4); its capacity. *Restored*: a new pipe with that capacity and contents; each end is a
+//! (O_DIRECT, Linux 3.4); its capacity, owner and mode. *Restored*: a new pipe with that capacity and contents; each end is a
 //! description of its own with the old flags. A FIFO is opened by its path, where it must still be, empty; one that
 //! was unlinked is made again under its name, or one like it, and unlinked at once. *Lost*: that pages were given
 //! (vmsplice), or only partly used. *Refused*: packets mixed with other data, a notification pipe.
@@ -16,7 +16,7 @@ use crate::{
 use ckpt_image::{
     Object, Objref,
     model::{self, details},
-    record::{self, FileDesc, PAGE_SIZE, PipePart, file_kind, inode_kind, pipe_part},
+    record::{self, FileDesc, PipePart, file_kind, inode_kind, pipe_part},
 };
 use ckpt_kernel::{procfs, query};
 use rustix::{
@@ -156,7 +156,7 @@ fn adopt_one(
     let stat = process.proc.stat(&name)?;
     let unlinked = path.starts_with(b"/") && stat.st_nlink == 0;
     parts.extend(unlinked.then_some(PipePart { kind: pipe_part::UNLINKED, len: 0 }));
-    let (uid, gid) = if unlinked { (stat.st_uid, stat.st_gid) } else { (0, 0) };
+    let (uid, gid) = (stat.st_uid, stat.st_gid);
     let record = record::Inode { kind: inode_kind::PIPE, mode, uid, gid, size, capacity };
     let details = parts.as_bytes().to_vec();
     let (inode, new) = objects.inode(dev_ino, || Object::Inode(model::Inode { record, path, details }));
@@ -181,31 +181,44 @@ struct Copied {
     parts: Vec<PipePart>,
 }
 
+/// A pipe with the same in it.
+struct Twin {
+    read: OwnedFd,
+    write: OwnedFd,
+    /// There is room for more.
+    roomy: bool,
+    size: usize,
+}
+
+impl Twin {
+    fn of(source: &OwnedFd, capacity: usize) -> Result<Twin> {
+        let (read, write) =
+            pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).doing(|| "make a pipe".to_owned())?;
+        // One more than it has would be enough. Where it is not allowed, a last packet is taken for other data.
+        let roomy = pipe::fcntl_setpipe_size(&write, 2 * capacity).is_ok();
+        if !roomy {
+            pipe::fcntl_setpipe_size(&write, capacity).doing(|| "set the capacity of a pipe".to_owned())?;
+        }
+        let size = match pipe::tee(source, &write, capacity, SpliceFlags::NONBLOCK) {
+            Err(Errno::AGAIN) => 0,
+            other => other.doing(|| "copy what waits in a pipe".to_owned())?,
+        };
+        Ok(Twin { read, write, roomy, size })
+    }
+}
+
 /// A copy of what waits in a pipe.
 fn copy(source: &OwnedFd) -> Result<Copied> {
     let capacity = pipe::fcntl_getpipe_size(source).doing(|| "the capacity of a pipe".to_owned())?;
-    let (read, write) =
-        pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).doing(|| "make a pipe".to_owned())?;
-    // One more than it has would be enough. Where it is not allowed, a last packet is taken for other data.
-    let roomy = pipe::fcntl_setpipe_size(&write, 2 * capacity).is_ok();
-    if !roomy {
-        pipe::fcntl_setpipe_size(&write, capacity).doing(|| "set the capacity of a pipe".to_owned())?;
-    }
-    let size = match pipe::tee(source, &write, capacity, SpliceFlags::NONBLOCK) {
-        Err(Errno::AGAIN) => 0,
-        other => other.doing(|| "copy what waits in a pipe".to_owned())?,
-    };
+    let Twin { read, write, roomy, size } = Twin::of(source, capacity)?;
     // A byte behind all tells whether the last read ended at the end of a packet.
     let mark =
         if roomy { rustix::io::write(&write, b".").doing(|| "write to a pipe".to_owned())? } else { 0 };
     let (mut bytes, mut parts) = read_packets(&mut File::from(read), size + mark)?;
     bytes.truncate(size);
     parts.pop();
-    if parts.iter().any(|part| part.len as usize > PAGE_SIZE) {
-        return Err(Error::unsupported(
-            "a pipe with packets (O_DIRECT) behind other data cannot be carried yet",
-        )
-        .advice("checkpoint when the program has read them"));
+    if !parts.is_empty() {
+        refuse_mixed(Twin::of(source, capacity)?, &parts)?;
     }
     let contents =
         rustix::fs::memfd_create("pipe", MemfdFlags::CLOEXEC).doing(|| "memfd_create".to_owned())?;
@@ -229,6 +242,22 @@ fn read_packets(copy: &mut File, size: usize) -> Result<(Vec<u8>, Vec<PipePart>)
     Ok((bytes, parts))
 }
 
+/// Refuses packets with other data before them, which a read takes together. What is left of a packet when its first byte
+/// is read is dropped; of other data nothing is.
+fn refuse_mixed(twin: Twin, parts: &[PipePart]) -> Result<()> {
+    let mut read = File::from(twin.read);
+    let waiting = |read: &File| rustix::io::ioctl_fionread(read).doing(|| "FIONREAD".to_owned());
+    for part in parts {
+        let before = waiting(&read)?;
+        read.read_exact(&mut [0]).doing(|| "read the copy of a pipe".to_owned())?;
+        if before - waiting(&read)? != u64::from(part.len) {
+            let what = "a pipe with packets (O_DIRECT) behind other data cannot be carried yet";
+            return Err(Error::unsupported(what).advice("checkpoint when the program has read them"));
+        }
+    }
+    Ok(())
+}
+
 /// The parts of a pipe, and whether it is an unlinked FIFO.
 fn parts(inode: &model::Inode) -> (Vec<PipePart>, bool) {
     let all = details::<PipePart>(&inode.details).unwrap_or_default();
@@ -248,6 +277,8 @@ pub(crate) fn make(inode: &model::Inode, scribe: &Scribe) -> Result<Made> {
         (true, false) => (open_fifo(&inode.path)?, None),
         (false, _) => {
             let (read, write) = pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
+            // Only who opens it by /dev/fd/N can tell: whoever may not give it away keeps it.
+            let _ = give(&write, record);
             (write, Some(read))
         }
     };
@@ -278,11 +309,14 @@ fn open_fifo(path: &[u8]) -> Result<OwnedFd> {
 /// Makes a FIFO that had been unlinked.
 fn make_fifo(inode: &model::Inode, scribe: &Scribe) -> Result<OwnedFd> {
     let fd = scribe.fifo(&inode.path)?;
-    let (owner, group) = (Uid::from_raw(inode.record.uid), Gid::from_raw(inode.record.gid));
-    let ready = rustix::fs::fchown(&fd, Some(owner), Some(group))
-        .and_then(|()| rustix::fs::fchmod(&fd, Mode::from_raw_mode(inode.record.mode & 0o7777)));
-    ready.doing(|| format!("prepare the unlinked FIFO {}", show(&inode.path)))?;
+    give(&fd, &inode.record).doing(|| format!("prepare the unlinked FIFO {}", show(&inode.path)))?;
     Ok(fd)
+}
+
+/// Gives a new pipe its owner and mode.
+fn give(fd: &OwnedFd, record: &record::Inode) -> rustix::io::Result<()> {
+    rustix::fs::fchown(fd, Some(Uid::from_raw(record.uid)), Some(Gid::from_raw(record.gid)))?;
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(record.mode & 0o7777))
 }
 
 /// Puts data into a new pipe. Packets are put into it when all of it is known.

@@ -1,4 +1,4 @@
-//! Files of the file systems that show the kernel's state: proc, sysfs, debugfs, tracefs, cgroup.
+//! Files of the file systems that show the kernel's state: proc, sysfs, debugfs, tracefs, cgroup, securityfs, configfs.
 //!
 //! *Saved*: path, flags, offset; of a file in a task's directory of /proc whose it is. /proc/PID is the
 //! same inode for as long as PID lives, which tells the living from one that had its pid before.
@@ -36,8 +36,9 @@ pub(crate) struct KernelFile;
 
 /// statfs(2) f_type of proc.
 const PROC: i64 = 0x9fa0;
-/// And of sysfs, debugfs, tracefs, cgroup, cgroup2.
-const OTHERS: [i64; 5] = [0x6265_6572, 0x6462_6720, 0x7472_6163, 0x0027_e0eb, 0x6367_7270];
+/// And of sysfs, debugfs, tracefs, cgroup, cgroup2, securityfs, configfs.
+const OTHERS: [i64; 7] =
+    [0x6265_6572, 0x6462_6720, 0x7472_6163, 0x0027_e0eb, 0x6367_7270, 0x7363_6673, 0x6265_6570];
 /// Inode number of a proc file system's root.
 const PROC_ROOT: u64 = 1;
 

@@ -64,7 +64,8 @@ impl FileKind for End {
 
     /// Masters. Whether a slave's is inside is known only when all descriptors are: see [`adopt`].
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
-        descriptor.file_type() == FileType::CharacterDevice
+        !descriptor.is_place()
+            && descriptor.file_type() == FileType::CharacterDevice
             && descriptor.stat.st_rdev == makedev(PTMX.0, PTMX.1)
     }
 

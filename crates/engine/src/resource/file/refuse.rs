@@ -62,6 +62,9 @@ pub(super) fn refusal(descriptor: &Descriptor<'_>) -> Error {
         found.map(|(_, what, advice)| (format!("{what} ({link})"), *advice))
     };
     let (what, advice) = match descriptor.target() {
+        FdLink::AnonInode(_) | FdLink::Pipe(_) | FdLink::Socket(_) if descriptor.is_place() => {
+            (format!("a place (O_PATH) that no path leads to ({link})"), CLOSE)
+        }
         FdLink::AnonInode(name) => {
             known(ANONYMOUS, name).unwrap_or_else(|| (format!("a descriptor of type {link}"), CLOSE))
         }
@@ -77,6 +80,10 @@ pub(super) fn refusal(descriptor: &Descriptor<'_>) -> Error {
             let device = descriptor.stat.st_rdev;
             let number = format!("the device {link} ({}:{})", major(device), minor(device));
             known(DEVICES, descriptor.path()).unwrap_or((number, OUTSIDE))
+        }
+        _ if descriptor.file_type() == FileType::BlockDevice => {
+            let device = descriptor.stat.st_rdev;
+            (format!("the block device {link} ({}:{})", major(device), minor(device)), OUTSIDE)
         }
         _ => (format!("{link} is of a kind that"), CLOSE),
     };

@@ -68,25 +68,28 @@ impl FileKind for Regular {
         } else if file.details.is_empty() {
             reopen(&file.path, &file.record, context.rights)?
         } else {
-            let flags = OFlags::from_bits_retain(file.record.flags) & !OFlags::NOFOLLOW;
-            match context.scribe.link(&file.details, &file.path) {
-                Ok(place) => {
-                    procfs::reopen(&place, flags).doing(|| format!("open {}", show(&file.details)))?
-                }
-                // Whoever may not link it (fs.protected_hardlinks) can do without the name it is shown by.
-                Err(error) => {
-                    tracing::info!("{error}");
-                    reopen(&file.details, &file.record, context.rights)?
-                }
-            }
+            open_by_other_name(file, context)?
         };
         seek(&fd, &file.record, &file.path)?;
         Ok(Some(fd))
     }
 }
 
+/// Opens a file by the name in its details, which for a moment has the name that is gone, too: as that it is shown.
+pub(super) fn open_by_other_name(file: &model::File, context: &OpenContext<'_>) -> Result<OwnedFd> {
+    let flags = OFlags::from_bits_retain(file.record.flags) & !OFlags::NOFOLLOW;
+    match context.scribe.link(&file.details, &file.path) {
+        Ok(place) => procfs::reopen(&place, flags).doing(|| format!("open {}", show(&file.details))),
+        // Whoever may not link it (fs.protected_hardlinks) can do without the name it is shown by.
+        Err(error) => {
+            tracing::info!("{error}");
+            reopen(&file.details, &file.record)
+        }
+    }
+}
+
 /// Another name of a file, in the directory where it had the one that is gone.
-fn other_name(descriptor: &Descriptor<'_>) -> Option<Vec<u8>> {
+pub(super) fn other_name(descriptor: &Descriptor<'_>) -> Option<Vec<u8>> {
     let path = descriptor.path();
     let directory = path.get(..path.iter().rposition(|byte| *byte == b'/')? + 1)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -26,7 +26,7 @@ impl FileKind for Signalfd {
     }
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
-        descriptor.target() == FdLink::AnonInode(b"signalfd")
+        !descriptor.is_place() && descriptor.target() == FdLink::AnonInode(b"signalfd")
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {

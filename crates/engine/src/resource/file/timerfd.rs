@@ -38,7 +38,7 @@ impl FileKind for Timerfd {
     }
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
-        descriptor.target() == FdLink::AnonInode(b"timerfd")
+        !descriptor.is_place() && descriptor.target() == FdLink::AnonInode(b"timerfd")
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {

@@ -5,8 +5,9 @@
 //! it may be given one yet (linkat(2)). Any other is made under the old name, or one derived from it when
 //! that is taken, and unlinked at once by the [`Scribe`](crate::scribe::Scribe), its directory too if that
 //! is gone; descriptions of it have the old flags, O_PATH and O_TMPFILE too, and offsets. *Lost*: inode number, other
-//! timestamps, extended attributes; O_NOFOLLOW and O_TMPFILE, which have no effect on an open file, of all descriptions but
-//! one.
+//! timestamps, extended attributes; that it may be given no name (O_TMPFILE with O_EXCL); O_NOFOLLOW and O_TMPFILE, which have
+//! no effect on an open file, of all descriptions but one. *Refused*: those of huge pages (hugetlbfs), which can only be filled
+//! through a mapping.
 
 use super::{Descriptor, FileKind, Made, OpenContext, mqueue, proc::is_kernel_file, refuse, seek};
 use crate::{
@@ -47,7 +48,13 @@ impl FileKind for Unlinked {
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
+        const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
         let stat = &descriptor.stat;
+        if descriptor.fs == HUGETLBFS_MAGIC {
+            let what =
+                format!("the unlinked {} of huge pages cannot be carried yet", show(descriptor.path()));
+            return Err(Error::unsupported(what).advice("let the program use a file of small pages"));
+        }
         let allocated = stat.st_blocks.max(0) as u64 * BLOCK;
         if let Some(limit) = objects.ghost_limit.filter(|limit| allocated > *limit) {
             let what = format!("the unlinked {} holds {allocated} bytes", show(descriptor.path()));
