@@ -38,6 +38,7 @@ pub(crate) mod unlinked;
 pub(crate) use descriptor::Descriptor;
 
 use crate::{
+    advice::Means,
     error::{Doing, Error, Result},
     objects::Objects,
     options::RestartOptions,
@@ -220,7 +221,7 @@ pub(crate) fn reopen(path: &[u8], record: &record::File) -> Result<OwnedFd> {
         OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::from_bits_retain(libc::O_ASYNC as u32);
     let flags = OFlags::from_bits_retain(record.flags) & !forbidden;
     let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())
-        .map_err(|e| Error::os(format!("open {}", show(path)), e).advice(advice(e)))?;
+        .map_err(|e| advised(Error::os(format!("open {}", show(path)), e), e))?;
     let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os(format!("stat {}", show(path)), e))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::from_raw_mode(record.mode) {
         let what = format!("{} is not the kind of file it was", show(path));
@@ -230,10 +231,10 @@ pub(crate) fn reopen(path: &[u8], record: &record::File) -> Result<OwnedFd> {
 }
 
 /// What to do about a file that cannot be opened.
-fn advice(error: Errno) -> &'static str {
-    match error {
-        Errno::MFILE | Errno::NFILE => "raise the limit of open files",
-        _ => "put it back, or say where it is with --map-file OLD=NEW",
+fn advised(error: Error, cause: Errno) -> Error {
+    match cause {
+        Errno::MFILE | Errno::NFILE => error.advice("raise the limit of open files"),
+        _ => error.advice("put it back").or(Means::MapFiles),
     }
 }
 

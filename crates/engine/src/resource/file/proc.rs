@@ -15,6 +15,7 @@ use super::{
     reopen, seek,
 };
 use crate::{
+    advice::Means,
     error::{Error, Result},
     objects::Objects,
     options::Observer,
@@ -175,7 +176,7 @@ fn open(file: &model::File, tasks: &Tasks, observer: &mut dyn Observer) -> Resul
             if !ours {
                 let what = format!("{} is of a task that had ended", show(&file.path));
                 let error = Error::unsupported(what).why("the new /proc has no place for it");
-                return Err(error.advice("restart without --mntns"));
+                return Err(error.advice(Means::NoMntns));
             }
             // It ends when this returns, and the file is that of one who has ended.
             let placeholder = Servant::start(|line| drop(line.request()))?;
