@@ -28,6 +28,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("restore_script_fails", restore_script_fails),
     ("status_fd", status_fd),
     ("unsupported", unsupported),
+    ("unsupported_by_restore", unsupported_by_restore),
+    ("nothing_to_do", nothing_to_do),
+    ("ghost_limit", ghost_limit),
     ("no_directory", no_directory),
     ("old_image", old_image),
     ("pidfile_exists", pidfile_exists),
@@ -368,7 +371,15 @@ fn unsupported(ctx: &Context) -> Result<()> {
     for (args, word) in [
         (&["--external", "net[1]:other"][..], "--external net[1]:other"),
         (&["--empty-ns", "net"], "--empty-ns net"),
+        (&["--join-ns", "net:1"], "--join-ns"),
+        (&["--external", "pid[1]:other"], "--external pid[1]:other"),
+        (&["--external", "dev[8/1]:disk"], "--external dev[8/1]:disk"),
+        (&["--external", "veth[a]:b"], "--external veth[a]:b"),
+        (&["--manage-cgroups"], "--manage-cgroups=soft"),
+        (&["--manage-cgroups=none"], "--manage-cgroups=none"),
+        (&["--manage-cgroups=props"], "--manage-cgroups=props"),
         (&["--manage-cgroups=full"], "--manage-cgroups=full"),
+        (&["--manage-cgroups=strict"], "--manage-cgroups=strict"),
         (&["--freeze-cgroup", "/nowhere"], "/nowhere"),
         (&["--external", "pipe[1]"], "pipe[1]"),
     ] {
@@ -380,6 +391,87 @@ fn unsupported(ctx: &Context) -> Result<()> {
         case.failed(&run.finish()?, "dump.log", "Dumping FAILED.", &[word])?;
     }
     ensure(case.program.pid() == pid, "another pid")?;
+    case.program.ends_with(7)
+}
+
+/// What a restore cannot do is refused before anything is made.
+fn unsupported_by_restore(ctx: &Context) -> Result<()> {
+    let mut case = Case::start(ctx, "exits", &["7"])?;
+    case.dump_and_kill(&[])?;
+    for (args, word) in [
+        (&["--empty-ns", "net"][..], "--empty-ns net"),
+        (&["--join-ns", "net:1"], "--join-ns"),
+        (&["--cgroup-root", "/a"], "--cgroup-root"),
+        (&["--manage-cgroups"], "--manage-cgroups=soft"),
+        (&["--manage-cgroups=none"], "--manage-cgroups=none"),
+        (&["--external", "veth[a]:b"], "--external veth[a]:b"),
+        (&["--veth-pair", "a=b@c"], "--external veth[a]:b@c"),
+        (&["--external", "macvlan[a]:b"], "--external macvlan[a]:b"),
+        (&["--external", "netdev[a]:b"], "--external netdev[a]:b"),
+        (&["--external", "dev[disk]:/dev/sda"], "--external dev[disk]:/dev/sda"),
+    ] {
+        case.restore_fails(args, &[word])?;
+    }
+    case.back(&[])?;
+    case.program.ends_with(7)
+}
+
+/// What has nothing to do, as no image of ours has a use for it, does no harm, and a file that is gone comes back without advice
+/// to use an option that there is not.
+fn nothing_to_do(ctx: &Context) -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    let stdin = std::fs::File::open(file.path())?;
+    let mut case = Case::of(ctx, Program::start_with(ctx, "exits", &["7"], Some(stdin.into()))?)?;
+    let own = |kind: &str| -> Result<String> {
+        let link = std::fs::read_link(format!("/proc/self/ns/{kind}"))?.display().to_string();
+        Ok(format!("{}:outside", link.replace(':', "")))
+    };
+    let (net, pid) = (own("net")?, own("pid")?);
+    let both = &[
+        "--tcp-established",
+        "--tcp-close",
+        "--network-lock",
+        "skip",
+        "--evasive-devices",
+        "-M",
+        "auto",
+        "--external",
+        "mnt[]:ms",
+        "--external",
+        "mnt[/data]:data",
+        "--manage-cgroups=ignore",
+        "--no-lazy-pages",
+    ];
+    let of_dump = [
+        "--link-remap",
+        "--skip-in-flight",
+        "--enable-external-sharing",
+        "--enable-external-masters",
+        "--external",
+        &net,
+        "--external",
+        &pid,
+    ];
+    case.dump_and_kill(&[&both[..], &of_dump].concat())?;
+    let away = file.path().with_extension("away");
+    std::fs::rename(file.path(), &away)?;
+    case.restore_fails(both, &["No such file"])?;
+    ensure(!case.log("restore.log").contains(" --"), case.log("restore.log"))?;
+    std::fs::rename(&away, file.path())?;
+    case.back(both)?;
+    let now = std::fs::read_link(format!("/proc/{}/fd/0", case.program.pid()))?;
+    ensure(now == file.path(), format!("its input is {}", now.display()))?;
+    case.program.ends_with(7)
+}
+
+/// `--ghost-limit`: an unlinked file of so many bytes is carried, one of more is refused.
+fn ghost_limit(ctx: &Context) -> Result<()> {
+    let mut file = tempfile::tempfile()?;
+    std::io::Write::write_all(&mut file, &[1; 8192])?;
+    let mut case = Case::of(ctx, Program::start_with(ctx, "exits", &["7"], Some(file.into()))?)?;
+    case.dump_fails(&["--ghost-limit", "8191"], &["fd 0", "--ghost-limit is 8191"])?;
+    case.dump_and_kill(&["--ghost-limit", "8K"])?;
+    case.back(&[])?;
     case.program.ends_with(7)
 }
 

@@ -1,7 +1,32 @@
 //! Why a command ends other than well, in words, in JSON and as an exit code.
 
-use ckpt_engine::Error;
+use ckpt_engine::{Error, Means, advice};
 use serde_json::{Value, json};
+use std::borrow::Cow;
+
+/// What `checkpoint` and `restart` call what the engine advises.
+fn tongue(means: &Means) -> Option<Cow<'static, str>> {
+    Some(Cow::Borrowed(match means {
+        Means::Elsewhere => "write it elsewhere with -o",
+        Means::OutputFd => "give a pipe or device with --output-fd",
+        Means::Overwrite => "replace it with -f",
+        Means::Subtree => "leave -c out: then the tree is taken as far as it can be",
+        Means::External => "leave it outside: --external file[PATH]:NAME",
+        Means::Inherit { name: Some(name), .. } => return Some(advice::inherit("--inherit-fd FD:", name)),
+        Means::Inherit { fd, .. } => {
+            return Some(advice::inherit("--inherit-fd ", format!("{fd}=FD").as_bytes()));
+        }
+        Means::MapFiles => "say where it is with --map-file OLD=NEW",
+        Means::ForceFiles => "go on with --force-files",
+        Means::ForceCpu => "go on with --force-cpu",
+        Means::NewPids => "restart with --new-pids",
+        Means::Namespace => "restart with --pidns",
+        Means::NoNamespace => "leave --pidns out",
+        Means::NoMntns => "leave --mntns out",
+        // Nothing is refused that these allow.
+        Means::ShellJob | Means::ExtUnixSk | Means::FileLocks => return None,
+    }))
+}
 
 /// Exit code of wrong usage.
 pub(crate) const USAGE: u8 = 2;
@@ -57,7 +82,7 @@ impl Failure {
     /// One line for people; none when there is nothing to say.
     pub(crate) fn line(&self) -> Option<String> {
         let text = match self {
-            Failure::Failed(error) | Failure::Interrupted(_, error) => error.to_string(),
+            Failure::Failed(error) | Failure::Interrupted(_, error) => error.said(tongue),
             Failure::Usage(text) => text.clone(),
             Failure::Unread => return None,
         };
@@ -80,12 +105,12 @@ fn error_json(error: &Error, kind: &str, exit_code: u8) -> Value {
     json!({"error": {
         "kind": kind,
         "exit_code": exit_code,
-        "message": error.to_string(),
+        "message": error.said(tongue),
         "task": error.task,
         "object": error.object,
         "what": error.what,
         "why": error.why,
-        "advice": error.advice,
+        "advice": error.advised(tongue),
     }})
 }
 
@@ -118,6 +143,34 @@ mod tests {
         assert_eq!(value["error"]["kind"], "unsupported");
         assert_eq!(value["error"]["object"], "fd 3");
         assert_eq!(value["error"]["exit_code"], 3);
+    }
+
+    /// Every option that is advised is one of the commands', by its whole name.
+    #[test]
+    fn advice_names_our_own_options() {
+        let commands = crate::args::grammar();
+        let options: Vec<String> = ["checkpoint", "restart"]
+            .into_iter()
+            .flat_map(|name| commands.find_subcommand(name).unwrap().get_arguments())
+            .flat_map(|arg| {
+                let short = arg.get_short().map(|short| format!("-{short}"));
+                arg.get_long().map(|long| format!("--{long}")).into_iter().chain(short)
+            })
+            .collect();
+        let mut silent = Vec::new();
+        for means in Means::all() {
+            let Some(words) = tongue(&means) else {
+                silent.push(means);
+                continue;
+            };
+            let named: Vec<_> = words.split([' ', ':']).filter(|word| word.starts_with('-')).collect();
+            assert!(!named.is_empty(), "{words}");
+            assert!(named.iter().all(|name| options.iter().any(|option| option == name)), "{words}");
+            let failure = Failure::from(Error::failed("x").advice("wait").or(means));
+            assert_eq!(failure.line().unwrap(), format!("x; wait, or {words}"));
+            assert_eq!(failure.json().unwrap()["error"]["advice"], format!("wait, or {words}"));
+        }
+        assert_eq!(silent, [Means::ShellJob, Means::ExtUnixSk, Means::FileLocks]);
     }
 
     #[test]

@@ -105,7 +105,9 @@ fn check(options: &Options) -> Outcome {
 /// Refuses to manage cgroups.
 pub(crate) fn check_cgroups(options: &Options) -> Outcome {
     let mode = match options.manage_cgroups {
-        ManageCgroups::Ignore | ManageCgroups::None => return Ok(()),
+        ManageCgroups::Ignore => return Ok(()),
+        // It would put the tasks into the cgroups they were in.
+        ManageCgroups::None => "none",
         ManageCgroups::Props => "props",
         ManageCgroups::Soft => "soft",
         ManageCgroups::Full => "full",

@@ -174,7 +174,8 @@ fn limits(long: &str) -> Option<&'static str> {
         }
         "empty-ns" => "refused by the action: network namespaces are not carried yet",
         "join-ns" => "refused by the action: namespaces are not carried yet",
-        "manage-cgroups" => "ignore and none; other modes are refused",
+        "manage-cgroups" => "ignore; other modes are refused by the action: cgroups are not managed yet",
+        "veth-pair" => "refused by restore: network namespaces are not carried yet",
         "experimental" => "nothing to do, nothing is experimental",
         "cgroup-root" => "refused by restore: cgroups are not managed yet",
         _ => return None,

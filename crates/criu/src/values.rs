@@ -27,6 +27,14 @@ pub(crate) fn path(value: &OsStr) -> Value<PathBuf> {
     }
 }
 
+/// A command for the shell.
+pub(crate) fn command(value: &OsStr) -> Value<OsString> {
+    match value.is_empty() {
+        true => Err("want a command, got nothing".to_owned()),
+        false => Ok(value.to_owned()),
+    }
+}
+
 /// A decimal number.
 pub(crate) fn number<T: FromStr>(value: &OsStr) -> Value<T> {
     let digits = text(value)?;
@@ -125,7 +133,7 @@ pub(crate) fn cgroup_root(value: &OsStr) -> Value<CgroupRoot> {
         _ => split(bytes, b':')
             .map_or((None, &b""[..]), |(controller, path)| (Some(controller.to_vec()), path)),
     };
-    if path.first() != Some(&b'/') {
+    if path.first() != Some(&b'/') || controller.as_ref().is_some_and(Vec::is_empty) {
         return Err(want("[CONTROLLER:]/PATH", bytes));
     }
     Ok(CgroupRoot { controller, path: PathBuf::from(OsStr::from_bytes(path)) })

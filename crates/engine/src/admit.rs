@@ -1,6 +1,7 @@
 //! What can never be checkpointed, refused before anything is opened or stopped.
 
 use crate::{
+    advice::Means,
     error::{Error, ErrorKind, Result},
     freeze::{FrozenThread, traced},
     resource::{pidns, thread::leader_end},
@@ -58,7 +59,7 @@ impl Admission {
     pub(crate) fn admit(&self, process: &Process, stat: &Stat) -> Result<Status> {
         if u32::try_from(process.pid).is_ok_and(|pid| pid == std::process::id()) {
             return Err(Error::unsupported("a process cannot checkpoint itself, or a tree it is in")
-                .advice("start checkpoint from outside of it"));
+                .advice("do it from outside of it"));
         }
         if stat.is_kthread() {
             let error = Error::unsupported("it is a kernel thread");
@@ -100,7 +101,7 @@ impl Admission {
             return Ok(());
         }
         let error = Error::failed("it is not the init (pid 1) of a pid namespace, so it is no container");
-        Err(error.advice("leave -c out to take it with everything below it"))
+        Err(error.advice(Means::Subtree))
     }
 
     /// Refuses threads in other namespaces than ours, or that do not share with their process what
@@ -119,7 +120,7 @@ impl Admission {
                 pidns::admit(process, tid, self.root)?;
             } else if theirs.is_some_and(|theirs| theirs != *ours) {
                 let what = format!("it is in another {kind} namespace");
-                return Err(Error::unsupported(what).advice("run checkpoint inside its container"));
+                return Err(Error::unsupported(what).advice("do it inside its container"));
             }
         }
         refuse_unshared(process, tid)

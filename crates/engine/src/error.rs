@@ -1,5 +1,6 @@
 //! The one error type of the engine: what failed, on which task and object, why, what to do.
 
+use crate::advice::{self, Tongue, Way};
 use std::fmt;
 
 /// Result of an engine operation.
@@ -40,7 +41,8 @@ impl ErrorKind {
     }
 }
 
-/// A failure. `Display` is one line: `pid 7 (bash), fd 3: what: why; advice`.
+/// A failure. [`Error::said`] is one line: `pid 7 (bash), fd 3: what: why; advice`. `Display` is the same with that advice
+/// alone which names nothing of a front end.
 #[derive(Debug)]
 pub struct Error {
     /// Class.
@@ -53,8 +55,8 @@ pub struct Error {
     pub what: String,
     /// Why: the cause one level down.
     pub why: Option<String>,
-    /// What the user can do about it.
-    pub advice: Option<String>,
+    /// What the user can do about it: ways to choose from.
+    pub advice: Vec<Way>,
     /// It may well be over in a moment.
     pub passing: bool,
 }
@@ -62,7 +64,15 @@ pub struct Error {
 impl Error {
     /// An error of `kind` with nothing but `what`.
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
-        Error { kind, task: None, object: None, what: what.into(), why: None, advice: None, passing: false }
+        Error {
+            kind,
+            task: None,
+            object: None,
+            what: what.into(),
+            why: None,
+            advice: Vec::new(),
+            passing: false,
+        }
     }
 
     /// A [`ErrorKind::Failed`] error.
@@ -126,9 +136,39 @@ impl Error {
 
     /// Says what to do.
     #[must_use]
-    pub fn advice(mut self, advice: impl Into<String>) -> Self {
-        self.advice = Some(advice.into());
+    pub fn advice(mut self, way: impl Into<Way>) -> Self {
+        self.advice = vec![way.into()];
         self
+    }
+
+    /// Says what else would do.
+    #[must_use]
+    pub fn or(mut self, way: impl Into<Way>) -> Self {
+        self.advice.push(way.into());
+        self
+    }
+
+    /// The advice in the words of a front end.
+    pub fn advised(&self, tongue: Tongue) -> Option<String> {
+        advice::worded(&self.advice, tongue)
+    }
+
+    /// All of it in one line, in the words of a front end.
+    pub fn said(&self, tongue: Tongue) -> String {
+        let mut line = String::new();
+        match (&self.task, &self.object) {
+            (Some(task), Some(object)) => line.extend([task, ", ", object, ": "]),
+            (Some(one), None) | (None, Some(one)) => line.extend([one, ": "]),
+            (None, None) => {}
+        }
+        line.push_str(&self.what);
+        if let Some(why) = &self.why {
+            line.extend([": ", why]);
+        }
+        if let Some(advice) = self.advised(tongue) {
+            line.extend(["; ", &advice]);
+        }
+        line
     }
 }
 
@@ -143,19 +183,7 @@ fn cause_text(cause: &std::io::Error) -> String {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.task, &self.object) {
-            (Some(task), Some(object)) => write!(f, "{task}, {object}: ")?,
-            (Some(one), None) | (None, Some(one)) => write!(f, "{one}: ")?,
-            (None, None) => {}
-        }
-        f.write_str(&self.what)?;
-        if let Some(why) = &self.why {
-            write!(f, ": {why}")?;
-        }
-        if let Some(advice) = &self.advice {
-            write!(f, "; {advice}")?;
-        }
-        Ok(())
+        f.write_str(&self.said(|_| None))
     }
 }
 

@@ -221,7 +221,7 @@ impl Freezers {
                     own.wait_frozen(|| Ok(()))?;
                 } else if own.is_freezing() {
                     let what = format!("its {} is frozen by one above it that is not seen here", own.label());
-                    return Err(Error::unsupported(what).advice("thaw it, or run checkpoint further outside"));
+                    return Err(Error::unsupported(what).advice("thaw it, or do it further outside"));
                 }
                 found.extend(set);
             }

@@ -4,6 +4,7 @@
 //! the root, waits for all that end, its own children and orphans, and ends when nobody is left.
 
 use crate::{
+    advice::{Means, Way},
     error::{Doing, Error, Result},
     options::Observer,
     resource::layout,
@@ -81,17 +82,17 @@ pub(crate) fn spawn_first(stage: &Stage<'_>, observer: &mut dyn Observer) -> Res
         other => other.map(|puppet| (puppet, false)),
     };
     let (mut puppet, with_users) = made.map_err(|error| {
-        let why = match error.errno() {
+        let advice: Way = match error.errno() {
             Some(Errno::PERM) => {
-                "it needs CAP_SYS_ADMIN, or user namespaces for everybody (user.max_user_namespaces)"
+                "it needs CAP_SYS_ADMIN, or user namespaces for everybody (user.max_user_namespaces)".into()
             }
             Some(Errno::NOSPC) => {
-                "there are too many already (user.max_pid_namespaces, user.max_user_namespaces)"
+                "there are too many already (user.max_pid_namespaces, user.max_user_namespaces)".into()
             }
-            Some(Errno::NOTTY) => "--pidns needs Linux 6.11",
-            _ => "leave --pidns out",
+            Some(Errno::NOTTY) => "it needs Linux 6.11".into(),
+            _ => Means::NoNamespace.into(),
         };
-        Error::from(error).advice(why)
+        Error::from(error).advice(advice)
     })?;
     if with_users {
         map_ids(puppet.pid())?;
@@ -105,7 +106,7 @@ pub(crate) fn spawn_first(stage: &Stage<'_>, observer: &mut dyn Observer) -> Res
         program.call("mount of /proc", 0, libc::SYS_mount, args);
         puppet
             .run(0, program)
-            .map_err(|e| Error::from(e).advice("the root of --mntns needs a directory proc"))?;
+            .map_err(|e| Error::from(e).advice("the root directory needs a directory proc"))?;
     }
     Ok(puppet)
 }
@@ -120,9 +121,8 @@ fn map_ids(pid: i32) -> Result<()> {
     ] {
         let written =
             procfs::write(&format!("{pid}/{file}"), &text).doing(|| format!("write /proc/{pid}/{file}"));
-        written.map_err(|e| {
-            e.advice("user namespaces may be restricted here; then --pidns needs CAP_SYS_ADMIN")
-        })?;
+        written
+            .map_err(|e| e.advice("user namespaces may be restricted here; then it needs CAP_SYS_ADMIN"))?;
     }
     Ok(())
 }

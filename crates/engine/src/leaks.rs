@@ -12,6 +12,7 @@
 //! own; processes that are not in our /proc.
 
 use crate::{
+    advice::Means,
     error::{Doing, Error, ErrorKind, Result},
     objects::Objects,
     resource::file::{pty, unix},
@@ -116,7 +117,8 @@ impl Found {
         };
         let error = Error::unsupported(leak.shared() + &more)
             .task(leak.inside.label())
-            .advice("let one of them close it, or leave -c out: then it is carried as far as it can be");
+            .advice("let one of them close it")
+            .or(Means::Subtree);
         Err(match &leak.inside.place {
             Some(place) => error.object(place),
             None => error,

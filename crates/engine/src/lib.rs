@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod admit;
+pub mod advice;
 mod capture;
 mod checkpoint;
 mod error;
@@ -44,6 +45,7 @@ mod terminals;
 mod tree;
 mod visiting;
 
+pub use advice::{Means, Tongue};
 pub use checkpoint::checkpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use leaks::{Holder, Leak};

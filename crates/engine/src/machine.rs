@@ -6,6 +6,7 @@
 //! *Lost*, with a warning: that clocks since boot go on after a reboot or on another machine.
 
 use crate::{
+    advice::Means,
     error::{Error, Result},
     options::Observer,
 };
@@ -34,7 +35,8 @@ pub(crate) fn check_processor(image: &Image, force: bool) -> Result<()> {
     let what = "the program may use features of the CPU that this machine's lacks";
     Err(Error::bad_image(what)
         .why(lacking.join(", "))
-        .advice("restart it on a CPU that has them, or go on with --force-cpu"))
+        .advice("restart it on a CPU that has them")
+        .or(Means::ForceCpu))
 }
 
 /// Which boot of the machine this is: its boot_id as 16 bytes, zero when it cannot be told.

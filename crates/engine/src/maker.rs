@@ -1,6 +1,7 @@
 //! Carrying out the plan of `plan.rs`, step by step: which puppet makes which, with which ids, sharing what, where.
 
 use crate::{
+    advice::Means,
     error::{Context, Error, ErrorKind, Result},
     household,
     options::{Observer, Pids, interrupted},
@@ -328,7 +329,7 @@ fn is_leaving(pid: i32) -> bool {
 fn no_namespace(place: Place, error: Error) -> Error {
     match error.kind {
         ErrorKind::Permission if place != Place::Same => {
-            error.advice("a pid namespace in the tree needs CAP_SYS_ADMIN, or restart with --pidns")
+            error.advice("get CAP_SYS_ADMIN, which a pid namespace in the tree needs").or(Means::Namespace)
         }
         _ => error,
     }
@@ -347,14 +348,17 @@ pub(crate) fn taken_pid(pid: i32, cause: ckpt_kernel::Error) -> Error {
             } else {
                 format!("is taken by {}", show(occupant))
             };
-            Error::failed(format!("pid {pid} {who}")).advice("end it, or restart with --pidns or --new-pids")
+            Error::failed(format!("pid {pid} {who}")).advice("end it").or(Means::Namespace).or(Means::NewPids)
         }
         Some(Errno::INVAL) if pid >= pid_max() => Error::failed(format!("pid {pid} is too high"))
             .why(format!("this machine gives them below {}", pid_max()))
-            .advice("raise kernel.pid_max, or restart with --new-pids"),
+            .advice("raise kernel.pid_max")
+            .or(Means::NewPids),
         Some(Errno::PERM) if pid != 0 => Error::permission(format!("make a process with pid {pid}"))
             .why("Operation not permitted")
-            .advice("it needs CAP_CHECKPOINT_RESTORE; without privilege, restart with --pidns or --new-pids"),
+            .advice("get CAP_CHECKPOINT_RESTORE, which it needs")
+            .or(Means::Namespace)
+            .or(Means::NewPids),
         Some(Errno::NOSPC) => {
             Error::from(cause).advice("there are too many pid namespaces (user.max_pid_namespaces)")
         }

@@ -1,6 +1,7 @@
 //! Where an image goes: blocks to a file or a stream, written beside the reading.
 
 use crate::{
+    advice::Means,
     error::{Doing, Error, Result},
     options::Output,
     task::show,
@@ -43,14 +44,12 @@ impl NewFile {
                 if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile =>
             {
                 let what = format!("{shown} exists and is not a regular file");
-                return Err(
-                    Error::failed(what).advice("give another name, or --output-fd for pipes and devices")
-                );
+                return Err(Error::failed(what).advice(Means::Elsewhere).or(Means::OutputFd));
             }
             Ok(_) if !overwrite => {
-                return Err(
-                    Error::failed(format!("{shown} exists")).advice("give another name, or -f to replace it")
-                );
+                return Err(Error::failed(format!("{shown} exists"))
+                    .advice(Means::Elsewhere)
+                    .or(Means::Overwrite));
             }
             _ => {}
         }
@@ -87,7 +86,7 @@ impl NewFile {
                     self.temporary = Some(temporary);
                 }
                 Err(Errno::EXIST) => {
-                    return Err(Error::failed(format!("{shown} exists")).advice("give another name"));
+                    return Err(Error::failed(format!("{shown} exists")).advice(Means::Elsewhere));
                 }
                 other => return other.doing(|| format!("name the image {shown}")),
             }
@@ -304,9 +303,7 @@ pub(crate) fn failure(cause: &(dyn std::error::Error + 'static)) -> Error {
     }
     let error = Error::failed(text.join(": "));
     match kind {
-        Some(io::ErrorKind::StorageFull) => {
-            error.advice("free some space, or write the image elsewhere with -o")
-        }
+        Some(io::ErrorKind::StorageFull) => error.advice("free some space").or(Means::Elsewhere),
         Some(io::ErrorKind::BrokenPipe) => error.advice("the reader of the image went away"),
         _ => error,
     }

@@ -6,6 +6,7 @@
 //! recorded (`resource/file/{lock,external}.rs`), terminals and sessions here.
 
 use crate::{
+    advice::Means,
     error::{Context, Error, Result},
     objects::Objects,
     resource::file::{external, pty},
@@ -50,8 +51,6 @@ impl Policy {
     }
 }
 
-const SHELL_JOB: &str = "give --shell-job if the restarter has another for it";
-
 /// Refuses terminals and sessions from outside. `members` are the living processes of the tree, the root first.
 pub(crate) fn check<'a>(members: impl IntoIterator<Item = &'a Process>, objects: &Objects) -> Result<()> {
     if !objects.policy.refuses(|allowed| allowed.shell_job) {
@@ -62,12 +61,12 @@ pub(crate) fn check<'a>(members: impl IntoIterator<Item = &'a Process>, objects:
         let Ok(stat) = process.stat() else { continue };
         if index == 0 && !objects.members.contains(&stat.session) {
             let what = format!("the leader of its session ({}) is outside the tree", stat.session);
-            return Err(Error::unsupported(what).advice(SHELL_JOB).task(process.label()));
+            return Err(Error::unsupported(what).advice(Means::ShellJob).task(process.label()));
         }
         let (major, index) = tty::split_device(stat.tty_nr as u32);
         if stat.tty_nr != 0 && !is_inside(major, index, objects) {
             let what = "its controlling terminal is outside the tree";
-            return Err(Error::unsupported(what).advice(SHELL_JOB).task(process.label()));
+            return Err(Error::unsupported(what).advice(Means::ShellJob).task(process.label()));
         }
     }
     terminals(objects)
@@ -85,7 +84,8 @@ fn terminals(objects: &Objects) -> Result<()> {
                 && !is_inside(major(record.rdev), minor(record.rdev), objects);
             if outside {
                 let what = format!("the terminal {} is outside the tree", show(&file.path));
-                let error = Error::unsupported(what).advice(SHELL_JOB).object(format!("fd {}", desc.fd));
+                let error =
+                    Error::unsupported(what).advice(Means::ShellJob).object(format!("fd {}", desc.fd));
                 return Err(error)
                     .task(|| Process::open(pid).map_or_else(|_| format!("pid {pid}"), |p| p.label()));
             }

@@ -14,6 +14,7 @@ mod journal;
 pub(crate) mod socket;
 
 use crate::{
+    advice::Means,
     error::{Error, Result},
     task::show,
 };
@@ -151,12 +152,15 @@ impl Scribe {
     fn trouble(&self, what: &str, path: &[u8], cause: Errno) -> Error {
         let path = model::removed(path).unwrap_or(path);
         let error = Error::os(format!("{what} {} again", show(path)), cause);
-        error.advice(match cause {
+        let advice = match cause {
             Errno::PIPE => return self.dead(),
-            Errno::LOOP => "its directory is reached through a symbolic link, and nothing is made beyond one: --map-file can name the real one",
-            Errno::NOENT | Errno::NOTDIR => "its directory must exist: make it, or name another with --map-file",
-            _ => "its directory must be writable, or another be named with --map-file",
-        })
+            Errno::LOOP => {
+                "replace the symbolic link that leads to its directory: nothing is made beyond one"
+            }
+            Errno::NOENT | Errno::NOTDIR => "make its directory",
+            _ => "make its directory one that can be written to",
+        };
+        error.advice(advice).or(Means::MapFiles)
     }
 
     fn dead(&self) -> Error {

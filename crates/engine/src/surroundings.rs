@@ -2,6 +2,7 @@
 //! directory, a mount namespace of their own. The calling thread goes there and comes back.
 
 use crate::{
+    advice::Means,
     error::{Doing, Error, Result},
     options::RestartOptions,
 };
@@ -39,11 +40,12 @@ impl Surroundings {
         if options.mntns {
             let made = MountNamespace::unshare();
             before.mounts =
-                Some(made.map_err(|e| Error::from(e).advice("--mntns needs CAP_SYS_ADMIN; leave it out"))?);
+                Some(made.map_err(|e| Error::from(e).advice("it needs CAP_SYS_ADMIN").or(Means::NoMntns))?);
         }
         before.directories = Some(directories);
         if let Some(root) = &options.root {
             let shown = root.display();
+            // Both front ends call it that.
             let fd = directory(root).map_err(|e| {
                 Error::os(format!("the root directory {shown}"), e).advice("--root takes a directory")
             })?;

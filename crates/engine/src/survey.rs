@@ -6,6 +6,7 @@
 
 use crate::{
     admit::Admission,
+    advice::Means,
     error::{Context, Error, ErrorKind, Result},
     objects::Objects,
     options::CheckpointOptions,
@@ -72,7 +73,7 @@ fn refuse_destination(seen: &[Objects], destination: &Destination) -> Result<()>
         return Ok(());
     }
     Err(Error::failed("the image would be written to a file or pipe that the program itself has open")
-        .advice("write it elsewhere with -o"))
+        .advice(Means::Elsewhere))
 }
 
 fn pids(members: &[Process]) -> BTreeSet<i32> {

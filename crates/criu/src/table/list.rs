@@ -116,13 +116,14 @@ pub(crate) static TABLE: &[Opt] = &[
         General,
         "0 nothing, 1 errors, 2 warnings (the default), 3 information, 4 all; without NUM one more",
     ),
-    value("action-script", "COMMAND", |o, v| push(&mut o.action_scripts, Ok(v.to_owned())))
+    value("action-script", "COMMAND", |o, v| push(&mut o.action_scripts, values::command(v)))
         .on("dump, restore")
         .says(General, "run at each stage, told which by CRTOOLS_SCRIPT_ACTION; repeatable"),
     value("timeout", "SECONDS", |o, v| put(&mut o.timeout, values::number(v).map(Duration::from_secs)))
-        .on("dump")
+        .on("dump, restore")
         .says(General, "how long tasks may take to stop, 0 for ever; by default 10"),
     value("status-fd", "FD", |o, v| some(&mut o.status_fd, values::number(v)))
+        .on("dump, restore")
         .says(General, "one NUL byte is written to this descriptor when the action has begun"),
     parser("config", Takes("FILE")).says(General, "read options from FILE, too"),
     parser("no-default-config", Nothing).says(General, "read no other configuration files than that"),

@@ -5,6 +5,7 @@
 //! is made again at its place and removed, as in `file/directory.rs`. *Refused*: one that is hidden by a mount.
 
 use crate::{
+    advice::Means,
     error::{Error, Result},
     resource::file::directory::Removed,
     scribe::Scribe,
@@ -58,8 +59,8 @@ pub(crate) fn prepare(
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| {
-            let advice = "create it, or say where it is with --map-file OLD=NEW";
-            Error::os(format!("open the {what} {}", show(path)), e).advice(advice)
+            let error = Error::os(format!("open the {what} {}", show(path)), e);
+            error.advice("create it").or(Means::MapFiles)
         })?;
         park(fd).map(Rc::new)
     };

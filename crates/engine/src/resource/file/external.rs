@@ -13,6 +13,7 @@
 
 use super::{Descriptor, FileKind, OpenContext, pty};
 use crate::{
+    advice::Means,
     error::{Doing, Error, Result},
     objects::Objects,
     options::{External, Identity, Outside, Place},
@@ -135,7 +136,7 @@ fn connected_to_outside(descriptor: &Descriptor<'_>, objects: &Objects) -> Resul
         && sockopt::socket_type(socket) == Ok(SocketType::STREAM);
     if of_tcp && objects.policy.refuses(|allowed| allowed.tcp_established) {
         let error = Error::unsupported("an established TCP connection cannot be carried yet");
-        return Err(error.advice("let the program close it, or make it with --external and supply it again"));
+        return Err(error.advice("let the program close it"));
     }
     Ok(())
 }
@@ -370,11 +371,8 @@ pub(crate) fn supplied<'a>(image: &Image, given: &'a [(Place, OwnedFd)]) -> BTre
 /// The error for what nobody gave.
 fn missing(desc: &FileDesc, file: &model::File) -> Error {
     let what = format!("{} was connected to the outside", show(&file.path));
-    let advice = match name(file) {
-        Some(name) => format!("give what takes its place with --inherit-fd FD:{}", show(&name)),
-        None => format!("give what takes its place with --inherit-fd {}=FD", desc.fd),
-    };
-    Error::failed(what).object(format!("fd {}", desc.fd)).advice(advice)
+    let means = Means::Inherit { fd: desc.fd, name: name(file), link: file.path.clone() };
+    Error::failed(what).object(format!("fd {}", desc.fd)).advice(means)
 }
 
 /// All external descriptors of an image.

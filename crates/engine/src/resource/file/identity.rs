@@ -17,6 +17,7 @@
 
 use super::{Made, external};
 use crate::{
+    advice::Means,
     error::{Doing, Error, Result},
     options::{Observer, RestartOptions},
     resource::mm,
@@ -87,10 +88,9 @@ pub(crate) fn check(
             Verdict::Same => {}
             Verdict::Changed(_) if options.force_files => {}
             Verdict::Changed(why) => {
-                let advice =
-                    "put the original back, say where it is with --map-file, or go on with --force-files";
                 let what = format!("{path} has changed since the checkpoint");
-                return Err(Error::failed(what).why(why).advice(advice));
+                let error = Error::failed(what).why(why).advice("put the original back");
+                return Err(error.or(Means::MapFiles).or(Means::ForceFiles));
             }
             Verdict::Grown(by) => {
                 tracing::info!("{path} has grown by {by} bytes since the checkpoint");

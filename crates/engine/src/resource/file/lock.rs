@@ -11,6 +11,7 @@
 
 use super::{Descriptor, external};
 use crate::{
+    advice::Means,
     error::{Error, Result},
     objects::Objects,
     restore::Parts,
@@ -43,7 +44,7 @@ pub(crate) fn checkpoint(descriptor: &Descriptor<'_>, file: Objref, objects: &mu
     for lock in &descriptor.info.locks {
         if objects.policy.refuses(|allowed| allowed.file_locks) {
             let what = format!("it holds a lock on {}", show(&descriptor.link));
-            return Err(Error::unsupported(what).advice("give --file-locks to take it again at the restart"));
+            return Err(Error::unsupported(what).advice(Means::FileLocks));
         }
         let record = record(descriptor, lock, objects)?;
         let Some(Object::File(file)) = objects.table.get_mut(&file) else { continue };

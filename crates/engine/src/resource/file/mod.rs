@@ -40,6 +40,7 @@ pub(crate) mod unlinked;
 pub(crate) use descriptor::Descriptor;
 
 use crate::{
+    advice::Means,
     error::{Doing, Error, Result},
     objects::Objects,
     options::RestartOptions,
@@ -240,7 +241,7 @@ fn reopen_now(path: &[u8], record: &record::File) -> Result<OwnedFd> {
     // A FIFO in its place would let us wait for ever.
     let waits = wanted == FileType::RegularFile && !flags.intersects(OFlags::NONBLOCK | OFlags::PATH);
     let open = |more| rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY | more, Mode::empty());
-    let failed = |e| Error::os(format!("open {}", show(path)), e).advice(advice(e));
+    let failed = |e| advised(Error::os(format!("open {}", show(path)), e), e);
     let fd = match open(if waits { OFlags::NONBLOCK } else { OFlags::empty() }) {
         // Somebody has a lease, and gives it up.
         Err(Errno::WOULDBLOCK) if rustix::fs::stat(path).is_ok_and(|stat| is_of(&stat, wanted)) => {
@@ -264,10 +265,10 @@ fn is_of(stat: &rustix::fs::Stat, file_type: FileType) -> bool {
 }
 
 /// What to do about a file that cannot be opened.
-fn advice(error: Errno) -> &'static str {
-    match error {
-        Errno::MFILE | Errno::NFILE => "raise the limit of open files",
-        _ => "put it back, or say where it is with --map-file OLD=NEW",
+fn advised(error: Error, cause: Errno) -> Error {
+    match cause {
+        Errno::MFILE | Errno::NFILE => error.advice("raise the limit of open files"),
+        _ => error.advice("put it back").or(Means::MapFiles),
     }
 }
 

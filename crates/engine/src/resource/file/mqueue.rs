@@ -9,6 +9,7 @@
 
 use super::{Descriptor, FileKind, OpenContext};
 use crate::{
+    advice::Means,
     error::{Error, Result},
     objects::Objects,
     restore::Parts,
@@ -95,7 +96,7 @@ impl FileKind for Mqueue {
                 "the POSIX message queue {path} is of {} messages of {} bytes and was of {} of {}",
                 now.max_messages, now.message_size, was.max_messages, was.message_size
             );
-            return Err(Error::failed(what).advice("put the original back, or go on with --force-files"));
+            return Err(Error::failed(what).advice("put the original back").or(Means::ForceFiles));
         }
         Ok(Some(fd))
     }

@@ -17,6 +17,7 @@ use super::{
     seek,
 };
 use crate::{
+    advice::Means,
     error::{Error, ErrorKind, Result},
     objects::Objects,
     options::Observer,
@@ -195,7 +196,7 @@ fn open(
             if !ours {
                 let what = format!("{} is of a task that had ended", show(&file.path));
                 let error = Error::unsupported(what).why("the new /proc has no place for it");
-                return Err(error.advice("restart without --mntns"));
+                return Err(error.advice(Means::NoMntns));
             }
             // It ends when this returns, and the file is that of one who has ended.
             let placeholder = Servant::start(|line| drop(line.request()))?;

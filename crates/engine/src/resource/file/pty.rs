@@ -140,7 +140,7 @@ fn slave(master: &Descriptor<'_>, index: u32) -> Result<(Vec<u8>, Stat)> {
         }
     }
     let what = format!("the pty with the number {index} is of another devpts than /dev/pts");
-    Err(Error::unsupported(what).advice("run checkpoint where its /dev/pts is mounted"))
+    Err(Error::unsupported(what).advice("do it where its /dev/pts is mounted"))
 }
 
 /// Refuses what is not an ordinary terminal (PPP, SLIP, ...).

@@ -3,13 +3,12 @@
 //! *Refused*, all of them: their state is in the kernel alone, or in a device, or belongs to another program.
 
 use super::Descriptor;
-use crate::{error::Error, task::show};
+use crate::{advice::Means, error::Error, task::show};
 use ckpt_proc::link::FdLink;
 use rustix::fs::{FileType, major, minor};
 
 const CLOSE: &str = "let the program close it, or checkpoint at another moment";
 const DISABLE: &str = "run the program without it (most have an option or fall back when it is forbidden)";
-const OUTSIDE: &str = "let the program close it, or leave it outside: --external file[PATH]:NAME";
 
 /// Anonymous inodes by the beginning of their name.
 const ANONYMOUS: &[(&[u8], &str, &str)] = &[
@@ -31,7 +30,6 @@ const ANONYMOUS: &[(&[u8], &str, &str)] = &[
 /// Character devices with state, by path.
 const DEVICES: &[(&[u8], &str, &str)] = &[
     (b"/dev/kvm", "the KVM device", "suspend the machine by its own means"),
-    (b"/dev/net/tun", "a tun/tap interface", OUTSIDE),
     (b"/dev/fuse", "a FUSE connection", "unmount the file system first"),
     (b"/dev/kmsg", "a reader of the kernel's log", CLOSE),
     (b"/dev/mem", "the machine's memory", CLOSE),
@@ -39,10 +37,15 @@ const DEVICES: &[(&[u8], &str, &str)] = &[
     (b"/dev/rtc", "a clock", CLOSE),
     (b"/dev/uinput", "a device that it makes", CLOSE),
     (b"/dev/loop-control", "the control of loop devices", CLOSE),
-    (b"/dev/dri/", "a graphics device", OUTSIDE),
-    (b"/dev/nvidia", "a graphics device", OUTSIDE),
-    (b"/dev/snd/", "a sound device", OUTSIDE),
-    (b"/dev/input/", "an input device", OUTSIDE),
+];
+
+/// Those that a program may well have from outside.
+const OUTSIDE: &[(&[u8], &str)] = &[
+    (b"/dev/net/tun", "a tun/tap interface"),
+    (b"/dev/dri/", "a graphics device"),
+    (b"/dev/nvidia", "a graphics device"),
+    (b"/dev/snd/", "a sound device"),
+    (b"/dev/input/", "an input device"),
 ];
 
 /// How /proc shows memfd_secret(2).
@@ -61,6 +64,7 @@ pub(super) fn refusal(descriptor: &Descriptor<'_>) -> Error {
         let found = table.iter().find(|(prefix, ..)| name.starts_with(prefix));
         found.map(|(_, what, advice)| (format!("{what} ({link})"), *advice))
     };
+    let mut outside = false;
     let (what, advice) = match descriptor.target() {
         FdLink::AnonInode(_) | FdLink::Pipe(_) | FdLink::Socket(_) if descriptor.is_place() => {
             (format!("a place (O_PATH) that no path leads to ({link})"), CLOSE)
@@ -79,13 +83,22 @@ pub(super) fn refusal(descriptor: &Descriptor<'_>) -> Error {
         _ if descriptor.file_type() == FileType::CharacterDevice => {
             let device = descriptor.stat.st_rdev;
             let number = format!("the device {link} ({}:{})", major(device), minor(device));
-            known(DEVICES, descriptor.path()).unwrap_or((number, OUTSIDE))
+            known(DEVICES, descriptor.path()).unwrap_or_else(|| {
+                outside = true;
+                let found = OUTSIDE.iter().find(|(prefix, _)| descriptor.path().starts_with(prefix));
+                (found.map_or(number, |(_, what)| format!("{what} ({link})")), "let the program close it")
+            })
         }
         _ if descriptor.file_type() == FileType::BlockDevice => {
             let device = descriptor.stat.st_rdev;
-            (format!("the block device {link} ({}:{})", major(device), minor(device)), OUTSIDE)
+            outside = true;
+            (
+                format!("the block device {link} ({}:{})", major(device), minor(device)),
+                "let the program close it",
+            )
         }
         _ => (format!("{link} is of a kind that"), CLOSE),
     };
-    Error::unsupported(format!("{what} cannot be carried yet")).advice(advice)
+    let error = Error::unsupported(format!("{what} cannot be carried yet")).advice(advice);
+    if outside { error.or(Means::External) } else { error }
 }

@@ -83,7 +83,7 @@ pub(super) fn open_by_other_name(file: &model::File, context: &OpenContext<'_>) 
         // Whoever may not link it (fs.protected_hardlinks) can do without the name it is shown by.
         Err(error) => {
             tracing::info!("{error}");
-            reopen(&file.details, &file.record)
+            reopen(&file.details, &file.record, context.rights)
         }
     }
 }

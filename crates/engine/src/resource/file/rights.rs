@@ -8,6 +8,7 @@
 
 use super::identity::born_since;
 use crate::{
+    advice::Means,
     error::{Doing, Error, ErrorKind, Result},
     options::RestartOptions,
     task::show,
@@ -90,7 +91,8 @@ impl Rights {
         }
         Err(refused
             .why(format!("user {} may not, and it is another file than the program had open", self.uid))
-            .advice("put the original back, or go on with --force-files"))
+            .advice("put the original back")
+            .or(Means::ForceFiles))
     }
 
     /// Does something with ours but for CAP_SYS_ADMIN: files of a task that is not made yet cannot be opened with its own, and

@@ -24,6 +24,7 @@ use queue::Seen;
 
 use super::{Descriptor, FileKind, OpenContext};
 use crate::{
+    advice::Means,
     error::{Context, Doing, Error, Result},
     objects::Objects,
     scribe::socket::Name,
@@ -126,7 +127,7 @@ pub(crate) fn adopt(
     let outside = held.iter().find(|(ino, held)| held.connected && !inside.contains(ino));
     if let Some((_, held)) = outside.filter(|_| refused) {
         let error = Error::unsupported("a connected unix socket whose other end is outside the tree");
-        let error = error.advice("give --ext-unix-sk if the restarter has another for it");
+        let error = error.advice(Means::ExtUnixSk);
         return Err(error.object(format!("fd {}", held.fd)).task(held.process.label()));
     }
     if !frozen {
