@@ -115,7 +115,7 @@ fn ended_and_new_proc(ctx: &Context) -> Result<()> {
     let mut program = Program::start_argv(&[binary.into()], tempfile::tempdir()?, None)?;
     let image = program.save_and_kill(ctx)?;
     let outcome = ctx.run("restart", &["--pidns", "--mntns", "-i"]).arg(&image).finish()?;
-    expect_line(&outcome, "restart", &[3], &["/proc/", "is of a task that had ended", "without --mntns"])?;
+    expect_line(&outcome, "restart", &[3], &["/proc/", "is of a task that had ended", "leave --mntns out"])?;
     nothing_runs_in(program.dir.path())
 }
 
