@@ -16,14 +16,14 @@ def screen(*args):
 def shown(window):
     if os.path.exists('copy'): os.remove('copy')
     screen('-S', 't', '-p', window, '-X', 'hardcopy', HERE + '/copy')
-    for _ in range(250):
+    for _ in range(5000):
         if os.path.exists('copy'): break
         time.sleep(0.02)
     time.sleep(0.02)
     return open('copy').read()
 
 def expect(window, text):
-    for _ in range(250):
+    for _ in range(5000):
         if text in shown(window): return
         time.sleep(0.02)
     raise SystemExit('FAIL: waited for %r, the window shows %r' % (text, shown(window)))
@@ -32,7 +32,7 @@ def typed(window, keys): screen('-S', 't', '-p', window, '-X', 'stuff', keys.rep
 
 def settled():
     before = None
-    for _ in range(100):
+    for _ in range(1000):
         now = [shown('shell'), shown('pager')]
         if now == before: return now
         before = now

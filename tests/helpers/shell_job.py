@@ -34,7 +34,7 @@ class Shell:
     def type(self, text): os.write(self.master, text.encode())
 
     def expect(self, pattern):
-        end = time.time() + 10
+        end = time.time() + 100
         while not (found := re.search(pattern, self.seen)):
             ready, _, _ = select.select([self.master], [], [], max(0, end - time.time()))
             if not ready: raise SystemExit('FAIL: waited for %r, saw %r' % (pattern, self.seen))
@@ -63,7 +63,7 @@ shell.type('fg\n'); shell.expect('restart'); time.sleep(0.3)
 shell.type('third\n'); shell.expect('<tty><third><third quiet fore>')
 shell.type('\x1a'); shell.expect(r'(?s)Stopped.*\$ ')
 shell.type('bg\n'); shell.expect(r'(?s)&.*\$ ')
-for _ in range(50):  # it reads, in the background, and is stopped for it
+for _ in range(500):  # it reads, in the background, and is stopped for it
     shell.type('jobs; echo done-$((1+1))\n')
     if 'Stopped' in shell.expect(r'(?s)(.*)\ndone-2').group(1): break
     time.sleep(0.1)

@@ -16,14 +16,14 @@ def tmux(*args):
 def shown(pane): return tmux('capture-pane', '-p', '-t', 't:' + pane)
 
 def expect(pane, text):
-    for _ in range(500):
+    for _ in range(5000):
         if text in shown(pane): return
         time.sleep(0.02)
     raise SystemExit('FAIL: waited for %r, the pane shows %r' % (text, shown(pane)))
 
 def settled():
     before = None
-    for _ in range(100):
+    for _ in range(1000):
         now = [shown('shell'), shown('edit'), tmux('list-panes', '-a')]
         if now == before: return now
         before = now
@@ -45,7 +45,7 @@ try:
         if restart: restart.wait(timeout=100)
         reap()
         restart = subprocess.Popen([CKPT, 'restart', '-i', image], stdin=subprocess.DEVNULL)
-        for _ in range(500):
+        for _ in range(5000):
             ready = subprocess.run(['tmux', '-L', 'test', 'has-session', '-t', 't'], capture_output=True).returncode == 0
             if ready or restart.poll() is not None: break
             time.sleep(0.02)
@@ -61,11 +61,12 @@ try:
     left = os.listdir(HERE + '/tmux-%d' % os.getuid())
     if left != ['test']: raise SystemExit('FAIL: beside the socket there is %r' % left)
     tmux('send-keys', '-t', 't:edit', 'Escape', ':wq', 'Enter')
-    for _ in range(250):
-        if os.path.exists('text'): break
+    text = ''
+    for _ in range(2500):
+        if os.path.exists('text'): text = open('text').read()
+        if text == 'one\nline1\nline2\nline3\n\n': break
         time.sleep(0.02)
-    text = open('text').read()
-    if text != 'one\nline1\nline2\nline3\n\n': raise SystemExit('FAIL: vim wrote %r' % text)
+    else: raise SystemExit('FAIL: vim wrote %r' % text)
 finally:
     subprocess.run(['tmux', '-L', 'test', 'kill-server'], capture_output=True)
 if restart.wait(timeout=100) != 0: raise SystemExit('FAIL: restart ended with %d' % restart.returncode)
