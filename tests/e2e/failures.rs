@@ -263,9 +263,16 @@ fn interrupted(ctx: &Context) -> Result<()> {
 fn limits(ctx: &Context) -> Result<()> {
     let mut scene = Scene::new(ctx, "clan", &[])?;
     let open_files: Vec<String> = (10..40).map(|n| format!("--nofile={n}")).collect();
-    // The program has a gigabyte of addresses, and a file without a name of a megabyte. Hard limits of
-    // memory would be the program's as well.
-    let others = ["--as=700000000:unlimited", "--as=1000000000:unlimited", "--fsize=500000:unlimited"];
+    // The program has a gigabyte of addresses, and a file without a name of a megabyte.
+    let others = ["--as=700000000", "--as=1000000000", "--fsize=500000"];
+    // Soft limits alone are in nobody's way.
+    for limit in others {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("{limit}:unlimited")).arg(ctx.ckpt.as_ref().expect("binary"));
+        command.args(["restart", "-W", "-i"]);
+        Run::new(command).arg(&scene.image).finish()?.expect_code(0).context(limit)?;
+        scene.clear()?;
+    }
     let others = others.iter().map(|&limit| limit.to_owned());
     let limits: Vec<String> = others.chain(open_files).collect();
     let mut failures = Vec::new();

@@ -9,7 +9,7 @@ use ckpt_tests::context::Context;
 use ckpt_tests::fixture::{compile_c, find_program};
 use ckpt_tests::image::metadata;
 use ckpt_tests::sys;
-use ckpt_tests::target::{Target, field_of_stat, reap_strays};
+use ckpt_tests::target::{Ended, Target, field_of_stat, reap_strays};
 use ckpt_tests::tool::Run;
 use ckpt_tests::tree::{Tree, children, family};
 
@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("child_file_missing", child_file_missing),
     ("inherit_fd_of_a_child", inherit_fd_of_a_child),
     ("new_pids", new_pids),
+    ("cpu_timers", cpu_timers),
     ("stop_and_continue", stop_and_continue),
     ("forks_meanwhile", forks_meanwhile),
     ("fork_bomb", fork_bomb),
@@ -133,6 +134,21 @@ fn new_pids(ctx: &Context) -> Result<()> {
     }
     program.unharmed()?;
     copy.kill();
+    program.ends_with(7)
+}
+
+/// --new-pids: timers of CPU time are of the same tasks, whose ids are new.
+fn cpu_timers(ctx: &Context) -> Result<()> {
+    let binary = compile_c(ctx, &ctx.helpers.join("cpu_timers.c"), &["-pthread".to_owned()])?;
+    let mut program = Program::start_argv(&[binary.into_os_string()], tempfile::tempdir()?, None)?;
+    let image = program.path("image");
+    ctx.run("checkpoint", &["-o"]).arg(&image).arg(program.pid()).finish()?.expect_code(0)?;
+    let outcome = ctx.run("restart", &["--new-pids", "-W", "-i"]).arg(&image).finish()?;
+    outcome.expect_code(0)?;
+    let mut copy = Target::adopt(String::from_utf8_lossy(&outcome.stdout).trim().parse()?)?;
+    std::fs::write(program.path("go"), "")?;
+    let ended = copy.wait()?;
+    ensure(ended == Ended::Exit(7), format!("the copy ended with {ended:?}"))?;
     program.ends_with(7)
 }
 

@@ -32,7 +32,7 @@ use crate::{
     options::{Input, Observer, Pids, RestartOptions, RestartReport, interrupted},
     phases::{self, Materials},
     puppets::Puppets,
-    resource::file,
+    resource::{file, limits},
     restore,
     source::{self, ImageReader},
     stage,
@@ -51,6 +51,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     if options.sibling && options.pids == Pids::Namespace {
         return Err(Error::failed("the root of a pid namespace of its own cannot be a child of our parent"));
     }
+    limits::raise_own();
     let name = match &input {
         Input::File(path) => path.display().to_string(),
         Input::Fd(_) => "the image".to_owned(),

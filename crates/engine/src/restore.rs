@@ -265,7 +265,7 @@ pub(crate) fn tasks(
             thread::restore(&mut program, thread);
         }
         if index == 0 {
-            shared(puppet, &mut program, parts, &ids.tasks)?;
+            shared(puppet, &mut program, image, parts, &ids.tasks)?;
         }
         signal::restore_pending(&mut program, pid, puppet.own_tid(index), false, &thread.pending);
         if index == 0 {
@@ -294,17 +294,30 @@ pub(crate) fn tasks(
 fn shared(
     puppet: &mut Puppet,
     program: &mut Program,
+    image: &Image,
     parts: &Parts<'_>,
     pids: &BTreeMap<i32, i32>,
 ) -> Result<()> {
     signal::restore(program, parts.sighand);
-    let tid = |tid: i32| pids.get(&tid).copied().unwrap_or(tid);
     if !parts.signal.timers.is_empty() {
         let mut attempt = Program::new();
-        timers::restore_posix(&mut attempt, &parts.signal.timers, tid);
+        let told =
+            |tid| parts.process.threads.iter().any(|t| t.record.tid == tid).then(|| pids.get(&tid).copied());
+        // In a nested pid namespace ids stay what they are.
+        let pidns = parts.process.pidns();
+        let near = |p: &&model::Process| p.pidns() == pidns;
+        let threads = || image.processes.iter().filter(near).flat_map(|p| &p.threads);
+        let timed = |id| {
+            let named = |t: &&model::Thread| t.levels.last().map_or(t.record.tid, |level| level.tid) == id;
+            let thread = threads().find(named)?;
+            pids.get(&thread.record.tid).copied()
+        };
+        let timers = parts.signal.timers.iter().map(|t| timers::as_now(t, |tid| told(tid).flatten(), timed));
+        let timers: Vec<_> = timers.collect();
+        timers::restore_posix(&mut attempt, &timers);
         match puppet.run(0, attempt) {
             Err(e) if timers::lacks_ids(&e) => {
-                timers::restore_posix_by_counting(program, &parts.signal.timers, tid)?;
+                timers::restore_posix_by_counting(program, &timers)?;
             }
             other => other.map(|_| ())?,
         }

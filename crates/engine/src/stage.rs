@@ -13,12 +13,12 @@ use crate::{
 };
 use ckpt_image::{
     Image, Object, Objref, model,
-    record::{self, task_state, vma_kind},
+    record::{self, task_state, vma_flags, vma_kind},
 };
 use ckpt_kernel::{memory::Span, puppet::Puppet, shared::SharedArea};
 use ckpt_proc::maps::parse_maps;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     os::fd::{AsRawFd, RawFd},
 };
 
@@ -64,17 +64,25 @@ fn taken(image: &Image) -> Result<Vec<Span>> {
 /// Maps every object shared anonymously, where it is in nobody's way.
 pub(crate) fn areas(image: &Image) -> Result<BTreeMap<Objref, SharedArea>> {
     let vmas = spaces(image).flat_map(|(_, mm)| &mm.vmas).map(|v| v.record);
-    let shared: BTreeSet<Objref> =
-        vmas.filter(|r| r.kind == vma_kind::ANON_SHARED).map(|r| r.object).collect();
+    // How far the areas of each reach, which may be past its end, and whether swap is reserved for it.
+    let mut shared: BTreeMap<Objref, (u64, bool)> = BTreeMap::new();
+    for vma in vmas.filter(|r| r.kind == vma_kind::ANON_SHARED) {
+        let (end, noreserve) = shared.entry(vma.object).or_default();
+        *end = vma.offset.saturating_add(vma.end - vma.start).max(*end);
+        *noreserve |= vma.flags & vma_flags::NORESERVE != 0;
+    }
     let mut taken = taken(image)?;
     let mut areas = BTreeMap::new();
-    for (objref, inode) in shared.into_iter().filter_map(|o| Some((o, image.inode(o)?))) {
-        let len = inode.record.size.next_multiple_of(record::PAGE_SIZE as u64);
-        if len == 0 || len > layout::TASK_SIZE {
-            return Err(Error::bad_image(format!("shared object {objref} of {len} bytes")));
+    for (objref, (end, noreserve)) in shared {
+        let Some(inode) = image.inode(objref) else { continue };
+        let size = inode.record.size.next_multiple_of(record::PAGE_SIZE as u64);
+        let len = size.max(end);
+        if size == 0 || len > layout::TASK_SIZE {
+            return Err(Error::bad_image(format!("shared object {objref} of {size} bytes")));
         }
         let start = layout::free_range(&mut taken, len as usize)?;
-        areas.insert(objref, SharedArea::map(Span { start, len: len as usize })?);
+        let span = Span { start, len: len as usize };
+        areas.insert(objref, SharedArea::map(span, size as usize, noreserve)?);
     }
     Ok(areas)
 }

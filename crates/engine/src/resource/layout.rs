@@ -200,8 +200,13 @@ pub(crate) fn finish(program: &mut Program, mm: &model::Mm, staging: &Staging) {
     for record::Vma { start, end, flags, .. } in mm.vmas.iter().map(|v| v.record) {
         let (at, len) = (Arg::from(start), Arg::from(end - start));
         if flags & vma_flags::LOCKED != 0 {
-            let on_fault = if flags & vma_flags::LOCK_ON_FAULT != 0 { MLOCK_ONFAULT } else { 0 };
-            program.call("mlock2", start, libc::SYS_mlock2, [at.clone(), len.clone(), on_fault.into()]);
+            // This locks, or tells that RLIMIT_MEMLOCK is too low; it touches no page.
+            program.call("mlock2", start, libc::SYS_mlock2, [at.clone(), len.clone(), MLOCK_ONFAULT.into()]);
+            if flags & vma_flags::LOCK_ON_FAULT == 0 {
+                // Locked it is; what can still fail is to make all of it present: guard pages of stacks, mappings past
+                // the end of a file. To mlockall(2) that was all the same.
+                program.try_call("mlock2", libc::SYS_mlock2, [at.clone(), len.clone(), 0u64.into()]);
+            }
         }
         if flags & vma_flags::SEALED != 0 {
             program.call("mseal", start, SYS_MSEAL, [at, len, 0u64.into()]);

@@ -13,6 +13,7 @@ use crate::{
 use ckpt_image::{model, record::Signal};
 use ckpt_kernel::procfs;
 use ckpt_kernel::program::{Arg, Outcome, Program};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use zerocopy::IntoBytes;
 
 /// RLIM_NLIMITS.
@@ -38,6 +39,30 @@ pub(crate) fn checkpoint(process: &Process, answers: &[Outcome], signal: &mut Si
     let text = String::from_utf8(text).unwrap_or_default();
     signal.oom_score_adj = text.trim().parse().map_err(|_| Error::failed("parse /proc/PID/oom_score_adj"))?;
     Ok(())
+}
+
+/// Those that could be in the way of what a program had, if it had raised them itself.
+const IN_THE_WAY: [Resource; 9] = [
+    Resource::Data,
+    Resource::Fsize,
+    Resource::As,
+    Resource::Nproc,
+    Resource::Memlock,
+    Resource::Sigpending,
+    Resource::Msgqueue,
+    Resource::Nice,
+    Resource::Rtprio,
+];
+
+/// Raises our own limits, which puppets begin with, as far as every process may.
+pub(crate) fn raise_own() {
+    for resource in IN_THE_WAY {
+        let mut limit = getrlimit(resource);
+        if limit.current != limit.maximum {
+            limit.current = limit.maximum;
+            let _ = setrlimit(resource, limit);
+        }
+    }
 }
 
 /// Sets the limits; the last thing a process does with privilege.

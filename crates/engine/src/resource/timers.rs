@@ -2,7 +2,8 @@
 //!
 //! *Saved*: what remains and the interval, by asking the process; which POSIX timers there are,
 //! from /proc/PID/timers. *Restored*: by setitimer(2) and, with the same ids, by timer_create(2)
-//! under PR_TIMER_CREATE_RESTORE_IDS (Linux 6.16) or by creating and deleting up to the id.
+//! under PR_TIMER_CREATE_RESTORE_IDS (Linux 6.16) or by creating and deleting up to the id. One that can never tell
+//! anybody, since the thread it tells or whose time it takes has ended, is made with SIGEV_NONE.
 //! *Lost*: the absolute phase: time does not pass for a timer while its process is an image.
 
 use crate::error::{Error, Result};
@@ -82,15 +83,47 @@ pub(crate) fn checkpoint_posix(timers: &[Timer], answers: &[Outcome]) -> Result<
     Ok(records)
 }
 
-/// Makes the POSIX timers again. `with_ids`: the kernel takes the ids we name; else the program
-/// must be the one of [`restore_posix_by_counting`].
-pub(crate) fn restore_posix(program: &mut Program, timers: &[PosixTimer], new_tid: impl Fn(i32) -> i32) {
+/// The timer to make now. Both give the id that a task has now, unless it has ended: `told` of the thread a timer
+/// tells, `timed` of whose CPU time it takes, by the id the process itself knows it by.
+pub(crate) fn as_now(
+    timer: &PosixTimer,
+    told: impl Fn(i32) -> Option<i32>,
+    timed: impl Fn(i32) -> Option<i32>,
+) -> PosixTimer {
+    let mut now = *timer;
+    if timer.notify & SIGEV_THREAD_ID != 0 {
+        match told(timer.tid) {
+            Some(tid) => now.tid = tid,
+            None => (now.notify, now.tid) = (SIGEV_NONE, 0),
+        }
+    }
+    if let Some(id) = owner(timer.clockid) {
+        match timed(id) {
+            Some(id) => now.clockid = !id << 3 | timer.clockid & 7,
+            None => {
+                (now.notify, now.tid, now.clockid, now.remaining) = (SIGEV_NONE, 0, libc::CLOCK_MONOTONIC, 0);
+            }
+        }
+    }
+    now
+}
+
+/// Whose CPU time a clock is, as clock_getcpuclockid(3) makes it; the caller's (0) and those of a descriptor apart.
+fn owner(clockid: i32) -> Option<i32> {
+    const CLOCKFD: i32 = 3;
+    let id = !(clockid >> 3);
+    (clockid < 0 && clockid & 3 != CLOCKFD && id != 0).then_some(id)
+}
+
+/// Makes the POSIX timers again, by the ids in `timers`: lacking that, the program must be the one of
+/// [`restore_posix_by_counting`].
+pub(crate) fn restore_posix(program: &mut Program, timers: &[PosixTimer]) {
     let prctl = libc::SYS_prctl;
     let ids =
         |on: u64| [PR_TIMER_CREATE_RESTORE_IDS.into(), on.into(), 0u64.into(), 0u64.into(), 0u64.into()];
     program.call(RESTORE_IDS, 0, prctl, ids(1));
     for timer in timers {
-        create(program, timer, new_tid(timer.tid));
+        create(program, timer);
     }
     program.call(RESTORE_IDS, 0, prctl, ids(0));
     for timer in timers {
@@ -105,11 +138,7 @@ pub(crate) fn lacks_ids(cause: &ckpt_kernel::Error) -> bool {
 
 /// Makes the POSIX timers again on a kernel that counts ids up from 0: unwanted ones are created
 /// and deleted.
-pub(crate) fn restore_posix_by_counting(
-    program: &mut Program,
-    timers: &[PosixTimer],
-    new_tid: impl Fn(i32) -> i32,
-) -> Result<()> {
+pub(crate) fn restore_posix_by_counting(program: &mut Program, timers: &[PosixTimer]) -> Result<()> {
     let mut next = 0;
     for timer in timers {
         if timer.id > MOST_COUNTED {
@@ -118,13 +147,18 @@ pub(crate) fn restore_posix_by_counting(
         while next < timer.id {
             create(
                 program,
-                &PosixTimer { id: next, notify: SIGEV_NONE, clockid: libc::CLOCK_MONOTONIC, ..*timer },
-                0,
+                &PosixTimer {
+                    id: next,
+                    notify: SIGEV_NONE,
+                    clockid: libc::CLOCK_MONOTONIC,
+                    tid: 0,
+                    ..*timer
+                },
             );
             program.call("timer_delete", next as u64, libc::SYS_timer_delete, [next.into()]);
             next += 1;
         }
-        create(program, timer, new_tid(timer.tid));
+        create(program, timer);
         next += 1;
     }
     for timer in timers {
@@ -133,11 +167,11 @@ pub(crate) fn restore_posix_by_counting(
     Ok(())
 }
 
-fn create(program: &mut Program, timer: &PosixTimer, tid: i32) {
+fn create(program: &mut Program, timer: &PosixTimer) {
     let mut event = [0u64; 8];
     event[0] = timer.value;
     event[1] = u64::from(timer.signo as u32) | u64::from(timer.notify as u32) << 32;
-    event[2] = u64::from(tid as u32);
+    event[2] = u64::from(timer.tid as u32);
     let id = u64::from(timer.id as u32).to_le_bytes().to_vec();
     let args = [timer.clockid.into(), Arg::In(event.as_bytes().to_vec()), Arg::InOut(id)];
     program.call("timer_create", timer.id as u64, libc::SYS_timer_create, args);
