@@ -86,7 +86,7 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Looks into `texts` as [`Visit::enter`] does, and at `candidates`, the anonymous rwx mappings,
+    /// Looks into `texts` as [`Visit::enter`](super::Visit::enter) does, and at `candidates`, the anonymous rwx mappings,
     /// through thread `tid`.
     pub fn find(tid: i32, texts: &[Span], candidates: &[Span]) -> Traces {
         let code = code::stub();
