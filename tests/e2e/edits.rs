@@ -364,9 +364,9 @@ const EDITS: &[Edit] = &[
         "madvise",
     ),
     (
-        "a view beyond its object",
-        |i, at| set(area(i, at, |v| v.record.kind == vma_kind::ANON_SHARED)?.record.offset = 1 << 30),
-        true,
+        "a view beyond all addresses",
+        |i, at| set(area(i, at, |v| v.record.kind == vma_kind::ANON_SHARED)?.record.offset = 1 << 47),
+        false,
         "shared object",
     ),
     ("a vdso elsewhere", |i, _| set(i.arch.vdso_sum ^= 1), false, "vdso"),
@@ -474,12 +474,6 @@ const EDITS: &[Edit] = &[
         "timer",
     ),
     ("a timer below all", |i, at| posix_timer(i, at, PosixTimer { id: -5, ..TIMER }), true, "timer"),
-    (
-        "a timer for a thread of nobody",
-        |i, at| posix_timer(i, at, PosixTimer { notify: 4, signo: 10, tid: 1, ..TIMER }),
-        true,
-        "timer_create",
-    ),
     (
         "a timer with a signal too high",
         |i, at| posix_timer(i, at, PosixTimer { notify: 0, signo: 100, ..TIMER }),

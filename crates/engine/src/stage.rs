@@ -78,7 +78,7 @@ pub(crate) fn areas(image: &Image) -> Result<BTreeMap<Objref, SharedArea>> {
         let size = inode.record.size.next_multiple_of(record::PAGE_SIZE as u64);
         let len = size.max(end);
         if size == 0 || len > layout::TASK_SIZE {
-            return Err(Error::bad_image(format!("shared object {objref} of {size} bytes")));
+            return Err(Error::bad_image(format!("shared object {objref} of {len} bytes")));
         }
         let start = layout::free_range(&mut taken, len as usize)?;
         let span = Span { start, len: len as usize };
