@@ -64,7 +64,9 @@ impl Names {
             let children = member.process.proc.readlink(kind).ok();
             let nested = children.as_ref() != Some(&names.link);
             if nested || below {
-                names.add(&member.process, nested, children).task(|| member.process.label())?;
+                // One that was on its way to its end may be gone by now: then the tree is another one.
+                let added = names.add(&member.process, nested, children).map_err(Error::passing);
+                added.task(|| member.process.label())?;
             }
         }
         Ok(names)
