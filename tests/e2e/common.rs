@@ -126,8 +126,9 @@ impl Program {
 
 /// The names in a directory, sorted.
 pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>> {
-    let mut names: Vec<String> =
-        std::fs::read_dir(dir)?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    let name =
+        |entry: std::io::Result<std::fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = std::fs::read_dir(dir)?.map(name).collect::<std::io::Result<_>>()?;
     names.sort();
     Ok(names)
 }

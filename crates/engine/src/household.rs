@@ -7,7 +7,7 @@ use crate::{
     advice::{Means, Way},
     error::{Doing, Error, Result},
     options::Observer,
-    resource::layout,
+    resource::{file::placement, layout},
     stage::Stage,
 };
 use ckpt_kernel::{
@@ -21,7 +21,6 @@ use rustix::{pipe::PipeFlags, process::getegid, process::geteuid};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 const RSEQ_UNREGISTER: u64 = 1;
-const SYS_CLOSE_RANGE: i64 = 436;
 
 /// An init and how it is heard.
 #[derive(Debug)]
@@ -54,14 +53,8 @@ impl Household {
         let name = Arg::In(b"ckpt-init\0".to_vec());
         program.call("prctl(PR_SET_NAME)", 0, libc::SYS_prctl, [libc::PR_SET_NAME.into(), name]);
         let report = self.report.as_raw_fd();
-        for (from, to) in [(0, report as u32 - 1), (report as u32 + 1, u32::MAX)] {
-            program.call(
-                "close_range",
-                from.into(),
-                SYS_CLOSE_RANGE,
-                [u64::from(from).into(), u64::from(to).into(), 0u64.into()],
-            );
-        }
+        placement::close(&mut program, 0, report as u32 - 1);
+        placement::close(&mut program, report + 1, u32::MAX);
         self.init.run(0, program)?;
         Ok(self.init.become_init(root, report)?)
     }

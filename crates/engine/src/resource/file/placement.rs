@@ -8,8 +8,6 @@
 use ckpt_kernel::program::Program;
 use std::collections::{BTreeMap, BTreeSet};
 
-const SYS_CLOSE_RANGE: i64 = 436;
-
 /// One descriptor: where it is, where it goes, FD_CLOEXEC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Move {
@@ -45,7 +43,16 @@ pub(crate) fn put(program: &mut Program, Move { from, to, cloexec }: Move) {
 
 /// Closes a range of numbers.
 pub(crate) fn close(program: &mut Program, from: i32, to: u32) {
-    program.call("close_range", from as u64, SYS_CLOSE_RANGE, [from.into(), to.into(), 0u64.into()]);
+    close_range(program, from, to, 0);
+}
+
+/// Gives whoever shares the table with others one of its own, a copy of what is below `end` (Linux 5.9).
+pub(crate) fn part(program: &mut Program, end: i32) {
+    close_range(program, end, u32::MAX, libc::CLOSE_RANGE_UNSHARE);
+}
+
+fn close_range(program: &mut Program, from: i32, to: u32, flags: u32) {
+    program.call("close_range", from as u64, libc::SYS_close_range, [from.into(), to.into(), flags.into()]);
 }
 
 /// The moves in an order in which each finds what it moves. There may be more of them: the cycles, by way of a number that

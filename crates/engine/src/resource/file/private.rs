@@ -11,6 +11,7 @@
 //! When all are made, one after the other closes what those before it had, and leaves with a copy of the table up to
 //! the end of its own (close_range(2), CLOSE_RANGE_UNSHARE, Linux 5.9).
 
+use super::placement;
 use crate::error::Result;
 use ckpt_image::{
     Image, Object, Objref,
@@ -24,8 +25,6 @@ use std::{
 
 /// A step of its own for each process costs about as much as it takes to copy and close so many descriptors.
 const WORTH_IT: usize = 256;
-const SYS_CLOSE_RANGE: i64 = 436;
-const CLOSE_RANGE_UNSHARE: u64 = 2;
 
 /// The files of an image that one process alone has.
 #[derive(Debug)]
@@ -106,13 +105,10 @@ impl Private {
     pub(crate) fn leave(&self, puppet: &mut Puppet, table: Objref) -> Result<()> {
         let own = self.numbers.get(&table).cloned().unwrap_or(self.first..self.first);
         let mut program = Program::new();
-        let mut close = |from: i32, to: u32, flags: u64| {
-            program.call("close_range", from as u64, SYS_CLOSE_RANGE, [from.into(), to.into(), flags.into()]);
-        };
         if own.start > self.first {
-            close(self.first, own.start as u32 - 1, 0);
+            placement::close(&mut program, self.first, own.start as u32 - 1);
         }
-        close(own.end, u32::MAX, CLOSE_RANGE_UNSHARE);
+        placement::part(&mut program, own.end);
         puppet.run(0, program)?;
         Ok(())
     }
