@@ -26,15 +26,16 @@ pub fn wait(report: &mut RestartReport, passing: &mut Passing, instead: Option<i
         passing.watch_children()?;
     }
     loop {
-        // Ctrl-Z in its own group of our terminal: nobody else sees that it has stopped.
+        // Signals that came while the program was being made are passed on now, too.
+        for origin in passing.take() {
+            pass(&*report, &origin, instead)?;
+        }
+        // Ctrl-Z in its own group of our terminal: nobody else sees that it has stopped. Looked at after
+        // the signals were taken: a stop that comes later sends another, which ends the poll.
         if let Some(terminal) = report.terminal.as_mut().filter(|terminal| terminal.is_apart())
             && report.root.has_stopped()
         {
             terminal.stop()?;
-        }
-        // Signals that came while the program was being made are passed on now, too.
-        for origin in passing.take() {
-            pass(&*report, &origin, instead)?;
         }
         let ended = {
             let mut ready = [
