@@ -4,6 +4,7 @@
 //! processes share (kcmp(2) says so) is one object with one objref.
 
 use crate::{
+    ahead::Ahead,
     error::{Context, Error, Result},
     freeze::FrozenThread,
     guard, header,
@@ -50,6 +51,7 @@ impl Capture {
 /// What the tasks of a process answered during a visit.
 struct Answers {
     process: Vec<Outcome>,
+    descriptors: file::Numbers,
     /// Of the witness.
     stat: Stat,
     mappings: Vec<Mapping>,
@@ -81,9 +83,10 @@ pub(crate) fn capture(
     approve: impl FnOnce(&Objects, &mut dyn Observer) -> Result<()>,
 ) -> Result<Capture> {
     let members = tree.iter().map(|member| member.process.pid).collect();
-    let objects = Objects::frozen(members, options);
+    let objects = Objects::of(members, options);
     let mut all = Collector { names: Names::of(&tree)?, objects, ..Collector::default() };
     let header = header::header()?;
+    let ahead = Ahead::of(&tree);
     let mut stopped: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
     for member in tree.iter().filter(|member| member.stopped) {
         stopped.entry(member.process.stat()?.ppid).or_default().push(member.process.pid);
@@ -93,8 +96,12 @@ pub(crate) fn capture(
         let label = member.process.label();
         tracing::debug!("capture {label}: {} threads", member.threads.len());
         let children = stopped.remove(&member.process.pid).unwrap_or_default();
-        if member.is_zombie() { all.zombie(member) } else { all.process(member, &children, observer) }
-            .task(|| label)?;
+        if member.is_zombie() {
+            all.zombie(member)
+        } else {
+            all.process(member, &children, &ahead, observer)
+        }
+        .task(|| label)?;
     }
     let tables = all.processes.iter().map(|p| p.task.files);
     let tables: Vec<_> = all.held.iter().map(|(process, _)| process).zip(tables).collect();
@@ -158,18 +165,21 @@ impl Collector {
         &mut self,
         member: FrozenProcess,
         children: &[i32],
+        ahead: &Ahead,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let FrozenProcess { process, threads: frozen, stopped, parent_tid } = member;
         let own: Vec<i32> = children.iter().map(|pid| self.names.seen_by(process.pid, *pid)).collect();
-        let (frozen, answers) = visit(&process, frozen, &own, observer)?;
+        let maps = ahead.next(&process, &self.objects)?;
+        let (frozen, mut answers) = visit(&process, maps, frozen, &own, observer)?;
         let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
         self.unseen.extend(unseen);
         let mut threads = threads(&frozen, &answers, &mut self.objects)?;
         if process.witness != process.pid {
             threads.insert(0, ended_leader(&process, &mut self.objects)?);
         }
-        let mut answered = answers.process.as_slice().split_at(signal::SIGNALS as usize);
+        let answered = answers.descriptors.take(&answers.process);
+        let mut answered = answered.split_at_checked(signal::SIGNALS as usize).unwrap_or_default();
         let sighand = signal::checkpoint(answered.0)?;
         answered = answered.1.split_at_checked(3).unwrap_or_default();
         let mut shared = record::Signal::default();
@@ -192,7 +202,11 @@ impl Collector {
         let state = if stopped { task_state::STOPPED } else { task_state::RUNNING };
         let task = record::Task {
             mm,
-            files: objects.task(Kcmp::Files, tid, |o| file::checkpoint(&process, o).map(Object::Files))?.0,
+            files: objects
+                .task(Kcmp::Files, tid, |o| {
+                    file::checkpoint(&process, &answers.descriptors, o).map(Object::Files)
+                })?
+                .0,
             fs: objects.task(Kcmp::Fs, tid, |_| fs::checkpoint(&process, status).map(Object::Fs))?.0,
             sighand: objects.task(Kcmp::Sighand, tid, |_| Ok(Object::Sighand(sighand)))?.0,
             signal: objects.add(Object::Signal(model::Signal { record: shared, pending, timers })),
@@ -243,14 +257,16 @@ fn task(process: &Process, stat: &Stat, state: u32) -> record::Task {
 /// Asks the tasks what only they know.
 fn visit(
     process: &Process,
+    mut maps: Vec<Mapping>,
     frozen: Vec<FrozenThread>,
     stopped: &[i32],
     observer: &mut dyn Observer,
 ) -> Result<(Vec<FrozenThread>, Answers)> {
     let stat = process.witness_stat()?;
-    let mut maps = mm::mappings(process)?;
     let timers = process.proc.parse("timers", ckpt_proc::timers::parse_timers)?;
     let mut questions = Program::new();
+    let descriptors = file::Numbers::of(process)?;
+    descriptors.questions(&mut questions);
     signal::questions(&mut questions);
     timers::itimer_questions(&mut questions);
     limits::questions(&mut questions);
@@ -291,6 +307,7 @@ fn visit(
     let frozen = threads.into_iter().zip(kept).map(|(thread, kept)| FrozenThread { thread, kept }).collect();
     let answers = Answers {
         process: answers,
+        descriptors,
         stat,
         mappings: maps,
         timers,

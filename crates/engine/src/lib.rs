@@ -7,6 +7,7 @@
 
 mod admit;
 pub mod advice;
+mod ahead;
 mod capture;
 mod checkpoint;
 mod error;

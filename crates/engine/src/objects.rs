@@ -5,10 +5,12 @@ use crate::{
     error::{Error, ErrorKind, Result},
     options::External,
     policy::Policy,
+    resource::file::lock::Locked,
 };
 use ckpt_image::{Object, Objref, model::Cred};
 use ckpt_kernel::query::{Kcmp, kcmp};
 use std::{
+    cell::OnceCell,
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fs::File,
@@ -27,12 +29,12 @@ pub(crate) struct Objects {
     pub(crate) members: BTreeSet<i32>,
     /// What the caller said is outside, and whether it has been found.
     pub(crate) external: Vec<(External, bool)>,
-    /// The tree stands still.
-    pub(crate) frozen: bool,
     /// What is refused.
     pub(crate) policy: Policy,
     /// Unlinked files with more contents than this are refused.
     pub(crate) ghost_limit: Option<u64>,
+    /// Which files are locked.
+    pub(crate) locked: OnceCell<Locked>,
     /// statfs(2) f_type by st_dev.
     file_systems: BTreeMap<u64, i64>,
     /// By objref.
@@ -55,21 +57,16 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// None yet, of these processes, which run.
-    pub(crate) fn running(members: BTreeSet<i32>, options: &CheckpointOptions) -> Objects {
+    /// None yet, of these processes.
+    pub(crate) fn of(members: BTreeSet<i32>, options: &CheckpointOptions) -> Objects {
         let external = options.external.iter().map(|external| (external.clone(), false)).collect();
         let CheckpointOptions { policy, ghost_limit, .. } = *options;
         Objects { members, external, policy, ghost_limit, ..Objects::default() }
     }
 
-    /// None yet, of these processes, which stand still.
-    pub(crate) fn frozen(members: BTreeSet<i32>, options: &CheckpointOptions) -> Objects {
-        Objects { frozen: true, ..Objects::running(members, options) }
-    }
-
     /// For a look at the kinds of objects alone: which are the same is guessed.
     pub(crate) fn guessing(members: BTreeSet<i32>, options: &CheckpointOptions) -> Objects {
-        Objects { guess: true, ..Objects::running(members, options) }
+        Objects { guess: true, ..Objects::of(members, options) }
     }
 
     /// Whether which are the same is guessed.

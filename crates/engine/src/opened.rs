@@ -12,6 +12,7 @@ use crate::{
             directory::Removed,
             external,
             late::{self, Late},
+            placement::Landing,
             private::Private,
             rights::{self, Holders},
         },
@@ -173,6 +174,7 @@ pub(crate) fn open(
     };
     // What has such a number of its own gets it at once, lest twice as many be needed.
     let own = file::epoll::own_numbers(image);
+    let landing = Landing::of(image, LOWEST).doing(|| "list our descriptors".to_owned())?;
     let mut place = |file: Objref, fd: OwnedFd| {
         let number = own.get(&file).filter(|number| **number >= LOWEST);
         match number.and_then(|number| reserved.remove(number)) {
@@ -180,7 +182,7 @@ pub(crate) fn open(
                 rustix::io::dup3(&fd, &mut place, DupFlags::CLOEXEC).doing(|| "dup3".to_owned())?;
                 Ok(place)
             }
-            None => park(fd),
+            None => park(landing.land(file, fd)),
         }
     };
     let private = Private::find(image);

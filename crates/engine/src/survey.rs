@@ -86,7 +86,7 @@ fn one_by_one(
     members: &[Process],
     options: &CheckpointOptions,
 ) -> Result<Vec<Objects>> {
-    let mut objects = Objects::running(pids(members), options);
+    let mut objects = Objects::of(pids(members), options);
     let tables = look(admission, members, &mut objects)?;
     file::adopt(&tables, false, &mut objects)?;
     file::external::check_used(&objects)?;
@@ -145,9 +145,11 @@ fn look<'a>(
 
 fn look_at(process: &Process, status: &Status, objects: &mut Objects) -> Result<Objref> {
     let tid = process.witness;
-    let (table, _) = objects.task(Kcmp::Files, tid, |o| file::checkpoint(process, o).map(Object::Files))?;
+    let (table, _) = objects.task(Kcmp::Files, tid, |o| {
+        file::checkpoint(process, &file::Numbers::of(process)?, o).map(Object::Files)
+    })?;
     objects.task(Kcmp::Vm, tid, |o| {
-        let vmas = mm::areas(process, &mm::mappings(process)?, o)?;
+        let vmas = mm::areas(process, &mm::mappings(&process.proc)?, o)?;
         Ok(Object::Mm(model::Mm { vmas, ..model::Mm::default() }))
     })?;
     objects.task(Kcmp::Fs, tid, |_| fs::checkpoint(process, status).map(Object::Fs))?;

@@ -19,6 +19,7 @@ use rustix::{
 };
 use std::{
     ffi::OsStr,
+    mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -108,9 +109,11 @@ impl ProcDir {
 
     /// The target of the link `name`.
     pub(crate) fn readlink(&self, name: &str) -> Result<Vec<u8>> {
-        let target =
-            rustix::fs::readlinkat(&self.0, name, Vec::new()).doing(|| format!("readlink {name}"))?;
-        Ok(target.into_bytes())
+        // procfs has no longer ones.
+        let mut room = [MaybeUninit::uninit(); PAGE_SIZE];
+        let target = rustix::fs::readlinkat_raw(&self.0, name, room.as_mut_slice())
+            .doing(|| format!("readlink {name}"))?;
+        Ok(target.0.to_vec())
     }
 
     /// What the link `name` leads to.

@@ -12,7 +12,7 @@ use super::file::{Descriptor, kind_of};
 use crate::{
     error::{Context, Doing, Error, ErrorKind, Result},
     objects::{FileKey, Objects},
-    task::{Process, show},
+    task::{ProcDir, Process, show},
 };
 use ckpt_image::{
     Object, Objref, model,
@@ -24,13 +24,12 @@ use ckpt_kernel::{
     program::{Arg, Outcome, Program},
 };
 use ckpt_proc::{
-    fdinfo::FdInfo,
     maps::{Mapping, Special},
     smaps::{VmFlags, parse_smaps},
     stat::Stat,
 };
 use rustix::fs::OFlags;
-use std::os::unix::fs::FileExt;
+use std::{cell::OnceCell, os::unix::fs::FileExt};
 
 const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 const PR_SET_THP_DISABLE: i32 = 41;
@@ -93,9 +92,9 @@ pub(crate) fn future_locks(process: &Process, slot: Option<Span>) -> Result<u32>
     Ok(said.iter().filter(|(flag, _)| has(*flag)).map(|(_, mcl)| *mcl as u32).sum())
 }
 
-/// The mappings of a process, those of the kernel left out.
-pub(crate) fn mappings(process: &Process) -> Result<Vec<Mapping>> {
-    let mut mappings = process.proc.parse_long("smaps", parse_smaps)?;
+/// The mappings of a process, whose directory is `proc`, those of the kernel left out.
+pub(crate) fn mappings(proc: &ProcDir) -> Result<Vec<Mapping>> {
+    let mut mappings = proc.parse_long("smaps", parse_smaps)?;
     mappings.retain(|m| m.special() != Some(Special::Vsyscall));
     Ok(mappings)
 }
@@ -221,10 +220,10 @@ fn mapped_file(
             .ok_or(e)?,
         other => other?,
     };
-    let info = FdInfo { flags: flags.bits(), ..FdInfo::default() };
     let statfs = || rustix::fs::statfs(link.as_slice()).doing(|| format!("statfs {}", show(&link)));
     let fs = objects.file_system(stat.st_dev, statfs);
-    let descriptor = Descriptor { process, name, link, stat, info, fs, copy: None, by_path: false };
+    let (flags, info) = (flags.bits(), OnceCell::new());
+    let descriptor = Descriptor { process, name, link, stat, flags, info, fs, copy: None, by_path: false };
     let what =
         || Error::unsupported(format!("a mapping of {} cannot be carried yet", show(&descriptor.link)));
     let kind = kind_of(&descriptor).ok_or_else(what)?;

@@ -28,7 +28,7 @@ impl FileKind for CharDevice {
 
     fn claims(&self, descriptor: &Descriptor<'_>) -> bool {
         let device = (major(descriptor.stat.st_rdev), minor(descriptor.stat.st_rdev));
-        let access = OFlags::from_bits_retain(descriptor.flags()) & OFlags::RWMODE;
+        let access = OFlags::from_bits_retain(descriptor.flags) & OFlags::RWMODE;
         !descriptor.is_place()
             && descriptor.file_type() == FileType::CharacterDevice
             && (STATELESS.contains(&device) || device == KMSG && access == OFlags::WRONLY)
@@ -39,7 +39,7 @@ impl FileKind for CharDevice {
         if !descriptor.path_leads_here() {
             return Err(Error::unsupported(format!("{path} is not that device any more")));
         }
-        Ok(descriptor.record(file_kind::CHARDEV))
+        descriptor.record(file_kind::CHARDEV)
     }
 
     fn open(&self, file: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {

@@ -45,9 +45,9 @@ impl FileKind for Current {
         match tty::settings(descriptor.copy()?) {
             Ok(settings) => {
                 let details = settings.as_bytes().to_vec();
-                Ok(model::File { details, ..descriptor.record(file_kind::TTY_CURRENT) })
+                Ok(model::File { details, ..descriptor.record(file_kind::TTY_CURRENT)? })
             }
-            Err(error) if error.errno() == Some(Errno::IO) => Ok(pty::hung_up(descriptor, objects)),
+            Err(error) if error.errno() == Some(Errno::IO) => pty::hung_up(descriptor, objects),
             Err(error) => Err(error.into()),
         }
     }

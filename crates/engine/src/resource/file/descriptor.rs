@@ -1,22 +1,28 @@
 //! Looking at descriptors from outside.
 //!
-//! Every question about /proc/PID/fd is a walk through directories, so each is asked once, and what a copy
-//! (pidfd_getfd(2), Linux 5.6) can answer is asked of that. More threads of ours would not make it faster: they
-//! would wait for each other in the kernel.
+//! Every question about /proc/PID/fd is a walk through directories, and fdinfo is a text of many lines: so what a copy
+//! (pidfd_getfd(2), Linux 5.6) can answer is asked of that, FD_CLOEXEC is asked in the process, by the program that it runs
+//! anyhow, and fdinfo is read for what only it tells.
 
-use super::{FileKind, directory::Directory, regular::Regular};
+use super::{FileKind, directory::Directory, proc::is_kernel_file, regular::Regular};
 use crate::{
     error::{Context, Doing, Error, Result},
     objects::Objects,
     task::{ProcDir, Process},
 };
 use ckpt_image::{model, record};
+use ckpt_kernel::program::{Outcome, Program};
 use ckpt_proc::{
     fdinfo::{FdInfo, parse_fdinfo},
     link::FdLink,
 };
 use rustix::fs::{FileType, OFlags, Stat};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    cell::OnceCell,
+    collections::BTreeSet,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    thread,
+};
 use zerocopy::{Immutable, IntoBytes};
 
 /// What is known of a descriptor before anybody looks inside.
@@ -30,8 +36,10 @@ pub(crate) struct Descriptor<'a> {
     pub(crate) link: Vec<u8>,
     /// The file.
     pub(crate) stat: Stat,
-    /// /proc/PID/fdinfo/N.
-    pub(crate) info: FdInfo,
+    /// open(2) flags without O_CLOEXEC, which is the descriptor's.
+    pub(crate) flags: u32,
+    /// /proc/PID/fdinfo/N, once it was asked for.
+    pub(crate) info: OnceCell<FdInfo>,
     /// statfs(2) f_type of its file system.
     pub(crate) fs: i64,
     /// A copy of a descriptor, sharing the description; none of a mapped file.
@@ -48,7 +56,7 @@ impl Descriptor<'_> {
 
     /// Whether it was opened with O_PATH: a place, whatever is there.
     pub(crate) fn is_place(&self) -> bool {
-        OFlags::from_bits_retain(self.flags()).contains(OFlags::PATH)
+        OFlags::from_bits_retain(self.flags).contains(OFlags::PATH)
     }
 
     /// Whether its last name is gone.
@@ -68,9 +76,32 @@ impl Descriptor<'_> {
         }
     }
 
-    /// open(2) flags without O_CLOEXEC, which is the descriptor's.
-    pub(crate) fn flags(&self) -> u32 {
-        self.info.flags & !OFlags::CLOEXEC.bits()
+    /// What /proc/PID/fdinfo tells. While the process runs it may be that of another file with its number.
+    pub(crate) fn info(&self) -> Result<&FdInfo> {
+        if let Some(known) = self.info.get() {
+            return Ok(known);
+        }
+        let found = self.fresh_info()?;
+        Ok(self.info.get_or_init(|| found))
+    }
+
+    /// What it tells now.
+    pub(crate) fn fresh_info(&self) -> Result<FdInfo> {
+        let number = self.name.strip_prefix("fd/").ok_or_else(|| Error::failed("it is no descriptor"))?;
+        self.process.proc.parse(&format!("fdinfo/{number}"), parse_fdinfo)
+    }
+
+    /// Its offset. One of /proc/PID/mem may be negative: an address.
+    fn pos(&self) -> Result<u64> {
+        match (&self.copy, self.file_type()) {
+            (None, _) | (_, FileType::Fifo | FileType::Socket) => Ok(0),
+            _ if self.is_place() => Ok(0),
+            // The kernel's own files may take notice of being asked.
+            (Some(copy), FileType::RegularFile) if !is_kernel_file(self) => {
+                rustix::fs::tell(copy).doing(|| format!("lseek of {}", self.name))
+            }
+            _ => Ok(self.info()?.pos as u64),
+        }
     }
 
     /// S_IFMT of the file.
@@ -94,16 +125,14 @@ impl Descriptor<'_> {
     }
 
     /// The record all kinds share.
-    pub(crate) fn record(&self, kind: u32) -> model::File {
-        // One of /proc/PID/mem may be negative: an address.
-        let pos = self.info.pos as u64;
-        let record = record::File { pos, ..record_of(kind, self.flags(), &self.stat) };
-        model::File { record, path: self.path().to_vec(), ..model::File::default() }
+    pub(crate) fn record(&self, kind: u32) -> Result<model::File> {
+        let record = record::File { pos: self.pos()?, ..record_of(kind, self.flags, &self.stat) };
+        Ok(model::File { record, path: self.path().to_vec(), ..model::File::default() })
     }
 
     /// The same with what only its kind has.
-    pub(crate) fn detailed<T: IntoBytes + Immutable>(&self, kind: u32, details: &[T]) -> model::File {
-        model::File { details: model::to_details(details), ..self.record(kind) }
+    pub(crate) fn detailed<T: IntoBytes + Immutable>(&self, kind: u32, details: &[T]) -> Result<model::File> {
+        Ok(model::File { details: model::to_details(details), ..self.record(kind)? })
     }
 
     /// A descriptor of ours for the same open description; of a file that is only mapped, there is none.
@@ -128,31 +157,71 @@ pub(super) fn record_of(kind: u32, flags: u32, stat: &Stat) -> record::File {
     }
 }
 
+/// The descriptors of a process.
+pub(crate) struct Numbers {
+    /// Ascending.
+    fds: Vec<i32>,
+    /// Those with FD_CLOEXEC, once the process has said so.
+    cloexec: BTreeSet<i32>,
+}
+
+impl Numbers {
+    /// Lists them.
+    pub(crate) fn of(process: &Process) -> Result<Numbers> {
+        Ok(Numbers { fds: process.proc.numbers("fd")?, cloexec: BTreeSet::new() })
+    }
+
+    /// Asks a process that stands still for what is the descriptors' alone.
+    pub(crate) fn questions(&self, program: &mut Program) {
+        for fd in &self.fds {
+            let args = [(*fd).into(), libc::F_GETFD.into()];
+            program.call("fcntl(F_GETFD)", *fd as u64, libc::SYS_fcntl, args);
+        }
+    }
+
+    /// Takes its answers off the front of `answers`.
+    pub(crate) fn take<'a>(&mut self, answers: &'a [Outcome]) -> &'a [Outcome] {
+        let (own, others) = answers.split_at_checked(self.fds.len()).unwrap_or_default();
+        let said = self.fds.iter().zip(own).filter(|(_, o)| o.result & i64::from(libc::FD_CLOEXEC) != 0);
+        self.cloexec = said.map(|(fd, _)| *fd).collect();
+        others
+    }
+
+    /// FD_* flags of one.
+    pub(super) fn flags(&self, fd: i32) -> u32 {
+        self.cloexec.contains(&fd).into()
+    }
+}
+
 /// Looks at all descriptors of a process, and has each told by `tell`, in the order of their numbers.
 pub(crate) fn look_at_all(
     process: &Process,
+    numbers: &Numbers,
     objects: &mut Objects,
     mut tell: impl FnMut(i32, Descriptor<'_>, &mut Objects) -> Result<()>,
 ) -> Result<()> {
-    let view = View::of(process, objects.frozen)?;
-    for fd in process.proc.numbers("fd")? {
-        let seen = if objects.is_guessing() { view.glance(fd) } else { view.look(fd) };
+    let view = View::of(process)?;
+    let mut glances =
+        if objects.is_guessing() { view.glance_at(&numbers.fds) } else { Vec::new() }.into_iter();
+    for fd in &numbers.fds {
+        let seen = glances.next().unwrap_or_else(|| view.look(*fd));
         seen.and_then(|seen| seen.descriptor(&view, objects))
-            .and_then(|descriptor| tell(fd, descriptor, objects))
+            .and_then(|descriptor| tell(*fd, descriptor, objects))
             .object(|| format!("fd {fd}"))?;
     }
     Ok(())
 }
+
+/// As many descriptors as are worth a thread.
+const MANY: usize = 512;
 
 /// Where the descriptors of a process are seen.
 struct View<'a> {
     process: &'a Process,
     /// /proc/PID/fd.
     links: ProcDir,
-    /// /proc/PID/fdinfo.
-    infos: ProcDir,
-    /// It stands still.
-    frozen: bool,
+    /// /proc/self/fd, where copies are.
+    own: ProcDir,
 }
 
 /// What was seen of a descriptor.
@@ -160,31 +229,42 @@ struct Seen {
     fd: i32,
     link: Vec<u8>,
     stat: Stat,
-    /// What takes a closer look.
-    close: Option<(OwnedFd, FdInfo)>,
+    /// What takes a closer look: a copy, and its flags.
+    close: Option<(OwnedFd, u32)>,
 }
 
 impl<'a> View<'a> {
-    fn of(process: &'a Process, frozen: bool) -> Result<View<'a>> {
-        let (links, infos) = (process.proc.dir("fd")?, process.proc.dir("fdinfo")?);
-        Ok(View { process, links, infos, frozen })
+    fn of(process: &'a Process) -> Result<View<'a>> {
+        Ok(View { process, links: process.proc.dir("fd")?, own: ProcDir::own()?.dir("fd")? })
     }
 
-    /// Looks at one closely.
-    fn look(&self, fd: i32) -> Result<Seen> {
-        const ATTEMPTS: u32 = 100;
-        let name = fd.to_string();
-        for _ in 0..ATTEMPTS {
-            let link = self.links.readlink(&name)?;
-            let copy = self.process.descriptor(fd)?;
-            let info = self.infos.parse(&name, parse_fdinfo)?;
-            // During the survey the process runs: the three must be of one file.
-            if self.frozen || self.links.readlink(&name)? == link {
-                let stat = rustix::fs::fstat(&copy).doing(|| format!("stat fd {fd}"))?;
-                return Ok(Seen { fd, link, stat, close: Some((copy, info)) });
-            }
+    /// Has a glance at some, on as many processors as there are. To look closely side by side would take longer: copies
+    /// are made and closed one after the other anyhow.
+    fn glance_at(&self, fds: &[i32]) -> Vec<Result<Seen>> {
+        let glance = |fds: &[i32]| -> Vec<Result<Seen>> { fds.iter().map(|fd| self.glance(*fd)).collect() };
+        if fds.len() < 2 * MANY {
+            return glance(fds);
         }
-        Err(Error::failed("it is another file at every look").advice("try again"))
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let mut shares = fds.chunks(fds.len().div_ceil(processors).max(MANY));
+        let first = shares.next().unwrap_or_default();
+        thread::scope(|scope| {
+            let others: Vec<_> = shares.map(|share| (share, scope.spawn(move || glance(share)))).collect();
+            let mut seen = glance(first);
+            for (share, other) in others {
+                seen.extend(other.join().unwrap_or_else(|_| glance(share)));
+            }
+            seen
+        })
+    }
+
+    /// Looks at one closely: at a copy, so that all is of one file, even if the process runs.
+    fn look(&self, fd: i32) -> Result<Seen> {
+        let copy = self.process.descriptor(fd)?;
+        let link = self.own.readlink(&copy.as_raw_fd().to_string())?;
+        let stat = rustix::fs::fstat(&copy).doing(|| format!("stat fd {fd}"))?;
+        let flags = rustix::fs::fcntl_getfl(&copy).doing(|| format!("fcntl(F_GETFL) of fd {fd}"))?;
+        Ok(Seen { fd, link, stat, close: Some((copy, (flags - OFlags::CLOEXEC).bits())) })
     }
 
     /// Has a glance at one: enough for a file or directory where its name says, of which there may be thousands.
@@ -206,12 +286,13 @@ impl Seen {
         let name = format!("fd/{fd}");
         let process = view.process;
         let by_path = close.is_none();
-        let (copy, info) = close.map_or((None, FdInfo::default()), |(copy, info)| (Some(copy), info));
+        let (copy, flags) = close.map_or((None, 0), |(copy, flags)| (Some(copy), flags));
         let fs = objects.file_system(stat.st_dev, || match &copy {
             Some(copy) => rustix::fs::fstatfs(copy).doing(|| format!("statfs {name}")),
             None => process.proc.statfs(&name),
         });
-        let descriptor = Descriptor { process, name, link, stat, info, fs, copy, by_path };
+        let info = OnceCell::new();
+        let descriptor = Descriptor { process, name, link, stat, flags, info, fs, copy, by_path };
         if !by_path || Regular.claims(&descriptor) || Directory.claims(&descriptor) {
             return Ok(descriptor);
         }
@@ -222,6 +303,6 @@ impl Seen {
 /// Looks at descriptor `fd` closely.
 #[cfg(test)]
 pub(crate) fn look<'a>(process: &'a Process, fd: i32, objects: &mut Objects) -> Result<Descriptor<'a>> {
-    let view = View::of(process, false)?;
+    let view = View::of(process)?;
     view.look(fd)?.descriptor(&view, objects)
 }

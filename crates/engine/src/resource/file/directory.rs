@@ -32,7 +32,7 @@ impl FileKind for Directory {
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
-        let mut file = descriptor.record(file_kind::DIRECTORY);
+        let mut file = descriptor.record(file_kind::DIRECTORY)?;
         if !descriptor.path_leads_here() {
             if !descriptor.is_unlinked() {
                 let what = format!("the directory {} is hidden by a mount", show(descriptor.path()));

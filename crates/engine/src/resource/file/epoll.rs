@@ -64,7 +64,7 @@ impl FileKind for Epoll {
 
     /// What it watches is known only when all descriptors are: see [`adopt`].
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
-        Ok(descriptor.record(file_kind::EPOLL))
+        descriptor.record(file_kind::EPOLL)
     }
 
     fn open(&self, file: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
@@ -198,6 +198,9 @@ pub(crate) type Additions = BTreeMap<Objref, Vec<(Objref, EpollEntry)>>;
 /// Decides who adds which entries.
 pub(crate) fn additions(image: &Image, parts: &[Parts<'_>]) -> Result<Additions> {
     let mut additions = Additions::new();
+    if late::of_kind(image, file_kind::EPOLL).next().is_none() {
+        return Ok(additions);
+    }
     let tables: Vec<(Objref, BTreeMap<i32, Objref>, BTreeSet<Objref>)> = parts
         .iter()
         .filter(|part| part.makes_files)
@@ -207,16 +210,12 @@ pub(crate) fn additions(image: &Image, parts: &[Parts<'_>]) -> Result<Additions>
             (part.process.task.files, by_number, descs().map(|d| d.file).collect())
         })
         .collect();
-    for (epoll, object) in &image.objects {
-        let Object::File(file) = object else { continue };
-        if file.record.kind != file_kind::EPOLL {
-            continue;
-        }
-        let holders: Vec<_> = tables.iter().filter(|(.., files)| files.contains(epoll)).collect();
+    for (epoll, file) in late::of_kind(image, file_kind::EPOLL) {
+        let holders: Vec<_> = tables.iter().filter(|(.., files)| files.contains(&epoll)).collect();
         for entry in details_of::<EpollEntry>(file)? {
             let exact = holders.iter().find(|(_, numbers, _)| numbers.get(&entry.fd) == Some(&entry.file));
             if let Some((table, ..)) = exact.or(holders.first()) {
-                additions.entry(*table).or_default().push((*epoll, entry));
+                additions.entry(*table).or_default().push((epoll, entry));
             }
         }
     }

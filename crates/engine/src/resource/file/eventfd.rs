@@ -32,7 +32,7 @@ impl FileKind for Eventfd {
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
         let found =
-            descriptor.info.eventfd().ok_or_else(|| Error::failed("its fdinfo is not an eventfd's"))?;
+            descriptor.info()?.eventfd().ok_or_else(|| Error::failed("its fdinfo is not an eventfd's"))?;
         let semaphore = found.semaphore.ok_or_else(|| {
             Error::unsupported("whether an eventfd is a semaphore cannot be told")
                 .advice("that needs Linux 6.5")
@@ -41,7 +41,7 @@ impl FileKind for Eventfd {
             return Err(Error::unsupported("an eventfd that has overflown cannot be carried"));
         }
         let eventfd = record::Eventfd { count: found.count, semaphore: semaphore.into(), pad: 0 };
-        Ok(descriptor.detailed(file_kind::EVENTFD, &[eventfd]))
+        descriptor.detailed(file_kind::EVENTFD, &[eventfd])
     }
 
     fn open(&self, file: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {

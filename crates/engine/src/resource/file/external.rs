@@ -66,12 +66,12 @@ impl FileKind for Terminal {
             Ok(settings) => {
                 pty::refuse_discipline(&settings)?;
                 let details = settings.as_bytes().to_vec();
-                Ok(model::File { details, ..descriptor.record(file_kind::EXTERNAL_TTY) })
+                Ok(model::File { details, ..descriptor.record(file_kind::EXTERNAL_TTY)? })
             }
             Err(e) if e.errno() == Some(Errno::IO) && major(descriptor.stat.st_rdev) == pty::SLAVE_MAJOR => {
-                Ok(pty::hung_up(descriptor, objects))
+                pty::hung_up(descriptor, objects)
             }
-            Err(_) => Ok(descriptor.record(file_kind::EXTERNAL_TTY)),
+            Err(_) => descriptor.record(file_kind::EXTERNAL_TTY),
         }
     }
 
@@ -102,7 +102,7 @@ macro_rules! external {
             fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
                 let outside: fn(&Descriptor<'_>, &Objects) -> Result<()> = $outside;
                 outside(descriptor, objects)?;
-                Ok(descriptor.record($kind))
+                descriptor.record($kind)
             }
 
             fn open(&self, _: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
@@ -154,17 +154,22 @@ pub(crate) fn is_external(file: &model::File) -> bool {
 }
 
 /// The record of a descriptor that the caller said is outside, whatever it is.
-pub(crate) fn named(descriptor: &Descriptor<'_>, objects: &mut Objects) -> Option<model::File> {
-    let (external, used) = objects.external.iter_mut().find(|(e, _)| is_meant(e, descriptor))?;
+pub(crate) fn named(descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<Option<model::File>> {
+    let Some((external, used)) = objects.external.iter_mut().find(|(e, _)| is_meant(e, descriptor)) else {
+        return Ok(None);
+    };
     *used = true;
     let mut file = descriptor.record(match external.kind {
         Outside::Pipe => file_kind::EXTERNAL_PIPE,
         Outside::Socket => file_kind::EXTERNAL_SOCKET,
         Outside::Tty => file_kind::EXTERNAL_TTY,
         Outside::File => file_kind::EXTERNAL_FILE,
-    });
-    file.details = ExternalName::new(&external.name)?.as_bytes().to_vec();
-    Some(file)
+    })?;
+    let name = ExternalName::new(&external.name).ok_or_else(|| {
+        Error::failed(format!("--external {external}: the name is too long")).advice("take a shorter one")
+    })?;
+    file.details = name.as_bytes().to_vec();
+    Ok(Some(file))
 }
 
 /// Whether `external` is of this descriptor: by path, or by what /proc shows between brackets.
@@ -182,7 +187,8 @@ fn is_meant(external: &External, descriptor: &Descriptor<'_>) -> bool {
             return of_kind && (descriptor.stat.st_rdev, descriptor.stat.st_dev) == (*rdev, *dev);
         }
         Identity::Inode { mount, ino } => {
-            return of_kind && (descriptor.info.mnt_id, descriptor.stat.st_ino) == (*mount, *ino);
+            let is_there = || descriptor.info().is_ok_and(|info| info.mnt_id == *mount);
+            return of_kind && descriptor.stat.st_ino == *ino && is_there();
         }
     };
     let bracketed = || {

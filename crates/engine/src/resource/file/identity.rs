@@ -76,8 +76,8 @@ pub(crate) fn check(
             // It is made from the image, or not to be the same.
             continue;
         }
-        let path = show(&file.path);
-        let stat = rustix::fs::fstat(fd).doing(|| format!("stat {path}"))?;
+        let path = || show(&file.path);
+        let stat = rustix::fs::fstat(fd).doing(|| format!("stat {}", path()))?;
         let usage = match file.record.flags & OFlags::RWMODE.bits() {
             _ if private.contains(objref) => Use::Private,
             0 => Use::Read,
@@ -88,18 +88,18 @@ pub(crate) fn check(
             Verdict::Same => {}
             Verdict::Changed(_) if options.force_files => {}
             Verdict::Changed(why) => {
-                let what = format!("{path} has changed since the checkpoint");
+                let what = format!("{} has changed since the checkpoint", path());
                 let error = Error::failed(what).why(why).advice("put the original back");
                 return Err(error.or(Means::MapFiles).or(Means::ForceFiles));
             }
             Verdict::Grown(by) => {
-                tracing::info!("{path} has grown by {by} bytes since the checkpoint");
+                tracing::info!("{} has grown by {by} bytes since the checkpoint", path());
                 if usage == Use::Write {
                     grown.push(*objref);
                 }
             }
-            Verdict::Touched if usage == Use::Read => drop(touched.insert(path)),
-            Verdict::Touched => tracing::info!("{path} was written to since the checkpoint"),
+            Verdict::Touched if usage == Use::Read => drop(touched.insert(path())),
+            Verdict::Touched => tracing::info!("{} was written to since the checkpoint", path()),
         }
     }
     warn_of(&touched, observer);

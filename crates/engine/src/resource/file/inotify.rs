@@ -44,7 +44,7 @@ impl FileKind for Inotify {
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
         let mut found =
-            descriptor.info.inotify().ok_or_else(|| Error::failed("its fdinfo is not an inotify's"))?;
+            descriptor.info()?.inotify().ok_or_else(|| Error::failed("its fdinfo is not an inotify's"))?;
         let waiting = rustix::io::ioctl_fionread(descriptor.copy()?).doing(|| "FIONREAD".to_owned())?;
         if waiting != 0 {
             let what =
@@ -60,7 +60,7 @@ impl FileKind for Inotify {
                 objects.mapped((stat.st_dev, stat.st_ino, WATCHED.bits()), |_| Ok(place(path, &stat)))?;
             watches.push(InotifyWatch { wd: watch.wd, mask: watch.mask, file, pad: 0 });
         }
-        Ok(descriptor.detailed(file_kind::INOTIFY, &watches))
+        descriptor.detailed(file_kind::INOTIFY, &watches)
     }
 
     fn open(&self, file: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {

@@ -8,6 +8,7 @@
 //! closed afterwards. Calls that wait for a lock (F_SETLKW) begin again and wait again. *Refused*: a lease that is
 //! being broken, delegations and layouts of file servers, a lock through what comes from outside. An error at
 //! restart, with who has it: a lock that another holds by then. *Lost*: the order in which waiters are served.
+//! As reading fdinfo takes long, /proc/locks is looked at first: see [`Locked`].
 
 use super::{Descriptor, external};
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
 };
 use ckpt_image::{
     Image, Object, Objref, model,
-    record::{FileLock, lock_kind},
+    record::{FileLock, PAGE_SIZE, lock_kind},
 };
 use ckpt_kernel::{
     procfs,
@@ -29,19 +30,68 @@ use ckpt_kernel::{
 };
 use ckpt_proc::fdinfo::{Lock, LockAccess, LockKind, parse_locks};
 use rustix::{
-    fs::{major, minor},
+    fs::{OFlags, major, minor},
     io::Errno,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const F_SETLK: i32 = 6;
 const F_OFD_SETLK: i32 = 37;
 const F_SETLEASE: i32 = 1024;
 const WRITE: u32 = 1;
 
+/// Where anybody has a lock: who holds none need not be asked. A description shows its locks in its own fdinfo alone.
+#[derive(Debug, Default)]
+pub(crate) struct Locked {
+    /// Inode numbers; `None` if /proc/locks does not tell of all.
+    inodes: Option<BTreeSet<u64>>,
+}
+
+impl Locked {
+    /// Looks at /proc/locks.
+    pub(crate) fn look() -> Locked {
+        Locked { inodes: locked_inodes() }
+    }
+
+    /// Whether there may be a lock on the file of a descriptor.
+    fn may_be_on(&self, descriptor: &Descriptor<'_>) -> bool {
+        self.inodes.as_ref().is_none_or(|inodes| match SAME_INODE.contains(&descriptor.fs) {
+            true => inodes.contains(&descriptor.stat.st_ino),
+            false => !inodes.is_empty(),
+        })
+    }
+}
+
+/// File systems (statfs(2) f_type) of which stat(2) gives the number that /proc/locks shows: ext4, xfs, btrfs, tmpfs, those of
+/// pipes, sockets and anonymous inodes, procfs, devpts.
+const SAME_INODE: [i64; 9] =
+    [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x5049_5045, 0x534f_434b, 0x0904_1934, 0x9fa0, 0x1cd1];
+
+/// The inodes that /proc/locks names, if those are all: in a pid namespace below the first it leaves out locks whose makers have
+/// ended, and a text that takes more than one read(2) may have changed between two.
+fn locked_inodes() -> Option<BTreeSet<u64>> {
+    /// PROC_PID_INIT_INO (include/linux/proc_ns.h).
+    const FIRST_PID_NAMESPACE: u64 = 0xefff_fffc;
+    let namespace = procfs::stat("self/ns/pid").ok()?;
+    let file = procfs::open("locks", OFlags::RDONLY).ok()?;
+    let (mut text, mut more) = (Vec::with_capacity(PAGE_SIZE), [0; 1]);
+    rustix::io::read(&file, rustix::buffer::spare_capacity(&mut text)).ok()?;
+    let complete = rustix::io::read(&file, &mut more).is_ok_and(|n| n == 0);
+    if namespace.st_ino != FIRST_PID_NAMESPACE || !complete {
+        return None;
+    }
+    let held = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let held = held.filter(|line| !line.windows(2).any(|two| two == b"->")).count();
+    let locks = parse_locks(&text);
+    (locks.len() == held).then(|| locks.iter().filter_map(|lock| Some(lock.file?.2)).collect())
+}
+
 /// Adds the locks that a descriptor shows to its description.
 pub(crate) fn checkpoint(descriptor: &Descriptor<'_>, file: Objref, objects: &mut Objects) -> Result<()> {
-    for lock in &descriptor.info.locks {
+    if descriptor.copy.is_none() || !objects.locked.get_or_init(Locked::look).may_be_on(descriptor) {
+        return Ok(());
+    }
+    for lock in &descriptor.info()?.locks {
         if objects.policy.refuses(|allowed| allowed.file_locks) {
             let what = format!("it holds a lock on {}", show(&descriptor.link));
             return Err(Error::unsupported(what).advice(Means::FileLocks));

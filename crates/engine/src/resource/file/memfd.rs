@@ -84,7 +84,7 @@ impl FileKind for Memfd {
         if new {
             objects.contents.push((inode, source.into()));
         }
-        let mut file = descriptor.record(file_kind::MEMFD);
+        let mut file = descriptor.record(file_kind::MEMFD)?;
         file.record.inode = inode;
         file.path = path;
         Ok(file)

@@ -37,7 +37,7 @@ pub(crate) mod timerfd;
 pub(crate) mod unix;
 pub(crate) mod unlinked;
 
-pub(crate) use descriptor::Descriptor;
+pub(crate) use descriptor::{Descriptor, Numbers};
 
 use crate::{
     advice::Means,
@@ -136,13 +136,16 @@ pub(crate) trait FileKind: Sync {
     fn open(&self, file: &model::File, context: &OpenContext<'_>) -> Result<Option<OwnedFd>>;
 }
 
-/// The descriptor table of a process.
-pub(crate) fn checkpoint(process: &Process, objects: &mut Objects) -> Result<model::FileTable> {
+/// The descriptor table of a process, whose descriptors are `numbers`.
+pub(crate) fn checkpoint(
+    process: &Process,
+    numbers: &Numbers,
+    objects: &mut Objects,
+) -> Result<model::FileTable> {
     let mut descs = Vec::new();
-    descriptor::look_at_all(process, objects, |fd, descriptor, objects| {
+    descriptor::look_at_all(process, numbers, objects, |fd, descriptor, objects| {
         let file = object(&descriptor, fd, objects)?;
-        let cloexec = u32::from(descriptor.info.flags & OFlags::CLOEXEC.bits() != 0);
-        descs.push(FileDesc { fd, flags: cloexec, file, pad: 0 });
+        descs.push(FileDesc { fd, flags: numbers.flags(fd), file, pad: 0 });
         Ok(())
     })?;
     Ok(model::FileTable { descs })
@@ -171,9 +174,9 @@ pub(crate) fn settle(image: &Image, files: &BTreeMap<Objref, OwnedFd>) -> Result
 
 /// The objref of the open description behind a descriptor.
 fn object(descriptor: &Descriptor<'_>, fd: i32, objects: &mut Objects) -> Result<Objref> {
-    let named = external::named(descriptor, objects);
+    let named = external::named(descriptor, objects)?;
     let kind = kind_of(descriptor);
-    let key = (descriptor.stat.st_dev, descriptor.stat.st_ino, descriptor.flags());
+    let key = (descriptor.stat.st_dev, descriptor.stat.st_ino, descriptor.flags);
     let file = objects.description(descriptor.process.witness, fd, key, |objects| {
         let mut file = match (named, kind) {
             (Some(file), _) => file,

@@ -72,7 +72,7 @@ impl FileKind for Mqueue {
             return Err(Error::unsupported(what).advice("checkpoint when that has not been asked for"));
         }
         let (notify, signal) = if notify_pid == 0 { (0, 0) } else { (notify, signal) };
-        let mut file = descriptor.record(file_kind::MQUEUE);
+        let mut file = descriptor.record(file_kind::MQUEUE)?;
         let (max_messages, message_size) = (attributes.max_messages, attributes.message_size);
         let queue = record::Mqueue { max_messages, message_size, notify_pid, notify, signal, pad: 0 };
         file.details = queue.as_bytes().to_vec();

@@ -33,7 +33,7 @@ pub(crate) fn checkpoint(
     members: &BTreeSet<i32>,
 ) -> Result<()> {
     let process = descriptor.process;
-    let is_path = OFlags::from_bits_retain(descriptor.flags()).contains(OFlags::PATH);
+    let is_path = OFlags::from_bits_retain(descriptor.flags).contains(OFlags::PATH);
     let Some(copy) = descriptor.copy.as_ref().filter(|_| !is_path) else { return Ok(()) };
     let (kind, owner) = query::file_owner(copy)?;
     file.record.owner_signal = query::file_signal(copy)?;

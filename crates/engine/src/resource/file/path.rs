@@ -40,7 +40,7 @@ impl FileKind for Path {
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
         let is_link = descriptor.file_type() == FileType::Symlink;
         let found = rustix::fs::lstat(descriptor.path()).is_ok_and(|stat| descriptor.is(&stat));
-        let mut file = descriptor.record(file_kind::PATH);
+        let mut file = descriptor.record(file_kind::PATH)?;
         if !found && !descriptor.path_leads_here() {
             file.details = other_name(descriptor).filter(|_| !is_link).ok_or_else(|| {
                 let what = format!("the O_PATH descriptor of {} leads nowhere any more", show(&file.path));

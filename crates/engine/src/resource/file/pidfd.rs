@@ -42,19 +42,21 @@ impl FileKind for Pidfd {
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
-        let pid = match descriptor.info.pidfd().ok_or_else(|| Error::failed("its fdinfo is not a pidfd's"))? {
-            -1 => 0,
-            0 => return Err(outside("a pidfd of a process in another pid namespace".to_owned())),
-            tid => {
-                let status = procfs::read(&format!("{tid}/status")).ok().and_then(|s| parse_status(&s).ok());
-                if !status.is_some_and(|status| objects.members.contains(&status.tgid)) {
-                    let who = Process::open(tid).map_or_else(|_| format!("task {tid}"), |p| p.label());
-                    return Err(outside(format!("a pidfd of {who}")));
+        let pid =
+            match descriptor.info()?.pidfd().ok_or_else(|| Error::failed("its fdinfo is not a pidfd's"))? {
+                -1 => 0,
+                0 => return Err(outside("a pidfd of a process in another pid namespace".to_owned())),
+                tid => {
+                    let status =
+                        procfs::read(&format!("{tid}/status")).ok().and_then(|s| parse_status(&s).ok());
+                    if !status.is_some_and(|status| objects.members.contains(&status.tgid)) {
+                        let who = Process::open(tid).map_or_else(|_| format!("task {tid}"), |p| p.label());
+                        return Err(outside(format!("a pidfd of {who}")));
+                    }
+                    tid
                 }
-                tid
-            }
-        };
-        Ok(descriptor.detailed(file_kind::PIDFD, &[record::Pidfd { pid, pad: 0 }]))
+            };
+        descriptor.detailed(file_kind::PIDFD, &[record::Pidfd { pid, pad: 0 }])
     }
 
     /// A placeholder: see [`open_late`].

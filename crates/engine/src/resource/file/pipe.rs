@@ -47,7 +47,7 @@ impl FileKind for InnerPipe {
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
-        Ok(descriptor.record(file_kind::PIPE))
+        descriptor.record(file_kind::PIPE)
     }
 
     fn open(&self, file: &model::File, context: &OpenContext<'_>) -> Result<Option<OwnedFd>> {

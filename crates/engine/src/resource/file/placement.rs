@@ -3,10 +3,68 @@
 //! A puppet is born with everything the coordinator has opened, by the coordinator's numbers; its own
 //! numbers are others. They are moved in the order that overwrites nothing still needed, a cycle by way
 //! of one number that nobody has, so that no more numbers are used than there are files: a table may be
-//! full up to its limit.
+//! full up to its limit. What has the right number in the coordinator need not be moved ([`Landing`]).
 
-use ckpt_kernel::program::Program;
-use std::collections::{BTreeMap, BTreeSet};
+use ckpt_image::{Image, Object, Objref};
+use ckpt_kernel::{Errno, procfs, program::Program};
+use rustix::io::fcntl_dupfd_cloexec;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+/// Which numbers the coordinator gives to what it opens. open(2) takes the lowest that is free: files that are opened in the
+/// order of their numbers come to be in their places by themselves, once what is in the way is out of it.
+#[derive(Debug)]
+pub(crate) struct Landing {
+    /// The place of a file, which is no other's.
+    places: BTreeMap<Objref, i32>,
+    /// All those places.
+    taken: BTreeSet<i32>,
+    /// Above all places.
+    end: i32,
+}
+
+impl Landing {
+    /// Places from `lowest` on, as many as there are files: every process is born with a copy of the table, which is to be
+    /// a short one.
+    pub(crate) fn of(image: &Image, lowest: i32) -> Result<Landing, Errno> {
+        let ours: BTreeSet<i32> = procfs::numbers("self/fd")?.into_iter().collect();
+        let tables = image.objects.values().filter_map(|object| match object {
+            Object::Files(table) => Some(&table.descs),
+            _ => None,
+        });
+        let most = ours.len() + image.objects.values().filter(|o| matches!(o, Object::File(_))).count();
+        let end = i32::try_from(most).unwrap_or(i32::MAX);
+        let (mut places, mut taken) = (BTreeMap::new(), BTreeSet::new());
+        for desc in tables.flatten().filter(|desc| (lowest..end).contains(&desc.fd)) {
+            if !ours.contains(&desc.fd) && !places.contains_key(&desc.file) && taken.insert(desc.fd) {
+                places.insert(desc.file, desc.fd);
+            }
+        }
+        Ok(Landing { places, taken, end })
+    }
+
+    /// Sees to it that a file that was just opened is in its place, or not in another's.
+    pub(crate) fn land(&self, file: Objref, fd: OwnedFd) -> OwnedFd {
+        let at = fd.as_raw_fd();
+        if let Some(place) = self.places.get(&file) {
+            if *place == at {
+                return fd;
+            }
+            if let Some(there) =
+                fcntl_dupfd_cloexec(&fd, *place).ok().filter(|there| there.as_raw_fd() == *place)
+            {
+                return there;
+            }
+        }
+        // Anywhere is as good, if there is room: it is moved by each who has it.
+        match self.taken.contains(&at) {
+            true => fcntl_dupfd_cloexec(&fd, self.end).unwrap_or(fd),
+            false => fd,
+        }
+    }
+}
 
 /// One descriptor: where it is, where it goes, FD_CLOEXEC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

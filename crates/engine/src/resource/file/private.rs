@@ -50,6 +50,9 @@ impl Private {
                 return None;
             }
         }
+        if tables.len() < 2 {
+            return None;
+        }
         let mut users: BTreeMap<Objref, BTreeSet<Objref>> = BTreeMap::new();
         let mut others = BTreeSet::new();
         for (objref, object) in &image.objects {
@@ -71,11 +74,7 @@ impl Private {
             .collect();
         let order = owners.values().map(|table| tables.get(table));
         let orderly = order.clone().all(|at| at.is_some()) && order.is_sorted();
-        (owners.len() > WORTH_IT && tables.len() > 1 && orderly).then(|| Private {
-            owners,
-            first: 0,
-            numbers: BTreeMap::new(),
-        })
+        (owners.len() > WORTH_IT && orderly).then(|| Private { owners, first: 0, numbers: BTreeMap::new() })
     }
 
     /// Whether a file is one of them.

@@ -62,13 +62,13 @@ impl FileKind for KernelFile {
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
         let path = show(descriptor.path());
-        let writes = descriptor.flags() & OFlags::RWMODE.bits() != 0;
+        let writes = descriptor.flags & OFlags::RWMODE.bits() != 0;
         let is_pressure = |name: &[u8]| name.ends_with(b".pressure") || name == b"pressure";
         if writes && descriptor.path().rsplit(|byte| *byte == b'/').take(2).any(is_pressure) {
             let what = format!("{path} is open for writing: a PSI trigger cannot be carried");
             return Err(Error::unsupported(what).advice("let the program close it"));
         }
-        let mut file = descriptor.record(file_kind::PROC);
+        let mut file = descriptor.record(file_kind::PROC)?;
         if descriptor.file_type() == FileType::Symlink {
             file.record.flags |= OFlags::NOFOLLOW.bits();
         }

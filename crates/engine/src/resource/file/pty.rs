@@ -85,7 +85,7 @@ impl FileKind for End {
         }
         let pty = Pty { tty: settings, index, flags, ..Pty::default() };
         let (inode, _) = objects.inode((stat.st_dev, stat.st_ino), || inode(&path, &stat, pty));
-        let mut file = descriptor.record(file_kind::PTY);
+        let mut file = descriptor.record(file_kind::PTY)?;
         file.record.inode = inode;
         Ok(file)
     }
@@ -154,7 +154,7 @@ pub(crate) fn refuse_discipline(settings: &Tty) -> Result<()> {
 }
 
 /// The record of a slave that is hung up: its master is closed, or it was taken away (vhangup(2)).
-pub(crate) fn hung_up(descriptor: &Descriptor<'_>, objects: &mut Objects) -> model::File {
+pub(crate) fn hung_up(descriptor: &Descriptor<'_>, objects: &mut Objects) -> Result<model::File> {
     let stat = &descriptor.stat;
     let pty = Pty { index: minor(stat.st_rdev), flags: pty_flags::HUNG_UP, ..Pty::default() };
     let path = match descriptor.target() {
@@ -162,9 +162,9 @@ pub(crate) fn hung_up(descriptor: &Descriptor<'_>, objects: &mut Objects) -> mod
         _ => &descriptor.link,
     };
     let (inode, _) = objects.inode((stat.st_dev, stat.st_ino | DEAD), || inode(path, stat, pty));
-    let mut file = descriptor.record(file_kind::PTY);
+    let mut file = descriptor.record(file_kind::PTY)?;
     file.record.inode = inode;
-    file
+    Ok(file)
 }
 
 /// Where a pty can be reached while the tree stands still.

@@ -41,7 +41,7 @@ impl FileKind for Regular {
     }
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
-        let mut file = descriptor.record(file_kind::REGULAR);
+        let mut file = descriptor.record(file_kind::REGULAR)?;
         if !descriptor.path_leads_here() {
             let path = show(descriptor.path());
             let FdLink::Path { deleted: true, .. } = descriptor.target() else {

@@ -62,9 +62,10 @@ pub(crate) fn holders(image: &Image, options: &RestartOptions) -> Holders {
             let privileged = uid == 0 || cap_effective & DAC_OVERRIDE != 0;
             let rights = Rights { uid, gid, groups: cred.groups.clone(), time: image.header.time };
             for file in &files {
-                let known = holders.entry(*file).or_insert_with(|| Some(rights.clone()));
                 if privileged {
-                    *known = None;
+                    holders.insert(*file, None);
+                } else {
+                    holders.entry(*file).or_insert_with(|| Some(rights.clone()));
                 }
             }
         }

@@ -31,8 +31,8 @@ impl FileKind for Signalfd {
 
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
         let mask =
-            descriptor.info.signalfd().ok_or_else(|| Error::failed("its fdinfo is not a signalfd's"))?;
-        Ok(descriptor.detailed(file_kind::SIGNALFD, &[record::Signalfd { mask }]))
+            descriptor.info()?.signalfd().ok_or_else(|| Error::failed("its fdinfo is not a signalfd's"))?;
+        descriptor.detailed(file_kind::SIGNALFD, &[record::Signalfd { mask }])
     }
 
     fn open(&self, file: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {

@@ -20,7 +20,7 @@ use ckpt_image::{
     record::{self, file_kind},
 };
 use ckpt_kernel::{Errno, anon};
-use ckpt_proc::{anon::Timerfd as Found, fdinfo::parse_fdinfo, link::FdLink};
+use ckpt_proc::{anon::Timerfd as Found, link::FdLink};
 use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
     timerfd_create, timerfd_gettime, timerfd_settime,
@@ -51,7 +51,7 @@ impl FileKind for Timerfd {
         let deadline = if absolute { now(clock).saturating_add(found.value) } else { 0 };
         let Found { clock, flags, value: remaining, interval, ticks } = found;
         let timer = record::Timerfd { clock, flags, remaining, interval, deadline, ticks };
-        Ok(descriptor.detailed(file_kind::TIMERFD, &[timer]))
+        descriptor.detailed(file_kind::TIMERFD, &[timer])
     }
 
     fn open(&self, file: &model::File, _: &OpenContext<'_>) -> Result<Option<OwnedFd>> {
@@ -90,7 +90,7 @@ fn look(descriptor: &Descriptor<'_>) -> Result<Found> {
     for _ in 0..ATTEMPTS {
         let time = timerfd_gettime(copy).doing(|| "timerfd_gettime".to_owned())?;
         let running = (time.it_value.tv_sec, time.it_value.tv_nsec) != (0, 0);
-        let info = descriptor.process.proc.parse(&descriptor.name.replace("fd/", "fdinfo/"), parse_fdinfo)?;
+        let info = descriptor.fresh_info()?;
         let timer = info.timerfd().ok_or_else(|| Error::failed("its fdinfo is not a timerfd's"))?;
         found = Some(timer);
         // A periodic one that expires in between has to be asked again: nobody has set it anew.

@@ -81,7 +81,7 @@ impl FileKind for Socket {
     /// Whether a peer is inside is known only when all descriptors are: see [`adopt`].
     fn checkpoint(&self, descriptor: &Descriptor<'_>, _: &mut Objects) -> Result<model::File> {
         let connected = rustix::net::getpeername(descriptor.copy()?).is_ok();
-        Ok(descriptor.record(if connected { file_kind::EXTERNAL_SOCKET } else { file_kind::UNIX }))
+        descriptor.record(if connected { file_kind::EXTERNAL_SOCKET } else { file_kind::UNIX })
     }
 
     fn open(&self, file: &model::File, context: &OpenContext<'_>) -> Result<Option<OwnedFd>> {

@@ -84,7 +84,7 @@ impl FileKind for Unlinked {
             let source = descriptor.process.proc.open(&descriptor.name, OFlags::RDONLY)?;
             objects.contents.push((inode, source.into()));
         }
-        let mut file = descriptor.record(file_kind::UNLINKED);
+        let mut file = descriptor.record(file_kind::UNLINKED)?;
         file.record.inode = inode;
         Ok(file)
     }
