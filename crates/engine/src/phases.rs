@@ -226,8 +226,11 @@ pub(crate) fn registers(puppets: &mut Puppets, running: &[&Parts<'_>]) -> Result
         going.push(calls.task(|| label(p.process))?);
     }
     // Whoever shares an address space is done with the slot only now.
-    for p in running.iter().filter(|p| p.makes_mm) {
-        puppets.get(p.index)?.close_slot().task(|| label(p.process))?;
+    let steps = [Puppet::begin_to_close_slot, Puppet::go_on_closing_slot, Puppet::finish_closing_slot];
+    for step in steps {
+        for p in running.iter().filter(|p| p.makes_mm) {
+            step(puppets.get(p.index)?).task(|| label(p.process))?;
+        }
     }
     for (p, going) in running.iter().zip(going) {
         let puppet = puppets.get(p.index)?;

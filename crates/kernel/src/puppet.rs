@@ -380,15 +380,33 @@ impl Puppet {
 
     /// Unmaps the slot; from now on only registers, mask and xstate can be set.
     pub fn close_slot(&mut self) -> Result<()> {
+        self.begin_to_close_slot()?;
+        self.go_on_closing_slot()?;
+        self.finish_closing_slot()
+    }
+
+    /// The first third of [`Puppet::close_slot`]: it is on its way into the call when this returns, so that those of several
+    /// processes can be closed side by side.
+    pub fn begin_to_close_slot(&mut self) -> Result<()> {
         self.finish()?;
-        let (start, len, pid) = (self.slot.start, self.slot.len as u64, self.pid);
-        let Some(Strand { thread: first, bay, .. }) = self.threads.first_mut() else {
-            return Err(Error::Gone { tid: pid });
-        };
+        let (start, len, base) = (self.slot.start, self.slot.len as u64, self.base);
+        let Strand { thread: first, bay, .. } = self.living(self.ended)?;
         let nr = libc::SYS_munmap as u64;
-        first.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi: start, rsi: len, ..self.base })?;
-        first.run_to_syscall()?;
-        first.run_to_syscall()?;
+        first.set_regs(&Regs { rip: bay.syscall(), rax: nr, rdi: start, rsi: len, ..base })?;
+        first.set_going_to_syscall()
+    }
+
+    /// The second third: it is in the call.
+    pub fn go_on_closing_slot(&mut self) -> Result<()> {
+        let first = self.thread(self.ended)?;
+        first.wait_at_syscall()?;
+        first.set_going_to_syscall()
+    }
+
+    /// The last third.
+    pub fn finish_closing_slot(&mut self) -> Result<()> {
+        let first = self.thread(self.ended)?;
+        first.wait_at_syscall()?;
         match first.regs()?.rax {
             0 => Ok(()),
             rax => {

@@ -259,9 +259,23 @@ impl Stopped {
 
     /// Lets the thread run to the next entry to, or exit from, a system call.
     pub fn run_to_syscall(&mut self) -> Result<()> {
-        for _ in 0..64 {
-            let status = self.go(libc::PTRACE_SYSCALL, "ptrace(PTRACE_SYSCALL)")?;
-            if libc::WSTOPSIG(status) == libc::SIGTRAP | 0x80 {
+        self.set_going_to_syscall()?;
+        self.wait_at_syscall()
+    }
+
+    /// The first half of [`Stopped::run_to_syscall`]: it runs when this returns.
+    pub fn set_going_to_syscall(&mut self) -> Result<()> {
+        let tid = self.tid();
+        ptraced(tid, "ptrace(PTRACE_SYSCALL)", sys::ptrace(libc::PTRACE_SYSCALL, tid, 0, 0)).map(drop)
+    }
+
+    /// The second half.
+    pub fn wait_at_syscall(&mut self) -> Result<()> {
+        for turn in 0..64 {
+            if turn != 0 {
+                self.set_going_to_syscall()?;
+            }
+            if libc::WSTOPSIG(self.await_stop()?) == libc::SIGTRAP | 0x80 {
                 return Ok(());
             }
         }
