@@ -314,10 +314,12 @@ fn shared(
         };
         let timers = parts.signal.timers.iter().map(|t| timers::as_now(t, |tid| told(tid).flatten(), timed));
         let timers: Vec<_> = timers.collect();
-        timers::restore_posix(&mut attempt, &timers);
+        let pending = parts.process.threads.iter().flat_map(|t| &t.pending).chain(&parts.signal.pending);
+        let sent = timers::senders(pending);
+        timers::restore_posix(&mut attempt, &timers, &sent);
         match puppet.run(0, attempt) {
             Err(e) if timers::lacks_ids(&e) => {
-                timers::restore_posix_by_counting(program, &timers)?;
+                timers::restore_posix_by_counting(program, &timers, &sent)?;
             }
             other => other.map(|_| ())?,
         }

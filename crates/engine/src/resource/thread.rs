@@ -6,16 +6,18 @@
 //! register state last. *Lost*: CPU time used so far. PR_GET_TID_ADDRESS needs
 //! CONFIG_CHECKPOINT_RESTORE; PTRACE_GET_RSEQ_CONFIGURATION Linux 5.13.
 
+use super::signal;
 use crate::{
     error::{Error, Result},
     freeze::FrozenThread,
+    task::Process,
 };
 use ckpt_image::{model, record};
 use ckpt_kernel::{
     program::{Arg, Outcome, Program},
     query,
 };
-use ckpt_proc::stat::Stat;
+use ckpt_proc::{stat::Stat, status::Status};
 use zerocopy::IntoBytes;
 
 const PR_GET_TID_ADDRESS: i32 = 40;
@@ -48,10 +50,11 @@ pub(crate) fn questions(program: &mut Program) {
 /// Builds the record from the answers and from what is seen outside. `cred` is the objref of its
 /// credentials.
 pub(crate) fn checkpoint(
+    process: &Process,
     frozen: &FrozenThread,
     answers: &[Outcome],
     cred: i32,
-    no_new_privs: bool,
+    status: &Status,
 ) -> Result<model::Thread> {
     let [altstack, tid_address, pdeath, slack, securebits, mce_kill, name] = answers else {
         return Err(Error::failed("the thread answered fewer questions than asked"));
@@ -84,7 +87,7 @@ pub(crate) fn checkpoint(
         sched_deadline: sched.deadline,
         sched_period: sched.period,
         ioprio: query::ioprio(tid)?,
-        no_new_privs: u32::from(no_new_privs),
+        no_new_privs: u32::from(status.no_new_privs),
         timerslack: slack.result as u64,
         cred,
         mce_kill: mce_kill.result as u32,
@@ -96,7 +99,7 @@ pub(crate) fn checkpoint(
         record,
         comm: name.bytes(0).split(|byte| *byte == 0).next().unwrap_or_default().to_vec(),
         xstate: frozen.thread.xstate()?,
-        pending: frozen.thread.pending(false)?,
+        pending: signal::checkpoint_pending(process, &frozen.thread, false, status)?,
         affinity: query::affinity(tid)?,
         levels: Vec::new(),
     })
