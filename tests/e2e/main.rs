@@ -15,6 +15,7 @@ mod info;
 mod kernel_files;
 mod leaks;
 mod ordinary_user;
+mod otherwise;
 mod outside;
 mod pidns;
 mod races;
@@ -73,6 +74,7 @@ const SPECIAL: &[(&str, &[common::Test])] = &[
     ("info", info::TESTS),
     ("kernel_files", kernel_files::TESTS),
     ("leaks", leaks::TESTS),
+    ("otherwise", otherwise::TESTS),
     ("outside", outside::TESTS),
     ("ordinary_user", ordinary_user::TESTS),
     ("pidns", pidns::TESTS),

@@ -301,6 +301,8 @@ impl View {
         // Thread slack is shown under the thread's own /proc/TID only.
         let slack = fs::read_to_string(format!("/proc/{tid}/timerslack_ns")).unwrap_or_default();
         self.put(&format!("{group}.timerslack"), slack.trim().to_owned());
+        let personality = fs::read_to_string(format!("{dir}/personality")).unwrap_or_default();
+        self.put(&format!("{group}.personality"), personality.trim().to_owned());
         self.put(&format!("{group}.robust_list"), sys::robust_list(number));
         self.put(&format!("{group}.ioprio"), sys::io_priority(number).to_string());
         self.put(&format!("{group}.sched"), sys::scheduler(number));

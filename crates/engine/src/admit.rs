@@ -12,11 +12,13 @@ use ckpt_proc::{stat::Stat, status::Status};
 use std::time::{Duration, Instant};
 
 /// Namespaces in which a process must be with us, with what they isolate.
-const NAMESPACES: [&str; 8] = ["mnt", "net", "uts", "ipc", "cgroup", PIDS, "user", "time"];
+const NAMESPACES: [&str; 9] = ["mnt", "net", "uts", "ipc", "cgroup", PIDS, TIME, "user", "time"];
 /// How many of them a thread can leave alone.
-const OF_THREADS: usize = 6;
+const OF_THREADS: usize = 7;
 /// Of pid namespaces the one children are made in: it is the root's only in one who is there, too.
 const PIDS: &str = "pid_for_children";
+/// Of time namespaces that one, too: who makes one does not enter it.
+const TIME: &str = "time_for_children";
 
 /// What processes are held against.
 #[derive(Debug)]
@@ -119,7 +121,10 @@ impl Admission {
             if kind == PIDS && theirs.as_ref() != Some(ours) {
                 pidns::admit(process, tid, self.root)?;
             } else if theirs.is_some_and(|theirs| theirs != *ours) {
-                let what = format!("it is in another {kind} namespace");
+                let what = match kind {
+                    TIME => "its children would be in another time namespace".to_owned(),
+                    _ => format!("it is in another {kind} namespace"),
+                };
                 return Err(Error::unsupported(what).advice("do it inside its container"));
             }
         }

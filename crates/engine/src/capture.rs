@@ -174,7 +174,7 @@ impl Collector {
         let (frozen, mut answers) = visit(&process, maps, frozen, &own, observer)?;
         let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
         self.unseen.extend(unseen);
-        let mut threads = threads(&frozen, &answers, &mut self.objects)?;
+        let mut threads = threads(&process, &frozen, &answers, &mut self.objects)?;
         if process.witness != process.pid {
             threads.insert(0, ended_leader(&process, &mut self.objects)?);
         }
@@ -188,9 +188,10 @@ impl Collector {
         limits::checkpoint(&process, answered.0, &mut shared)?;
         answered = answered.1.split_at_checked(mm::QUESTIONS).unwrap_or_default();
         let timers = timers::checkpoint_posix(&answers.timers, answered.1)?;
-        let pending = frozen.first().map_or(Ok(Vec::new()), |f| f.thread.pending(true))?;
         let (pid, tid, objects) = (process.pid, process.witness, &mut self.objects);
-        let status = answers.statuses.first().ok_or_else(|| Error::failed("the process ended"))?;
+        let witness = frozen.first().zip(answers.statuses.first());
+        let (witness, status) = witness.ok_or_else(|| Error::failed("the process ended"))?;
+        let pending = signal::checkpoint_pending(&process, &witness.thread, true, status)?;
         let (mm, new) = objects.task(Kcmp::Vm, tid, |objects| {
             let vmas = mm::areas(&process, &answers.mappings, objects)?;
             mm::checkpoint(&process, &answers.stat, answered.0, answers.mlock_future, vmas, objects)
@@ -339,11 +340,16 @@ fn unseen(answer: &Outcome) -> Option<i32> {
     (answer.ok() && pid != 0).then_some((signal as i32 & 0xff) << 8 | 0x7f)
 }
 
-fn threads(frozen: &[FrozenThread], answers: &Answers, objects: &mut Objects) -> Result<Vec<model::Thread>> {
+fn threads(
+    process: &Process,
+    frozen: &[FrozenThread],
+    answers: &Answers,
+    objects: &mut Objects,
+) -> Result<Vec<model::Thread>> {
     let mut threads = Vec::with_capacity(frozen.len());
     for ((frozen, answers), status) in frozen.iter().zip(&answers.threads).zip(&answers.statuses) {
         let cred = objects.cred(cred::checkpoint(status));
-        threads.push(thread::checkpoint(frozen, answers, cred, status.no_new_privs)?);
+        threads.push(thread::checkpoint(process, frozen, answers, cred, status)?);
     }
     Ok(threads)
 }

@@ -7,6 +7,7 @@ use crate::{
     options::{Observer, interrupted},
     puppets::{Puppets, label},
     resource::{
+        cred,
         file::{self, late::Tasks, lock},
         layout, limits, mm,
         pages::{self, Target, Targets},
@@ -15,7 +16,7 @@ use crate::{
     restore::{self, Parts},
     source,
 };
-use ckpt_image::{Chunk, Image, Objref, model, record::task_state};
+use ckpt_image::{Chunk, Image, Objref, record::task_state};
 use ckpt_kernel::{procfs, program::Program, puppet::Puppet, query, shared::SharedArea};
 use rustix::fs::OFlags;
 use std::collections::BTreeMap;
@@ -28,7 +29,7 @@ pub(crate) struct Materials<'a> {
     pub(crate) opened: Opened,
     pub(crate) areas: BTreeMap<Objref, SharedArea>,
     /// What the puppets' credentials are at first.
-    pub(crate) born: model::Cred,
+    pub(crate) born: cred::Born,
 }
 
 impl<'a> Materials<'a> {

@@ -14,14 +14,14 @@ use crate::{
     maker::Maker,
     options::{Observer, Pids},
     plan::{Plan, TaskIndex},
-    resource::cred,
+    resource::cred::Born,
     root::Root,
     source::ImageReader,
     stage::Stage,
     task::show,
     terminals,
 };
-use ckpt_image::model::{self, Cred};
+use ckpt_image::model;
 use ckpt_kernel::{
     program::{Arg, Program},
     puppet::{Fork, Puppet},
@@ -112,8 +112,8 @@ impl Puppets {
     }
 
     /// The credentials that all puppets have at first.
-    pub(crate) fn credentials(&mut self) -> Result<Cred> {
-        cred::of(self.get(0)?.pid())
+    pub(crate) fn credentials(&mut self) -> Result<Born> {
+        Born::of(self.get(0)?)
     }
 
     /// Makes process `index` a zombie with a wait status; its parent is not to notice now.

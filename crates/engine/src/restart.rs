@@ -76,6 +76,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     reach(observer, Stage::PostSetupNamespaces, root)?;
     let new_pids = options.pids == Pids::New;
     let born = puppets.credentials()?;
+    born.warn(&image, observer);
     let mut materials = Materials { image: &image, new_pids, parts, opened, areas, born };
     let page_bytes = build(&mut puppets, &mut materials, reader, observer)?;
     reach(observer, Stage::PostRestore, root)?;

@@ -224,7 +224,7 @@ pub(crate) fn zombie(
     puppet: &mut Puppet,
     image: &Image,
     process: &model::Process,
-    born: &model::Cred,
+    born: &cred::Born,
 ) -> Result<()> {
     let Some(leader) = process.threads.first() else { return Ok(()) };
     let mut program = Program::new();
@@ -249,7 +249,7 @@ pub(crate) fn tasks(
     image: &Image,
     parts: &Parts<'_>,
     ids: &Ids,
-    born: &model::Cred,
+    born: &cred::Born,
 ) -> Result<()> {
     let pid = puppet.own_pid();
     for (index, thread) in parts.process.threads.iter().enumerate().rev() {
@@ -272,7 +272,6 @@ pub(crate) fn tasks(
             limits::restore(&mut program, &parts.signal.record);
         }
         cred::restore(&mut program, born, creds, thread);
-        mm::restore_personality(&mut program, parts.mm);
         if index == 0 {
             mm::restore_after_cred(&mut program, parts.mm);
             file::owner::restore(&mut program, image, parts.table, |kind, id| {
@@ -314,10 +313,12 @@ fn shared(
         };
         let timers = parts.signal.timers.iter().map(|t| timers::as_now(t, |tid| told(tid).flatten(), timed));
         let timers: Vec<_> = timers.collect();
-        timers::restore_posix(&mut attempt, &timers);
+        let pending = parts.process.threads.iter().flat_map(|t| &t.pending).chain(&parts.signal.pending);
+        let sent = timers::senders(pending);
+        timers::restore_posix(&mut attempt, &timers, &sent);
         match puppet.run(0, attempt) {
             Err(e) if timers::lacks_ids(&e) => {
-                timers::restore_posix_by_counting(program, &timers)?;
+                timers::restore_posix_by_counting(program, &timers, &sent)?;
             }
             other => other.map(|_| ())?,
         }

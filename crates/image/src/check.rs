@@ -205,7 +205,7 @@ fn is_end(status: i32) -> bool {
 fn check_thread(thread: &Thread, zombie: bool, refs: &mut Refs<'_>) -> Check {
     let record = &thread.record;
     rule(record.tid > 0, "its tid is not positive")?;
-    rule(record.restart.pad == 0, "padding is not zero")?;
+    rule(record.restart.pad == 0 && record.pad == 0, "padding is not zero")?;
     rule(record.mce_kill <= 2, "an unknown memory error policy")?;
     rule(restart_kind::ALL.contains(&record.restart.kind), "unknown restart block")?;
     rule([task_state::RUNNING, task_state::ZOMBIE].contains(&record.state), "unknown state")?;
@@ -240,6 +240,7 @@ fn check_object(object: &Object, refs: &mut Refs<'_>) -> Check {
 
 fn check_mm(mm: &Mm, refs: &mut Refs<'_>) -> Check {
     rule(mm.record.nr_vmas as usize == mm.vmas.len(), "MM counts another number of areas")?;
+    rule(mm.record.pad == 0, "padding is not zero")?;
     rule(mm.auxv.len() <= MAX_SMALL, "auxv too long")?;
     refs.optional::<record::File>(mm.record.exe)?;
     let mut free = 0;

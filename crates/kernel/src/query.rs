@@ -111,6 +111,29 @@ pub fn sched_attr(tid: i32) -> Result<SchedAttr> {
     Ok(attr)
 }
 
+/// Nice value of a thread, whatever its policy (getpriority(2)).
+pub fn nice(tid: i32) -> Result<i32> {
+    const PRIO_PROCESS: u64 = 0;
+    // The call gives 40 to 1, not to give what would be an error.
+    sys::numbers(libc::SYS_getpriority, [PRIO_PROCESS, tid as u64, 0, 0, 0])
+        .named("getpriority")
+        .map(|v| 20 - v as i32)
+}
+
+/// The slice of a thread of SCHED_OTHER that has asked for none, nanoseconds; 0 before Linux 6.12, which does not tell.
+pub fn base_slice() -> Result<u64> {
+    let ask = || {
+        let own = sched_attr(0)?;
+        let attr = SchedAttr { size: own.size, flags: own.flags, nice: nice(0)?, ..SchedAttr::default() };
+        // SAFETY: `attr` is a live struct sched_attr, which the kernel reads.
+        sys::check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) })
+            .named("sched_setattr")?;
+        sched_attr(0).map(|attr| attr.runtime)
+    };
+    // By a thread that ends.
+    std::thread::scope(|scope| scope.spawn(ask).join().unwrap_or(Ok(0)))
+}
+
 /// CPUs a thread may run on, as the kernel's bit array (sched_getaffinity(2)).
 pub fn affinity(tid: i32) -> Result<Vec<u8>> {
     let mut mask = vec![0u8; 1024];

@@ -98,6 +98,7 @@ fn thread(thread: &Thread) -> Value {
         "altstack": {"address": hex(record.altstack_sp), "size": record.altstack_size, "flags": record.altstack_flags},
         "scheduling": {"policy": record.sched_policy, "nice": record.nice, "priority": record.sched_priority},
         "affinity": thread.affinity.iter().rev().map(|byte| format!("{byte:02x}")).collect::<String>(),
+        "personality": hex(record.personality.into()),
         "no_new_privs": record.no_new_privs != 0,
         "cred": record.cred,
         "interrupted_call": {"kind": record.restart.kind, "remaining_ns": record.restart.remaining},
@@ -190,7 +191,6 @@ fn memory(contents: &Contents, objref: i32, mm: &Mm) -> Value {
         "arguments": [hex(mm.record.arg_start), hex(mm.record.arg_end)],
         "environment": [hex(mm.record.env_start), hex(mm.record.env_end)],
         "stack": hex(mm.record.start_stack),
-        "personality": hex(mm.record.personality.into()),
         "dumpable": mm.record.dumpable,
         "areas": mm.vmas.iter().enumerate().map(area).collect::<Vec<_>>(),
     })

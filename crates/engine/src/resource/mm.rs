@@ -1,8 +1,7 @@
 //! An address space: its areas and what the kernel keeps beside them.
 //!
 //! *Saved*: areas from /proc/PID/smaps (kind, protection, VmFlags), brk and argument addresses
-//! from stat, auxv, exe link, dumpable, coredump filter, THP flag, membarrier registrations,
-//! personality. *Restored*: a puppet unmaps everything but its slot, maps vvar and vdso where they
+//! from stat, auxv, exe link, dumpable, coredump filter, THP flag, membarrier registrations. *Restored*: a puppet unmaps everything but its slot, maps vvar and vdso where they
 //! were, then every area at its place; PR_SET_MM_MAP sets the rest. Contents are in `pages.rs`.
 //! mlockall(MCL_FUTURE) cannot be asked for, but shows in the flags of our slot during a visit.
 //! *Refused*: guard pages, protection keys, hugetlb, device mappings, SysV shared memory, memfd_secret,
@@ -66,7 +65,7 @@ const REFUSED: &[(VmFlags, &str)] = &[
 ];
 
 /// How many answers [`questions`] asks for.
-pub(crate) const QUESTIONS: usize = 5;
+pub(crate) const QUESTIONS: usize = 4;
 
 /// Asks for what only the process knows of its memory.
 pub(crate) fn questions(program: &mut Program) {
@@ -77,7 +76,6 @@ pub(crate) fn questions(program: &mut Program) {
     let args = [MEMBARRIER_CMD_GET_REGISTRATIONS.into(), 0u64.into(), 0u64.into()];
     program.try_call("membarrier", libc::SYS_membarrier, args);
     program.call("brk", 0, libc::SYS_brk, [0u64.into()]);
-    program.call("personality", 0, libc::SYS_personality, [u64::from(u32::MAX).into()]);
 }
 
 /// What mlockall(2) has said of mappings to come, MCL_FUTURE and MCL_ONFAULT: `slot` is one that came.
@@ -292,7 +290,7 @@ pub(crate) fn checkpoint(
     vmas: Vec<model::Vma>,
     objects: &mut Objects,
 ) -> Result<model::Mm> {
-    let [dumpable, thp, membarrier, brk, personality] = answers else {
+    let [dumpable, thp, membarrier, brk] = answers else {
         return Err(Error::failed("the process answered fewer questions than asked"));
     };
     let filter = String::from_utf8(process.proc.read("coredump_filter")?).unwrap_or_default();
@@ -320,7 +318,7 @@ pub(crate) fn checkpoint(
         coredump_filter: filter.map_err(|_| Error::failed("parse /proc/PID/coredump_filter"))?,
         thp_disable: thp.result as u32,
         membarrier: if membarrier.ok() { membarrier.result as u32 } else { 0 },
-        personality: personality.result as u32,
+        pad: 0,
         mlock_future,
     };
     Ok(model::Mm { record, auxv: process.proc.read("auxv")?, vmas })
@@ -358,10 +356,10 @@ pub(crate) fn restore(program: &mut Program, mm: &model::Mm, exe: i32) {
         0u64.into(),
     ];
     program.call("prctl(PR_SET_MM_MAP)", 0, libc::SYS_prctl, args);
-    if r.thp_disable != 0 {
-        let args = [PR_SET_THP_DISABLE.into(), 1u64.into(), 0u64.into(), 0u64.into(), 0u64.into()];
-        program.call("prctl(PR_SET_THP_DISABLE)", 0, libc::SYS_prctl, args);
-    }
+    // A puppet begins with the coordinator's. Beside the switch it tells PR_THP_DISABLE_EXCEPT_ADVISED (Linux 6.18).
+    let (switch, flags) = (r.thp_disable & 1, r.thp_disable & !1);
+    let args = [PR_SET_THP_DISABLE.into(), switch.into(), flags.into(), 0u64.into(), 0u64.into()];
+    program.call("prctl(PR_SET_THP_DISABLE)", r.thp_disable.into(), libc::SYS_prctl, args);
     for bit in (0..32).map(|b| 1u32 << b).filter(|bit| r.membarrier & bit != 0) {
         program.call("membarrier", bit.into(), libc::SYS_membarrier, [bit.into(), 0u64.into(), 0u64.into()]);
     }
@@ -373,11 +371,6 @@ pub(crate) fn restore_after_cred(program: &mut Program, mm: &model::Mm) {
     let dumpable = u64::from(mm.record.dumpable == 1);
     let args = [libc::PR_SET_DUMPABLE.into(), dumpable.into()];
     program.call("prctl(PR_SET_DUMPABLE)", dumpable, libc::SYS_prctl, args);
-}
-
-/// What goes with the address space and yet each thread has for itself.
-pub(crate) fn restore_personality(program: &mut Program, mm: &model::Mm) {
-    program.call("personality", 0, libc::SYS_personality, [mm.record.personality.into()]);
 }
 
 /// Sets what the coordinator sets from outside, through a thread that lives.

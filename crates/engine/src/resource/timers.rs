@@ -4,15 +4,25 @@
 //! from /proc/PID/timers. *Restored*: by setitimer(2) and, with the same ids, by timer_create(2)
 //! under PR_TIMER_CREATE_RESTORE_IDS (Linux 6.16) or by creating and deleting up to the id. One that can never tell
 //! anybody, since the thread it tells or whose time it takes has ended, is made with SIGEV_NONE.
-//! *Lost*: the absolute phase: time does not pass for a timer while its process is an image.
+//! One whose signal is pending is set such that it sends that at once: to a moment that has passed, from which the
+//! interval leads to the next expiry. So it has one signal pending, as ever, and counts overruns until that is taken.
+//! *Lost*: the absolute phase: time does not pass for a timer while its process is an image; overruns that were not
+//! told yet. A pending signal of a timer that has been deleted, or set again to expire once, is dropped, as
+//! Linux 6.13 does when it is taken; of one set again to expire often it cannot be told from another.
 
+use super::signal;
 use crate::error::{Error, Result};
-use ckpt_image::record::{PosixTimer, Signal};
+use ckpt_image::{
+    model::Siginfo,
+    record::{PosixTimer, Signal},
+};
 use ckpt_kernel::{
     Errno,
     program::{Arg, Outcome, Program},
 };
 use ckpt_proc::timers::Timer;
+use rustix::time::{ClockId, DynamicClockId, clock_gettime_dynamic};
+use std::collections::BTreeSet;
 use zerocopy::IntoBytes;
 
 const ITIMERS: [i32; 3] = [0, 1, 2];
@@ -115,9 +125,14 @@ fn owner(clockid: i32) -> Option<i32> {
     (clockid < 0 && clockid & 3 != CLOCKFD && id != 0).then_some(id)
 }
 
+/// The timers that sent what is pending.
+pub(crate) fn senders<'a>(pending: impl IntoIterator<Item = &'a Siginfo>) -> BTreeSet<i32> {
+    pending.into_iter().filter_map(signal::timer_of).collect()
+}
+
 /// Makes the POSIX timers again, by the ids in `timers`: lacking that, the program must be the one of
-/// [`restore_posix_by_counting`].
-pub(crate) fn restore_posix(program: &mut Program, timers: &[PosixTimer]) {
+/// [`restore_posix_by_counting`]. Those in `sent` have a signal pending.
+pub(crate) fn restore_posix(program: &mut Program, timers: &[PosixTimer], sent: &BTreeSet<i32>) {
     let prctl = libc::SYS_prctl;
     let ids =
         |on: u64| [PR_TIMER_CREATE_RESTORE_IDS.into(), on.into(), 0u64.into(), 0u64.into(), 0u64.into()];
@@ -127,7 +142,7 @@ pub(crate) fn restore_posix(program: &mut Program, timers: &[PosixTimer]) {
     }
     program.call(RESTORE_IDS, 0, prctl, ids(0));
     for timer in timers {
-        arm(program, timer);
+        arm(program, timer, sent.contains(&timer.id));
     }
 }
 
@@ -138,7 +153,11 @@ pub(crate) fn lacks_ids(cause: &ckpt_kernel::Error) -> bool {
 
 /// Makes the POSIX timers again on a kernel that counts ids up from 0: unwanted ones are created
 /// and deleted.
-pub(crate) fn restore_posix_by_counting(program: &mut Program, timers: &[PosixTimer]) -> Result<()> {
+pub(crate) fn restore_posix_by_counting(
+    program: &mut Program,
+    timers: &[PosixTimer],
+    sent: &BTreeSet<i32>,
+) -> Result<()> {
     let mut next = 0;
     for timer in timers {
         if timer.id > MOST_COUNTED {
@@ -162,7 +181,7 @@ pub(crate) fn restore_posix_by_counting(program: &mut Program, timers: &[PosixTi
         next += 1;
     }
     for timer in timers {
-        arm(program, timer);
+        arm(program, timer, sent.contains(&timer.id));
     }
     Ok(())
 }
@@ -177,10 +196,32 @@ fn create(program: &mut Program, timer: &PosixTimer) {
     program.call("timer_create", timer.id as u64, libc::SYS_timer_create, args);
 }
 
-fn arm(program: &mut Program, timer: &PosixTimer) {
-    if timer.remaining != 0 {
-        let words = [timer.interval, timer.remaining].map(|t| [t / BILLION, t % BILLION]);
-        let args = [timer.id.into(), 0u64.into(), Arg::In(words.as_bytes().to_vec()), 0u64.into()];
+fn arm(program: &mut Program, timer: &PosixTimer, sent: bool) {
+    const TIMER_ABSTIME: u64 = 1;
+    // One that was set again since then would not be armed else.
+    let now = sent && (timer.interval != 0 || timer.remaining == 0);
+    let (flags, value) = match now {
+        true => (TIMER_ABSTIME, last_expiry(timer).max(1)),
+        false => (0, timer.remaining),
+    };
+    if value != 0 {
+        let words = [timer.interval, value].map(|t| [t / BILLION, t % BILLION]);
+        let args = [timer.id.into(), flags.into(), Arg::In(words.as_bytes().to_vec()), 0u64.into()];
         program.call("timer_settime", timer.id as u64, libc::SYS_timer_settime, args);
     }
+}
+
+/// When a timer expired last, on its clock, if it expires often; 0 on the clocks of CPU time, which begin anew.
+fn last_expiry(timer: &PosixTimer) -> u64 {
+    let clock = match timer.clockid {
+        _ if timer.interval == 0 => return 0,
+        libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM => DynamicClockId::Known(ClockId::Realtime),
+        libc::CLOCK_MONOTONIC => DynamicClockId::Known(ClockId::Monotonic),
+        libc::CLOCK_BOOTTIME | libc::CLOCK_BOOTTIME_ALARM => DynamicClockId::Boottime,
+        libc::CLOCK_TAI => DynamicClockId::Tai,
+        _ => return 0,
+    };
+    let Ok(now) = clock_gettime_dynamic(clock) else { return 0 };
+    let now = (now.tv_sec as u64).saturating_mul(BILLION).saturating_add(now.tv_nsec as u64);
+    now.saturating_add(timer.remaining).saturating_sub(timer.interval)
 }

@@ -151,6 +151,10 @@ wire! {
         pub peek_offset: i32,
         /// SO_LINGER in seconds, -1 if it is off.
         pub linger: i32,
+        /// SO_PRIORITY.
+        pub priority: u32,
+        /// SO_MARK.
+        pub mark: u32,
         /// SO_RCVTIMEO in microseconds, 0 if there is none.
         pub receive_timeout: u64,
         /// SO_SNDTIMEO, likewise.
@@ -220,8 +224,34 @@ pub mod unix_options {
     pub const PASSPIDFD: u32 = 1 << 2;
     /// SO_KEEPALIVE.
     pub const KEEPALIVE: u32 = 1 << 3;
+    /// SO_REUSEADDR.
+    pub const REUSEADDR: u32 = 1 << 4;
+    /// SO_BROADCAST.
+    pub const BROADCAST: u32 = 1 << 5;
+    /// SO_OOBINLINE.
+    pub const OOBINLINE: u32 = 1 << 6;
+    /// SO_DONTROUTE.
+    pub const DONTROUTE: u32 = 1 << 7;
+    /// SO_TIMESTAMP, as it was first.
+    pub const TIMESTAMP: u32 = 1 << 8;
+    /// SO_TIMESTAMPNS, as it was first.
+    pub const TIMESTAMPNS: u32 = 1 << 9;
+    /// SO_TIMESTAMP of 64 bits.
+    pub const TIMESTAMP_NEW: u32 = 1 << 10;
+    /// SO_TIMESTAMPNS of 64 bits.
+    pub const TIMESTAMPNS_NEW: u32 = 1 << 11;
+    /// SO_RXQ_OVFL.
+    pub const RXQ_OVFL: u32 = 1 << 12;
+    /// SO_SELECT_ERR_QUEUE.
+    pub const SELECT_ERR_QUEUE: u32 = 1 << 13;
+    /// SO_LOCK_FILTER.
+    pub const LOCK_FILTER: u32 = 1 << 14;
+    /// SO_INQ (Linux 6.17).
+    pub const INQ: u32 = 1 << 15;
+    /// SO_PASSRIGHTS is off (Linux 6.16).
+    pub const NO_RIGHTS: u32 = 1 << 16;
     /// Every bit above; a reader refuses any other.
-    pub const ALL: u32 = PASSCRED | PASSSEC | PASSPIDFD | KEEPALIVE;
+    pub const ALL: u32 = (NO_RIGHTS << 1) - 1;
 }
 
 wire! {

@@ -36,12 +36,12 @@ wire! {
         pub dumpable: u32,
         /// /proc/PID/coredump_filter.
         pub coredump_filter: u32,
-        /// PR_GET_THP_DISABLE.
+        /// PR_GET_THP_DISABLE: the switch, and its flags (Linux 6.18).
         pub thp_disable: u32,
         /// membarrier(MEMBARRIER_CMD_GET_REGISTRATIONS).
         pub membarrier: u32,
-        /// personality(2).
-        pub personality: u32,
+        /// Zero.
+        pub pad: u32,
         /// mlockall(2) flags in force for future mappings (MCL_*).
         pub mlock_future: u32,
     }

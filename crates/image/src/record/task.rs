@@ -204,11 +204,11 @@ wire! {
         pub sched_policy: u32,
         /// Scheduling flags.
         pub sched_flags: u64,
-        /// Nice value.
+        /// Nice value; of a real-time thread the one it keeps for when it is none.
         pub nice: i32,
         /// Real-time priority.
         pub sched_priority: u32,
-        /// SCHED_DEADLINE runtime, nanoseconds (the EEVDF slice of other policies).
+        /// SCHED_DEADLINE runtime, nanoseconds; of SCHED_OTHER and SCHED_BATCH a slice of its own, or 0.
         pub sched_runtime: u64,
         /// SCHED_DEADLINE deadline, nanoseconds.
         pub sched_deadline: u64,
@@ -230,6 +230,10 @@ wire! {
         pub state: u32,
         /// Wait status of such a leader, else 0.
         pub exit_code: i32,
+        /// personality(2).
+        pub personality: u32,
+        /// Zero.
+        pub pad: u32,
     }
 }
 

@@ -234,7 +234,7 @@ impl Builder<'_, '_> {
         let cred = self.share(record::Cred::TYPE, Self::cred);
         let mce_kill = self.source.below(3) as u32;
         let ids = record::Thread { tid, cred, mce_kill, restart, ..self.source.wire() };
-        let record = record::Thread { state: task_state::RUNNING, exit_code: 0, ..ids };
+        let record = record::Thread { state: task_state::RUNNING, exit_code: 0, pad: 0, ..ids };
         let mut xstate = self.source.bytes(64);
         xstate.resize(576 + self.source.below(200), 7);
         let comm = self.source.text(15);
@@ -292,7 +292,7 @@ impl Builder<'_, '_> {
             let record = record::Vma { start, end: at, prot, kind, flags, offset, object, pad: 0 };
             vmas.push(Vma { record, anon_name: self.source.text(79) });
         }
-        let record = record::Mm { nr_vmas: vmas.len() as u32, exe, ..self.source.wire() };
+        let record = record::Mm { nr_vmas: vmas.len() as u32, exe, pad: 0, ..self.source.wire() };
         let auxv = self.source.bytes(100);
         self.add(Object::Mm(Mm { record, auxv, vmas }))
     }
@@ -525,7 +525,7 @@ pub fn sample() -> Image {
     let thread = |source: &mut Source<'_>, tid| {
         let restart = RestartBlock { kind: restart_kind::FUTEX, pad: 0, remaining: 5 };
         let record = record::Thread { tid, cred: 10, mce_kill: 2, restart, ..source.wire() };
-        let record = record::Thread { state: task_state::RUNNING, exit_code: 0, ..record };
+        let record = record::Thread { state: task_state::RUNNING, exit_code: 0, pad: 0, ..record };
         let (comm, xstate) = (b"sample".to_vec(), vec![source.byte(); 576]);
         Thread {
             record,
@@ -575,7 +575,7 @@ fn sample_objects(image: &mut Image, source: &mut Source<'_>) {
     let file = record::File { kind: file_kind::REGULAR, inode: 0, pad: 0, pad2: 0, ..source.wire() };
     let ghost = record::File { kind: file_kind::UNLINKED, inode: 1, pad: 0, pad2: 0, ..source.wire() };
     let desc = |fd, file| FileDesc { fd, flags: 1, file, pad: 0 };
-    let mm = record::Mm { nr_vmas: 3, exe: 2, ..source.wire() };
+    let mm = record::Mm { nr_vmas: 3, exe: 2, pad: 0, ..source.wire() };
     let objects = [
         (1, Object::Inode(Inode { record: inode, path: b"/tmp/was".to_vec(), ..Inode::default() })),
         (

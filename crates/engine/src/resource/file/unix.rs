@@ -8,8 +8,8 @@
 //! by MSG_PEEK, which leaves it there: [`queue`]. *Restored*: names by the [`Scribe`], where a dead socket that this one
 //! left behind makes place; pairs by socketpair(2), or by connect(2) and accept(2) where the one that listened is here; a peer
 //! that is closed by one that is closed. *Refused*: a name below another root directory; after the freeze: connections that
-//! nobody has accepted yet, descriptors and credentials on their way, what waits from a sender that is gone.
-//! *Lost*: SO_PEERCRED, which tells of `restart`; inode numbers; the address of one that was accepted by a socket that is gone,
+//! nobody has accepted yet, descriptors and credentials on their way, what waits from a sender that is gone, filters.
+//! *Lost*: SO_PEERCRED, which tells of `restart`; inode numbers; when what waits came (SO_TIMESTAMP); the address of one that was accepted by a socket that is gone,
 //! when another has that now.
 //! A connection to the outside is `external.rs`; but a socket for datagrams that only sends there (to /dev/log, say) is
 //! connected again by address. *Lost*, with a warning: that it is, when nobody has that address any more.
@@ -62,11 +62,23 @@ pub(crate) const SOCK_DGRAM: u32 = 2;
 pub(crate) const SOCK_SEQPACKET: u32 = 5;
 
 /// Options that are on or off.
-const SWITCHES: [(Number, u32); 4] = [
+const SWITCHES: [(Number, u32); 16] = [
     (Number::PassCred, unix_options::PASSCRED),
     (Number::PassSec, unix_options::PASSSEC),
     (Number::PassPidfd, unix_options::PASSPIDFD),
     (Number::KeepAlive, unix_options::KEEPALIVE),
+    (Number::ReuseAddress, unix_options::REUSEADDR),
+    (Number::Broadcast, unix_options::BROADCAST),
+    (Number::OobInline, unix_options::OOBINLINE),
+    (Number::DontRoute, unix_options::DONTROUTE),
+    (Number::Timestamp, unix_options::TIMESTAMP),
+    (Number::TimestampNanos, unix_options::TIMESTAMPNS),
+    (Number::TimestampNew, unix_options::TIMESTAMP_NEW),
+    (Number::TimestampNanosNew, unix_options::TIMESTAMPNS_NEW),
+    (Number::QueueOverflow, unix_options::RXQ_OVFL),
+    (Number::SelectErrorQueue, unix_options::SELECT_ERR_QUEUE),
+    (Number::LockFilter, unix_options::LOCK_FILTER),
+    (Number::Inq, unix_options::INQ),
 ];
 
 impl FileKind for Socket {
@@ -249,6 +261,12 @@ fn adopt_one(
             .passing());
     }
     let copy = held.process.descriptor(held.fd)?;
+    if unix::has_filter(&copy)? {
+        return Err(Error::unsupported(
+            "a unix socket with a filter (SO_ATTACH_FILTER) cannot be carried yet",
+        )
+        .advice("let the program detach it"));
+    }
     let mut details = record::UnixSocket {
         kind: socket.kind.into(),
         shutdown: socket.shutdown.into(),
@@ -296,6 +314,9 @@ fn options(socket: &OwnedFd) -> Result<UnixSocket> {
     for (switch, bit) in SWITCHES {
         options |= if switch.get(socket).unwrap_or(0) != 0 { bit } else { 0 };
     }
+    // It is on in a new socket.
+    options |=
+        if Number::PassRights.get(socket).is_ok_and(|on| on == 0) { unix_options::NO_RIGHTS } else { 0 };
     let linger = sockopt::socket_linger(socket).doing(|| "SO_LINGER".to_owned())?;
     Ok(UnixSocket {
         options,
@@ -304,6 +325,8 @@ fn options(socket: &OwnedFd) -> Result<UnixSocket> {
         low_water: Number::LowWater.get(socket)? as u32,
         peek_offset: Number::PeekOffset.get(socket)?,
         linger: linger.map_or(-1, |time| time.as_secs() as i32),
+        priority: Number::Priority.get(socket)? as u32,
+        mark: Number::Mark.get(socket)? as u32,
         receive_timeout: micros(sockopt::Timeout::Recv)?,
         send_timeout: micros(sockopt::Timeout::Send)?,
         ..UnixSocket::default()

@@ -14,7 +14,7 @@ use crate::{
 use ckpt_image::{
     Image, Object, Objref,
     model::{self, details},
-    record::{UnixMessage, UnixSocket, file_kind, inode_kind, unix_flags},
+    record::{UnixMessage, UnixSocket, file_kind, inode_kind, unix_flags, unix_options},
 };
 use ckpt_kernel::{
     Errno,
@@ -351,6 +351,15 @@ fn end(socket: &OwnedFd, wanted: &UnixSocket, peer: Option<&OwnedFd>) -> Result<
     }
     for (switch, _) in SWITCHES.iter().filter(|(_, bit)| wanted.options & bit != 0) {
         set(*switch, 1)?;
+    }
+    if wanted.options & unix_options::NO_RIGHTS != 0 {
+        set(Number::PassRights, 0)?;
+    }
+    // Which some values need a capability for, and hardly a socket has.
+    for (number, value) in [(Number::Priority, wanted.priority), (Number::Mark, wanted.mark)] {
+        if value != 0 {
+            set(number, value)?;
+        }
     }
     set(Number::LowWater, wanted.low_water)?;
     set(Number::PeekOffset, wanted.peek_offset as u32)?;
