@@ -14,6 +14,7 @@ mod freeze;
 mod freezer;
 mod frost;
 mod guard;
+mod halt;
 mod header;
 mod household;
 mod leaks;
