@@ -2,13 +2,12 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys;
-use ckpt_tests::target::{Ended, Start, Target};
+use ckpt_tests::target::{Ended, Session, Start, Target};
 use ckpt_tests::tree::{children, ended, family};
 
 use crate::common::{Program, Test, ensure};
@@ -37,7 +36,7 @@ fn shell_job(ctx: &Context) -> Result<()> {
     let binary = compile_c(ctx, &ctx.helpers.join("exits.c"), &["-pthread".to_owned()])?;
     let dir = tempfile::tempdir()?;
     let argv: Vec<OsString> = vec![binary.into(), "7".into()];
-    let start = Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, own_session: false };
+    let start = Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, session: Session::Job };
     let program = Program { target: Target::start(start)?, dir };
     sys::poll("the helper to be ready", || {
         Ok(std::fs::read_to_string(program.path("out"))?.starts_with("ready 1\n").then_some(()))
@@ -220,25 +219,11 @@ fn tcp_connection(ctx: &Context) -> Result<()> {
     case.program.ends_with(7)
 }
 
-/// A pty and the path of its slave.
-fn pty() -> Result<(OwnedFd, PathBuf)> {
-    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
-    let master = rustix::pty::openpt(flags | rustix::pty::OpenptFlags::CLOEXEC)?;
-    rustix::pty::grantpt(&master)?;
-    rustix::pty::unlockpt(&master)?;
-    let name = rustix::pty::ptsname(&master, Vec::new())?;
-    Ok((master, name.to_str()?.into()))
-}
-
-fn open_slave(path: &std::path::Path) -> Result<OwnedFd> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    Ok(std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path)?.into())
-}
-
 /// A terminal from outside: refused, unless it is a shell job's or external; then `--inherit-fd` gives another by its word.
 fn external_tty(ctx: &Context) -> Result<()> {
-    let ((_old, path), (_new, other)) = (pty()?, pty()?);
-    let mut case = Case::of(ctx, Program::start_with(ctx, "exits", &["7"], Some(open_slave(&path)?))?)?;
+    let ((_old, path), (_new, other)) = (sys::pty()?, sys::pty()?);
+    let mut case =
+        Case::of(ctx, Program::start_with(ctx, "exits", &["7"], Some(sys::open_terminal(&path)?))?)?;
     case.dump_fails(&[], &["fd 0", "terminal", "outside the tree", "--shell-job"])?;
     let stat = std::fs::metadata(&path)?;
     let (rdev, dev) =
@@ -246,7 +231,7 @@ fn external_tty(ctx: &Context) -> Result<()> {
     let word = format!("tty[{rdev:x}:{dev:x}]");
     case.dump_and_kill(&["--external", &word])?;
     let run = case.restore(&["-d", "--inherit-fd", &format!("fd[5]:{word}")]);
-    case.done(run.pass(open_slave(&other)?, 5), "restore.log")?;
+    case.done(run.pass(sys::open_terminal(&other)?, 5), "restore.log")?;
     case.program.adopt()?;
     let now = stdin_of(case.program.target.pid())?;
     ensure(other == std::path::Path::new(&now), format!("it has {now}, not {}", other.display()))?;
