@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys;
-use ckpt_tests::target::{Ended, Start, Target, own_children, reap_strays};
+use ckpt_tests::target::{Ended, Session, Start, Target, own_children, reap_strays};
 use ckpt_tests::tool::Outcome;
 use ckpt_tests::tree;
 use ckpt_tests::view::working_directory;
@@ -43,7 +43,8 @@ impl Program {
 
     /// Starts any command that prints `ready 1` first.
     pub(crate) fn start_argv(argv: &[OsString], dir: TempDir, stdin: Option<OwnedFd>) -> Result<Program> {
-        let target = Target::start(Start { argv, dir: dir.path(), stdin, stdout: None, own_session: true })?;
+        let target =
+            Target::start(Start { argv, dir: dir.path(), stdin, stdout: None, session: Session::Own })?;
         let mut program = Program { target, dir };
         let path = program.path("out");
         sys::poll("the helper to be ready", || {

@@ -118,6 +118,7 @@ impl<'a> Case<'a> {
 
     pub(crate) fn failed(&self, outcome: &Outcome, log: &str, last: &str, words: &[&str]) -> Result<()> {
         let log = self.log(log);
+        ensure(!log.contains("(os error"), &*log)?;
         outcome.expect_code(1).with_context(|| log.clone())?;
         let errors: Vec<&str> = log.lines().filter(|line| line.contains(" Error (")).collect();
         let [.., why, end] = errors.as_slice() else { bail!("want two errors, have {log}") };
@@ -345,19 +346,25 @@ fn restore_script_fails(ctx: &Context) -> Result<()> {
     case.program.ends_with(7)
 }
 
-/// `--status-fd`: one NUL byte, then its end.
+/// `--status-fd`: one NUL byte, then its end; nothing before the image is complete, or the tasks run.
 fn status_fd(ctx: &Context) -> Result<()> {
     let mut case = Case::start(ctx, "exits", &["7"])?;
-    let told = |run: Run| -> Result<Vec<u8>> {
+    let ends = |run: Run, code: i32| -> Result<Vec<u8>> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        run.args(&["--status-fd", "7"]).pass(write, 7).finish()?.expect_code(0)?;
+        run.args(&["--status-fd", "7"]).pass(write, 7).finish()?.expect_code(code)?;
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut std::fs::File::from(read), &mut bytes)?;
         Ok(bytes)
     };
+    let (told, fails) = (|run| ends(run, 0), |run| ends(run, 1));
+    let failed = fails(case.dump(&["--action-script", "test $CRTOOLS_SCRIPT_ACTION != post-dump"]))?;
+    ensure(failed.is_empty(), format!("a dump that failed: {failed:?}"))?;
     let dumped = told(case.dump(&[]))?;
     ensure(dumped == [0], format!("dump: {dumped:?}"))?;
     case.program.target.wait()?;
+    let script = ["-d", "--action-script", "test $CRTOOLS_SCRIPT_ACTION != pre-resume"];
+    let failed = fails(case.restore(&script))?;
+    ensure(failed.is_empty(), format!("a restore that failed: {failed:?}"))?;
     let restored = told(case.restore(&["-d"]))?;
     ensure(restored == [0], format!("restore: {restored:?}"))?;
     case.program.adopt()?;
@@ -381,7 +388,10 @@ fn unsupported(ctx: &Context) -> Result<()> {
         (&["--manage-cgroups=full"], "--manage-cgroups=full"),
         (&["--manage-cgroups=strict"], "--manage-cgroups=strict"),
         (&["--freeze-cgroup", "/nowhere"], "/nowhere"),
-        (&["--external", "pipe[1]"], "pipe[1]"),
+        (&["--external", "pipe[1]"], "--external pipe[1]: "),
+        (&["--external", "file[1:1]"], "--external file[1:1]: "),
+        (&["--external", "tty[1:1]"], "--external tty[1:1]: "),
+        (&["--ext-unix-sk=1"], "--external unix[1]: "),
     ] {
         case.dump_fails(args, &[word])?;
     }
@@ -513,6 +523,11 @@ fn pidfile_exists(ctx: &Context) -> Result<()> {
     std::fs::write(case.path("pid"), "mine")?;
     case.restore_fails(&["--pidfile", "pid"], &["--pidfile", "exists"])?;
     ensure(case.log("pid") == "mine", "the pidfile was touched")?;
+    // Nowhere to make it: that shows before anything is made.
+    for place in ["/nowhere/pid", "/dev/null/pid", "pid/pid"] {
+        case.restore_fails(&["-v4", "--pidfile", place], &["--pidfile", place])?;
+        ensure(!case.log("restore.log").contains("Stage"), case.log("restore.log"))?;
+    }
     std::os::unix::fs::symlink("elsewhere", case.path("link"))?;
     case.restore_fails(&["--pidfile", "link"], &["--pidfile", "exists"])?;
     ensure(!case.path("elsewhere").exists(), "it was written through a link")?;

@@ -100,6 +100,8 @@ fn wrong_words(ctx: &Context) -> Result<()> {
         (&["check", "--no-tree"], &["no-tree", "unknown"]),
         (&["check", "--lazy-pages"], &["--lazy-pages", "not supported yet"]),
         (&["check", "--libdir", "/"], &["--libdir", "not supported", "plugins"]),
+        (&["check", "-M", "data"], &["--ext-mount-map", "KEY:VALUE", "'data'"]),
+        (&["check", "-M", "/data:"], &["--ext-mount-map", "KEY:VALUE"]),
         (&["check", "--action-script="], &["--action-script", "want a command"]),
         (&["check", "--cgroup-root", ":/a"], &["--cgroup-root", "CONTROLLER"]),
         (&["check", "--manage-cgroups=default"], &["--manage-cgroups", "soft", "'default'"]),
@@ -297,7 +299,8 @@ fn no_image(ctx: &Context) -> Result<()> {
     let outcome = ctx.criu(&["restore", "-o", "log", "-D"]).arg(dir.path()).finish()?;
     outcome.expect_code(1)?;
     let log = std::fs::read_to_string(dir.path().join("log"))?;
-    ensure(log.contains("checkpoint.img") && log.contains("No such file"), &*log)?;
+    let words = ["checkpoint.img", "No such file", "--images-dir", "of a dump by this criu"];
+    ensure(words.iter().all(|word| log.contains(word)), &*log)?;
     ensure(log.ends_with("Error (restore): Restoring FAILED.\n"), &*log)?;
     ensure(names_in(dir.path())? == ["log"], "something else was made")
 }

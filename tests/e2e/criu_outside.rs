@@ -3,12 +3,13 @@
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys;
-use ckpt_tests::target::{Ended, Start, Target};
+use ckpt_tests::target::{Ended, Session, Start, Target};
 use ckpt_tests::tree::{children, ended, family};
 
 use crate::common::{Program, Test, ensure};
@@ -25,6 +26,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("freeze_cgroup_fails_v2", |ctx| freeze_cgroup_fails(ctx, V2)),
     ("inherit_path", inherit_path),
     ("external_file", external_file),
+    ("external_file_by_mount", external_file_by_mount),
+    ("ext_mount_map", ext_mount_map),
+    ("mount_namespace", mount_namespace),
     ("inherit_unknown", inherit_unknown),
     ("unix_socket", unix_socket),
     ("tcp_connection", tcp_connection),
@@ -37,7 +41,7 @@ fn shell_job(ctx: &Context) -> Result<()> {
     let binary = compile_c(ctx, &ctx.helpers.join("exits.c"), &["-pthread".to_owned()])?;
     let dir = tempfile::tempdir()?;
     let argv: Vec<OsString> = vec![binary.into(), "7".into()];
-    let start = Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, own_session: false };
+    let start = Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, session: Session::Job };
     let program = Program { target: Target::start(start)?, dir };
     sys::poll("the helper to be ready", || {
         Ok(std::fs::read_to_string(program.path("out"))?.starts_with("ready 1\n").then_some(()))
@@ -152,11 +156,7 @@ fn external_file(ctx: &Context) -> Result<()> {
     let (log, new) = (shared.path().join("log"), shared.path().join("new"));
     let path = log.to_str().context("path")?;
     let mut case = Case::start(ctx, "holds", &["log", path])?;
-    let info = std::fs::read_to_string(format!("/proc/{}/fdinfo/9", case.program.pid()))?;
-    let mount: u64 =
-        info.lines().find_map(|l| l.strip_prefix("mnt_id:")).context("mnt_id")?.trim().parse()?;
-    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&log)?);
-    let word = format!("file[{mount:x}:{inode:x}]");
+    let word = word_of(case.program.target.pid(), 9)?;
     case.dump_and_kill(&["--external", &word])?;
     std::fs::remove_file(&log)?;
     case.restore_fails(&[], &["fd 9", &word])?;
@@ -166,6 +166,110 @@ fn external_file(ctx: &Context) -> Result<()> {
     case.program.adopt()?;
     case.program.ends_with(7)?;
     ensure(std::fs::read_to_string(&new)? == "line\n", "it did not write to the new file")
+}
+
+/// A directory that is bound on another, as long as this lives.
+struct Bound {
+    dir: tempfile::TempDir,
+}
+
+impl Bound {
+    fn new() -> Result<Bound> {
+        let bound = Bound { dir: tempfile::tempdir()? };
+        std::fs::create_dir(bound.path("real"))?;
+        std::fs::create_dir(bound.path("bound"))?;
+        bound.mount()?;
+        Ok(bound)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn mount(&self) -> Result<()> {
+        let mut mount = Command::new("mount");
+        mount.arg("--bind").arg(self.path("real")).arg(self.path("bound"));
+        ensure(mount.status()?.success(), "mount --bind failed")
+    }
+
+    fn unmount(&self) -> Result<()> {
+        ensure(Command::new("umount").arg(self.path("bound")).status()?.success(), "umount failed")
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-lq").arg(self.path("bound")).stderr(Stdio::null()).status();
+    }
+}
+
+/// The word by which a descriptor is external as a file: its mount and its number, both hexadecimal.
+fn word_of(pid: i32, fd: i32) -> Result<String> {
+    let (info, link) = (format!("/proc/{pid}/fdinfo/{fd}"), format!("/proc/{pid}/fd/{fd}"));
+    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(link)?);
+    Ok(format!("file[{:x}:{inode:x}]", mount_of(&std::fs::read_to_string(info)?)?))
+}
+
+/// The mount that fdinfo names.
+fn mount_of(info: &str) -> Result<u64> {
+    Ok(info.lines().find_map(|l| l.strip_prefix("mnt_id:")).context("mnt_id")?.trim().parse()?)
+}
+
+/// One file is another through another mount: it is external by the one it was opened through, and by no other.
+fn external_file_by_mount(ctx: &Context) -> Result<()> {
+    let bound = Bound::new()?;
+    let path = bound.path("bound/log");
+    let mut case = Case::start(ctx, "holds", &["log", path.to_str().context("path")?])?;
+    let here = std::fs::File::open(bound.path("real/log"))?;
+    let (word, wrong) = (
+        word_of(case.program.target.pid(), 9)?,
+        word_of(i32::try_from(std::process::id())?, here.as_raw_fd())?,
+    );
+    ensure(word != wrong, "both are of one mount")?;
+    case.dump_fails(&["--external", &wrong], &[&format!("--external {wrong}: "), "no such descriptor"])?;
+    case.dump_and_kill(&["--external", &word])?;
+    // Though it is there yet, it is not what is wanted.
+    case.restore_fails(&[], &["fd 9", &word])?;
+    let new = bound.path("new");
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(&new)?;
+    let inherit = format!("fd[5]:{word}");
+    case.done(case.restore(&["-d", "--inherit-fd", &inherit]).pass(OwnedFd::from(file), 5), "restore.log")?;
+    case.program.adopt()?;
+    case.program.ends_with(7)?;
+    ensure(std::fs::read_to_string(&new)? == "line\n", "it did not write to the new file")?;
+    ensure(std::fs::read_to_string(&path)?.is_empty(), "it wrote to the old file")
+}
+
+/// `-M KEY:VALUE`: the tasks have our mounts, so what is mounted there when they come back is what they have.
+fn ext_mount_map(ctx: &Context) -> Result<()> {
+    let bound = Bound::new()?;
+    let path = bound.path("bound/log");
+    let point = bound.path("bound").to_str().context("path")?.to_owned();
+    let mut case = Case::start(ctx, "holds", &["log", path.to_str().context("path")?])?;
+    case.dump_and_kill(&["-M", &format!("{point}:data")])?;
+    bound.unmount()?;
+    case.restore_fails(&["-M", &format!("data:{point}")], &[path.to_str().context("path")?, "No such file"])?;
+    bound.mount()?;
+    case.back(&["--ext-mount-map", &format!("data:{point}"), "-M", "other:/"])?;
+    let info = std::fs::read_to_string(format!("/proc/{}/fdinfo/9", case.program.pid()))?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let ours = mounts.lines().find(|line| line.split(' ').nth(4) == Some(&point)).context("mount")?;
+    let number = mount_of(&info)?.to_string();
+    ensure(ours.split(' ').next() == Some(&number), format!("it is of mount {number}, not {ours}"))?;
+    case.program.ends_with(7)?;
+    ensure(std::fs::read_to_string(bound.path("real/log"))? == "line\n", "it did not write there")
+}
+
+/// Tasks with mounts of their own are refused, whatever is said about these.
+fn mount_namespace(ctx: &Context) -> Result<()> {
+    let binary = compile_c(ctx, &ctx.helpers.join("exits.c"), &["-pthread".to_owned()])?;
+    let argv = ["unshare".into(), "-m".into(), binary.into_os_string(), "7".into()];
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    let mut case = Case::of(ctx, Program::start_argv(&argv, dir, None)?)?;
+    for args in [&[][..], &["-M", "auto"], &["-M", "/:root"], &["--external", "mnt[]:ms"]] {
+        case.dump_fails(args, &["mnt namespace"])?;
+    }
+    case.program.ends_with(7)
 }
 
 /// What nothing in the image is meant by is said in the log, and no reason to fail: engines give what they have.
@@ -220,25 +324,11 @@ fn tcp_connection(ctx: &Context) -> Result<()> {
     case.program.ends_with(7)
 }
 
-/// A pty and the path of its slave.
-fn pty() -> Result<(OwnedFd, PathBuf)> {
-    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
-    let master = rustix::pty::openpt(flags | rustix::pty::OpenptFlags::CLOEXEC)?;
-    rustix::pty::grantpt(&master)?;
-    rustix::pty::unlockpt(&master)?;
-    let name = rustix::pty::ptsname(&master, Vec::new())?;
-    Ok((master, name.to_str()?.into()))
-}
-
-fn open_slave(path: &std::path::Path) -> Result<OwnedFd> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    Ok(std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path)?.into())
-}
-
 /// A terminal from outside: refused, unless it is a shell job's or external; then `--inherit-fd` gives another by its word.
 fn external_tty(ctx: &Context) -> Result<()> {
-    let ((_old, path), (_new, other)) = (pty()?, pty()?);
-    let mut case = Case::of(ctx, Program::start_with(ctx, "exits", &["7"], Some(open_slave(&path)?))?)?;
+    let ((_old, path), (_new, other)) = (sys::pty()?, sys::pty()?);
+    let mut case =
+        Case::of(ctx, Program::start_with(ctx, "exits", &["7"], Some(sys::open_terminal(&path)?))?)?;
     case.dump_fails(&[], &["fd 0", "terminal", "outside the tree", "--shell-job"])?;
     let stat = std::fs::metadata(&path)?;
     let (rdev, dev) =
@@ -246,7 +336,7 @@ fn external_tty(ctx: &Context) -> Result<()> {
     let word = format!("tty[{rdev:x}:{dev:x}]");
     case.dump_and_kill(&["--external", &word])?;
     let run = case.restore(&["-d", "--inherit-fd", &format!("fd[5]:{word}")]);
-    case.done(run.pass(open_slave(&other)?, 5), "restore.log")?;
+    case.done(run.pass(sys::open_terminal(&other)?, 5), "restore.log")?;
     case.program.adopt()?;
     let now = stdin_of(case.program.target.pid())?;
     ensure(other == std::path::Path::new(&now), format!("it has {now}, not {}", other.display()))?;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use ckpt_tests::context::Context;
 use ckpt_tests::fixture::{compile_c, find_program};
 use ckpt_tests::sys;
-use ckpt_tests::target::{Ended, Start, Target};
+use ckpt_tests::target::{Ended, Session, Start, Target};
 use ckpt_tests::tool::{Run, Running};
 
 use crate::common::{Program, Test, ensure, expect_line};
@@ -52,8 +52,13 @@ fn sleeps_ten(ctx: &Context) -> Result<f64> {
     let dir = tempfile::tempdir()?;
     let sleep = find_program("sleep").context("no sleep")?;
     let argv = [sleep.into_os_string(), "10".into()];
-    let mut target =
-        Target::start(Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, own_session: true })?;
+    let mut target = Target::start(Start {
+        argv: &argv,
+        dir: dir.path(),
+        stdin: None,
+        stdout: None,
+        session: Session::Own,
+    })?;
     let (start, pid, image) = (Instant::now(), target.pid(), dir.path().join("image"));
     std::thread::sleep(Duration::from_secs(3).saturating_sub(start.elapsed()));
     let before = start.elapsed();
@@ -244,8 +249,13 @@ fn standard_pipes(ctx: &Context) -> Result<()> {
     let argv = [binary.into_os_string(), "0".into()];
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
     let ((stdin, feed), (listen, stdout)) = (pipe()?, pipe()?);
-    let start =
-        Start { argv: &argv, dir: dir.path(), stdin: Some(stdin), stdout: Some(stdout), own_session: true };
+    let start = Start {
+        argv: &argv,
+        dir: dir.path(),
+        stdin: Some(stdin),
+        stdout: Some(stdout),
+        session: Session::Own,
+    };
     let mut target = Target::start(start)?;
     let (pid, image, mut said) = (target.pid(), dir.path().join("image"), [0u8; 64]);
     ensure(rustix::io::read(&listen, &mut said)? == 8, "it did not say that it is ready")?;
@@ -265,8 +275,13 @@ fn same_session(ctx: &Context) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let binary = ckpt_tests::fixture::compile_c(ctx, &ctx.helpers.join("exits.c"), &["-pthread".to_owned()])?;
     let argv = [binary.into_os_string(), "7".into()];
-    let mut target =
-        Target::start(Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, own_session: false })?;
+    let mut target = Target::start(Start {
+        argv: &argv,
+        dir: dir.path(),
+        stdin: None,
+        stdout: None,
+        session: Session::Ours,
+    })?;
     let ready = || Ok(std::fs::read_to_string(dir.path().join("out"))?.contains("ready").then_some(()));
     sys::poll("ready", ready)?;
     let ids = |pid| (ckpt_tests::target::field_of_stat(pid, 5), ckpt_tests::target::field_of_stat(pid, 6));

@@ -38,6 +38,8 @@ pub struct Directives {
     pub may_refuse: Option<Regex>,
     /// Why it cannot pass in a pid namespace of its own.
     pub no_pidns: Option<String>,
+    /// How it shows that it was stopped by SIGSTOP, and told to go on.
+    pub sees_stops: Option<String>,
     /// Options it needs of `criu`.
     pub criu: Vec<String>,
 }
@@ -65,6 +67,7 @@ impl Default for Directives {
             refuse: None,
             may_refuse: None,
             no_pidns: None,
+            sees_stops: None,
             criu: Vec::new(),
         }
     }
@@ -125,6 +128,7 @@ impl Directives {
             }
             "Refuse" => self.refuse = Some(Regex::new(value)?),
             "No-pidns" => self.no_pidns = Some(value.to_owned()),
+            "Sees-stops" => self.sees_stops = Some(value.to_owned()),
             "Criu" => self.criu = words(),
             "May-refuse" => self.may_refuse = Some(Regex::new(value)?),
             _ => bail!("unknown directive {key}"),

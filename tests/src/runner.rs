@@ -5,6 +5,7 @@
 //! again from the start (at most twice), and the retry is counted and printed.
 
 pub mod criu;
+mod variant;
 
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
@@ -20,62 +21,10 @@ use crate::context::Context;
 use crate::directives::Mode;
 use crate::fixture::Fixture;
 use crate::sys;
-use crate::target::{Ended, Start, Target};
+use crate::target::{Ended, Session, Start, Target};
 use crate::tool::Outcome;
 use crate::tree::Tree;
-
-/// What is done to a fixture.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Variant {
-    /// Nothing: it must pass by itself.
-    Undisturbed,
-    /// Checkpoint to a file, kill, restart from the file; each generation from the one before.
-    File,
-    /// The same through pipes: image on stdout, image on stdin.
-    Pipe,
-    /// Checkpoint to a file, kill, restart in a pid namespace of its own: it must pass; `restart` stands in for it.
-    Pidns,
-    /// As container engines do it: `criu dump`, `criu restore --restore-detached`; one generation a step.
-    Criu,
-    /// Checkpoints that leave it running: the original passes, and looks untouched.
-    Running,
-    /// The checkpoint is refused and the program lives on.
-    Refused,
-}
-
-impl Variant {
-    /// The variants a fixture is run in.
-    #[must_use]
-    pub fn of(fixture: &Fixture) -> &'static [Variant] {
-        if fixture.directives.refuse.is_some() {
-            &[Variant::Undisturbed, Variant::Refused]
-        } else if fixture.directives.can_stand_in() {
-            &[
-                Variant::Undisturbed,
-                Variant::File,
-                Variant::Pipe,
-                Variant::Pidns,
-                Variant::Criu,
-                Variant::Running,
-            ]
-        } else {
-            &[Variant::Undisturbed, Variant::File, Variant::Pipe, Variant::Criu, Variant::Running]
-        }
-    }
-
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Variant::Undisturbed => "undisturbed",
-            Variant::File => "file",
-            Variant::Pipe => "pipe",
-            Variant::Pidns => "pidns",
-            Variant::Criu => "criu",
-            Variant::Running => "running",
-            Variant::Refused => "refused",
-        }
-    }
-}
+pub use variant::Variant;
 
 /// How an attempt came out.
 enum Verdict {
@@ -130,6 +79,7 @@ struct Attempt<'a> {
     target: Target, // dropped, and so killed, before its directory goes
     dir: TempDir,
     images: TempDir,
+    /// What it has as its stdin, if that is not /dev/null, and the other end.
     stdin: Option<(OwnedFd, OwnedFd)>,
     /// Bytes of stdout already looked at.
     seen: usize,
@@ -138,6 +88,8 @@ struct Attempt<'a> {
     checkpoints: u32,
     /// In a pid namespace of its own: the pid by which we know the root, while restart stands in for it.
     inside: Option<i32>,
+    /// Those of its processes that were stopped by themselves before the last dump.
+    stopped: Vec<i32>,
 }
 
 impl<'a> Attempt<'a> {
@@ -155,12 +107,15 @@ impl<'a> Attempt<'a> {
         let argv = fixture.argv(ctx)?;
         let stdin = if fixture.directives.stdin_pipe {
             Some(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+        } else if variant == Variant::Job {
+            let (master, slave) = sys::pty()?;
+            Some((sys::open_terminal(&slave)?, master))
         } else {
             None
         };
         let for_target = stdin.as_ref().map(|(read, _)| read.try_clone()).transpose()?;
-        let start =
-            Start { argv: &argv, dir: dir.path(), stdin: for_target, stdout: None, own_session: true };
+        let session = if variant == Variant::Job { Session::Job } else { Session::Own };
+        let start = Start { argv: &argv, dir: dir.path(), stdin: for_target, stdout: None, session };
         let target = Target::start(start)?;
         let images = tempfile::tempdir()?;
         let down = (Duration::ZERO, Duration::ZERO);
@@ -176,6 +131,7 @@ impl<'a> Attempt<'a> {
             down,
             checkpoints: 0,
             inside: None,
+            stopped: Vec::new(),
         })
     }
 
@@ -239,7 +195,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn generations(&self) -> u32 {
-        if self.variant == Variant::Criu { 1 } else { self.fixture.directives.generations }
+        if self.variant.is_criu() { 1 } else { self.fixture.directives.generations }
     }
 
     /// Tells the target to go on from `step`.
@@ -267,7 +223,7 @@ impl<'a> Attempt<'a> {
                 self.refused(pattern)?;
                 return Ok(true);
             }
-            Variant::File | Variant::Pipe | Variant::Pidns | Variant::Criu | Variant::Running => {}
+            _ => {}
         }
         for generation in 1..=self.generations() {
             std::thread::sleep(directives.delay);
@@ -345,13 +301,13 @@ impl<'a> Attempt<'a> {
         let kill = self.variant != Variant::Running;
         let mut members = self.target.members();
         let (outcome, bytes) = match self.variant {
-            Variant::Criu => (self.criu_dump()?, Vec::new()),
+            Variant::Criu | Variant::Job => (self.criu_dump(&before, only)?, Vec::new()),
             _ => self.checkpoint(kill, &image)?,
         };
         if let Some(pattern) = &self.fixture.directives.may_refuse
-            && outcome.status.code() == Some(if self.variant == Variant::Criu { 1 } else { 3 })
+            && outcome.status.code() == Some(if self.variant.is_criu() { 1 } else { 3 })
         {
-            if self.variant == Variant::Criu {
+            if self.variant.is_criu() {
                 self.check_criu_refusal(pattern, &before)?;
                 return Ok(true);
             }
@@ -382,12 +338,14 @@ impl<'a> Attempt<'a> {
                 return Ok(false);
             }
             match self.variant {
-                Variant::Criu => self.criu_restore()?,
+                Variant::Criu | Variant::Job => self.criu_restore()?,
                 _ => self.restart(&image, bytes)?,
             }
             self.down.1 += start.elapsed();
         } else {
-            self.criu_leaves_it_running()?;
+            if self.checkpoints == 1 {
+                self.criu_leaves_it_running()?;
+            }
             self.down.1 += start.elapsed();
             self.target.must_live().context("the original after a checkpoint")?;
         }
@@ -508,7 +466,7 @@ impl<'a> Attempt<'a> {
             std::fs::read_dir(self.images.path())?.flatten().map(|e| e.file_name()).collect();
         names.sort();
         let want: &[&str] = match (self.variant, expected) {
-            (Variant::Criu, _) => &["checkpoint.img", "dump.log", "stages", "stats-dump"],
+            (Variant::Criu | Variant::Job, _) => &["checkpoint.img", "dump.log", "stages", "stats-dump"],
             (_, true) => &["image.ckpt"],
             (_, false) => &[],
         };

@@ -1,12 +1,16 @@
 //! The few raw system calls the harness needs, and waiting with a deadline.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use rustix::pty::OpenptFlags;
 
 use crate::diagnose::diagnose;
 
@@ -89,6 +93,27 @@ pub fn give_way(pid: i32) {
     if session(rustix::process::Pid::from_raw(pid)) != session(None) {
         let _ = std::fs::write(format!("/proc/{pid}/autogroup"), "19"); // not every kernel has such a thing
     }
+}
+
+/// A pty: its master, and the path of its slave.
+///
+/// # Errors
+/// There is none to be had.
+pub fn pty() -> Result<(OwnedFd, PathBuf)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = rustix::pty::openpt(flags)?;
+    rustix::pty::grantpt(&master)?;
+    rustix::pty::unlockpt(&master)?;
+    let name = rustix::pty::ptsname(&master, Vec::new())?;
+    Ok((master, name.to_str()?.into()))
+}
+
+/// Opens a terminal, which does not become ours.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn open_terminal(path: &Path) -> Result<OwnedFd> {
+    Ok(OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path)?.into())
 }
 
 /// The head of a thread's robust futex list and its length, as text.

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -49,8 +50,18 @@ pub struct Start<'a> {
     pub stdin: Option<OwnedFd>,
     /// The file `out` if none.
     pub stdout: Option<OwnedFd>,
-    /// A session of its own, as a batch job has; else it shares the harness's.
-    pub own_session: bool,
+    pub session: Session,
+}
+
+/// Where a target stands among sessions and process groups.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Session {
+    /// It leads a session, as a batch job does.
+    Own,
+    /// It leads a process group of the harness's session, as the job of a shell does.
+    Job,
+    /// It is in the harness's session and group.
+    Ours,
 }
 
 impl Target {
@@ -66,13 +77,17 @@ impl Target {
         command.stdin(start.stdin.map_or_else(Stdio::null, Stdio::from));
         let stdout = append("out")?;
         command.stdout(start.stdout.map_or_else(|| Stdio::from(stdout), Stdio::from)).stderr(append("err")?);
-        sys::prepare(&mut command, start.own_session, Vec::new());
+        if start.session == Session::Job {
+            command.process_group(0);
+        }
+        let own = start.session == Session::Own;
+        sys::prepare(&mut command, own, Vec::new());
         let child = spawn(&mut command).with_context(|| format!("cannot start {:?}", start.argv[0]))?;
         let pid = i32::try_from(child.id())?;
         let home = Some(start.dir.to_owned());
         let pidfd = pidfd(pid)?;
         sys::give_way(pid);
-        Ok(Target { pid, pidfd, ended: None, home, session: start.own_session, spared: false })
+        Ok(Target { pid, pidfd, ended: None, home, session: own, spared: false })
     }
 
     /// Takes over a process that is, or has just become, a child of the harness.

@@ -146,6 +146,12 @@ pub fn living_threads(pid: i32) -> Vec<i32> {
     tids
 }
 
+/// Whether no thread of a process runs, each that has not ended being stopped as by SIGSTOP.
+#[must_use]
+pub fn is_stopped(pid: i32) -> bool {
+    living_threads(pid).iter().all(|tid| state_of(&format!("/proc/{pid}/task/{tid}")) == "stopped")
+}
+
 /// The thread that shows the memory and the files of a process: its leader, or another when that has ended.
 #[must_use]
 pub fn witness(pid: i32) -> i32 {

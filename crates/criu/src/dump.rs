@@ -121,11 +121,11 @@ pub(crate) fn check_cgroups(options: &Options) -> Outcome {
 pub(crate) fn check_directories(options: &Options) -> Outcome {
     for (option, dir) in [("--images-dir", options.images_dir.as_path()), ("--work-dir", options.work_dir())]
     {
-        let failed = |why: String| Err(Failure::options(format!("{option} {}: {why}", dir.display())));
+        let named = format!("{option} {}", dir.display());
         match std::fs::metadata(dir) {
             Ok(found) if found.is_dir() => {}
-            Ok(_) => return failed("not a directory".to_owned()),
-            Err(cause) => return failed(cause.to_string()),
+            Ok(_) => return Err(Failure::options(format!("{named}: not a directory"))),
+            Err(cause) => return Err(Failure::os("options", named, cause)),
         }
     }
     Ok(())

@@ -55,6 +55,11 @@ fn tongue(means: &Means) -> Option<Cow<'static, str>> {
     }))
 }
 
+/// `what: why`.
+pub(crate) fn told(what: impl Into<String>, cause: impl Into<std::io::Error>) -> String {
+    Error::os(what, cause).to_string()
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Failure::Engine(Box::new(error))
@@ -74,7 +79,7 @@ impl Failure {
 
     /// A system call or I/O operation that was refused: `what: why`.
     pub fn os(place: &'static str, what: impl Into<String>, cause: impl Into<std::io::Error>) -> Failure {
-        Failure::failed(place, Error::os(what, cause).to_string())
+        Failure::failed(place, told(what, cause))
     }
 
     /// The word between the brackets of `Error (place)`.

@@ -347,7 +347,7 @@ pub struct Options {
     pub timeout: Duration,
     /// `--network-lock`. Iptables.
     pub network_lock: NetworkLock,
-    /// `--status-fd`: one NUL byte is written to it when the action has begun to serve. None.
+    /// `--status-fd`: one NUL byte is written to it when the image is complete, or the tasks run. None.
     pub status_fd: Option<i32>,
     /// `--feature`: what `check` is asked for. Nothing in particular.
     pub features: Vec<String>,

@@ -1,11 +1,14 @@
 //! What tells whoever started us how far we are: a status descriptor, a file with the pid of the root.
 
 use crate::{
-    failure::{Failure, Outcome},
+    failure::{Failure, Outcome, told},
     watch::Hook,
 };
 use ckpt_engine::Stage;
-use rustix::io::Errno;
+use rustix::{
+    fs::{Access, access},
+    io::Errno,
+};
 use std::{
     fs::{File, OpenOptions},
     io::{ErrorKind, Write},
@@ -21,7 +24,7 @@ use std::{
 pub(crate) fn our_fd(option: &str, number: i32) -> Outcome<OwnedFd> {
     ckpt_foreground::descriptor(number).map_err(|cause| match cause {
         Errno::BADF => Failure::options(format!("{option} {number}: that descriptor is not open")),
-        cause => Failure::options(format!("{option} {number}: {cause}")),
+        cause => Failure::options(told(format!("{option} {number}"), cause)),
     })
 }
 
@@ -34,7 +37,7 @@ pub(crate) struct Ready {
 impl Hook for Ready {
     fn at(&mut self, stage: Stage, _: i32) -> Result<(), String> {
         match self.fd.take_if(|_| stage == self.stage) {
-            Some(fd) => File::from(fd).write_all(&[0]).map_err(|cause| format!("--status-fd: {cause}")),
+            Some(fd) => File::from(fd).write_all(&[0]).map_err(|cause| told("--status-fd", cause)),
             None => Ok(()),
         }
     }
@@ -48,16 +51,21 @@ pub(crate) struct PidFile {
 }
 
 impl PidFile {
-    /// It may not exist yet.
+    /// It may not exist yet, and there must be where to make it: that shows before anything is made.
     pub(crate) fn new(path: PathBuf) -> Outcome<PidFile> {
-        let failed = |why: &dyn std::fmt::Display| {
-            Err(Failure::failed("restore", format!("--pidfile {}: {why}", path.display())))
-        };
+        let option = || format!("--pidfile {}", path.display());
         match std::fs::symlink_metadata(&path) {
-            Ok(_) => failed(&"the file exists"),
-            Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(PidFile { path, made: Arc::default() }),
-            Err(cause) => failed(&cause),
+            Ok(_) => {
+                let text = format!("{}: the file exists; name another, or remove it", option());
+                return Err(Failure::failed("restore", text));
+            }
+            Err(cause) if cause.kind() == ErrorKind::NotFound => {}
+            Err(cause) => return Err(Failure::os("restore", option(), cause)),
         }
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        access(dir, Access::WRITE_OK | Access::EXEC_OK)
+            .map_err(|cause| Failure::os("restore", option(), cause))?;
+        Ok(PidFile { path, made: Arc::default() })
     }
 
     /// The restore has come to nothing.
@@ -79,6 +87,6 @@ impl Hook for PidFile {
         if stage != Stage::PostRestore {
             return Ok(());
         }
-        self.write(&self.path, pid).map_err(|cause| format!("--pidfile {}: {cause}", self.path.display()))
+        self.write(&self.path, pid).map_err(|cause| told(format!("--pidfile {}", self.path.display()), cause))
     }
 }

@@ -13,7 +13,7 @@
 use crate::{
     dump::{IMAGE, check_cgroups, check_directories},
     external,
-    failure::{Failure, Outcome},
+    failure::{Failure, Outcome, told},
     log::Log,
     options::Options,
     ready::{PidFile, Ready, our_fd},
@@ -57,6 +57,11 @@ pub fn run_with(options: &Options, log: &Log, hooks: Vec<Box<dyn Hook>>) -> Outc
         ..RestartOptions::default()
     };
     let image = options.images_dir.join(IMAGE);
+    if let Err(cause) = std::fs::metadata(&image) {
+        let missing = told(image.display().to_string(), cause);
+        let text = format!("{missing}; --images-dir is to be the directory of a dump by this criu");
+        return Err(Failure::failed("restore", text));
+    }
     log.info(format!("Restoring from {}", image.display()));
     let mut passing = if options.restore_detached { None } else { Some(Passing::new()?) };
     let mut report = {

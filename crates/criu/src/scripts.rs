@@ -4,7 +4,7 @@
 //! the image is or will be, `CRTOOLS_INIT_PID` the root of the tree. They run in the order they were given in; the first
 //! that fails fails the action.
 
-use crate::watch::Hook;
+use crate::{failure::told, watch::Hook};
 use ckpt_engine::Stage;
 use std::{
     ffi::{OsStr, OsString},
@@ -44,7 +44,7 @@ fn run(script: &OsStr, stage: Stage, pid: i32, images: &Path) -> Result<(), Stri
     match command.status() {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("the action script {shown} failed ({status})")),
-        Err(cause) => Err(format!("the action script {shown} cannot be run: {cause}")),
+        Err(cause) => Err(told(format!("the action script {shown} cannot be run"), cause)),
     }
 }
 

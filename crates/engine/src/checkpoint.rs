@@ -22,7 +22,7 @@ use crate::{
     error::{Context, Error, Result},
     freeze::{Asked, thaw},
     frost::{Chill, Frost, Thawed},
-    guard, leaks,
+    guard, halt, leaks,
     milestone::{Stage, pass, reach},
     objects::Objects,
     options::{After, CheckpointOptions, CheckpointReport, Observer, Output, Scope},
@@ -32,7 +32,7 @@ use crate::{
     task::Process,
     tree::{self, Held},
 };
-use ckpt_image::{BLOCK_SIZE, Block, Image, Writer, model, record, record::inode_kind};
+use ckpt_image::{BLOCK_SIZE, Block, Image, Writer, model, record, record::inode_kind, record::task_state};
 use ckpt_kernel::reaper::Reaper;
 use ckpt_kernel::tracee::Stopped;
 use std::time::{Duration, Instant};
@@ -148,6 +148,9 @@ fn attempt(
     let still = Still { options, held, image, thawed, destination, frozen_at };
     report.frozen = still.settle(network, observer)?;
     chill.map_or(Ok(()), Chill::end)?;
+    if options.after == After::Stop {
+        halt::await_stop(root.pid);
+    }
     drop(guardian);
     Ok(report)
 }
@@ -262,8 +265,11 @@ impl Still<'_> {
                 Ok(frozen)
             }
             After::Stop => {
-                // Pending when they are let go, so that not one instruction is run in between.
-                signal_all(&held, rustix::process::Signal::STOP)?;
+                // Pending when they are let go, so that not one instruction is run in between. In one that is stopped already it
+                // would be pending until it goes on.
+                let is_stopped = |process: &model::Process| process.task.state == task_state::STOPPED;
+                let running = held.iter().zip(&self.image.processes).filter(|(_, p)| !is_stopped(p));
+                signal_all(running.map(|(held, _)| held), rustix::process::Signal::STOP)?;
                 thaw_tree(held)?;
                 thawed.freeze()?;
                 Ok(frozen_at.elapsed())
@@ -286,8 +292,11 @@ fn thaw_tree(held: Held) -> Result<()> {
 }
 
 /// Sends a signal to every process; one that is a zombie has no use for it.
-fn signal_all(held: &Held, signal: rustix::process::Signal) -> Result<()> {
-    let living = held.iter().filter(|(_, threads)| !threads.is_empty());
+fn signal_all<'a>(
+    held: impl IntoIterator<Item = &'a (Process, Vec<Stopped>)>,
+    signal: rustix::process::Signal,
+) -> Result<()> {
+    let living = held.into_iter().filter(|(_, threads)| !threads.is_empty());
     living.map(|(process, _)| process).try_for_each(|p| p.signal(signal).task(|| p.label()))
 }
 

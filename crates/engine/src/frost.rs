@@ -195,7 +195,7 @@ impl Drop for Chill {
 }
 
 /// Whether a task is stopped by a job-control signal. Frozen by v1 it shows state D (Linux 6.1).
-fn is_stopped(tid: i32) -> bool {
+pub(crate) fn is_stopped(tid: i32) -> bool {
     let waits = || procfs::read(&format!("{tid}/wchan")).is_ok_and(|at| at == b"do_signal_stop");
     stat_of(tid).is_some_and(|stat| match stat.state {
         TaskState::Stopped => true,

@@ -15,6 +15,7 @@ mod freeze;
 mod freezer;
 mod frost;
 mod guard;
+mod halt;
 mod header;
 mod household;
 mod leaks;

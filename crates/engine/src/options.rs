@@ -87,8 +87,12 @@ impl std::fmt::Display for Identity {
     }
 }
 
+/// `KIND[ID]:NAME`; the name alone if that is such a word itself, which it is for callers who only have that.
 impl std::fmt::Display for External {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.name.contains(&b'[') && self.name.ends_with(b"]") {
+            return f.write_str(&crate::task::show(&self.name));
+        }
         let kind = match self.kind {
             Outside::Pipe => "pipe",
             Outside::Socket => "socket",

@@ -26,7 +26,7 @@
 use crate::{
     error::{Context, Error, Result},
     freezer::Freezer,
-    machine,
+    halt, machine,
     milestone::{Stage, pass, reach},
     opened::{self, Opened},
     options::{Input, Observer, Pids, RestartOptions, RestartReport, interrupted},
@@ -103,6 +103,9 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
     opened.scribe.keep(root)?;
     let released = puppets.release(freezer.as_ref());
     let root = released.inspect_err(|_| drop(opened.scribe.discard()))?;
+    if options.stopped {
+        halt::await_stop(root.pid());
+    }
     pass(observer, Stage::PostResume, root.pid());
     Ok(RestartReport {
         id: image.header.id,

@@ -4,10 +4,15 @@ use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use regex_lite::Regex;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Attempt, RestartFailed};
+use super::{Attempt, RestartFailed, Variant};
+use crate::diagnose::diagnose;
+use crate::directives::Mode;
 use crate::tool::{Outcome, Run};
-use crate::tree::Tree;
+use crate::tree::{Tree, family};
+use crate::view::is_stopped;
 
 /// What an action script is run for by a dump that kills.
 const DUMP: &[&str] = &["pre-dump", "network-lock", "post-dump"];
@@ -43,35 +48,106 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// Dumps it, so that it is gone if that succeeds.
-    pub(super) fn criu_dump(&self) -> Result<Outcome> {
-        let outcome = self.criu("dump", "dump.log").arg("-t").arg(self.root().to_string()).finish()?;
+    /// Dumps it, so that it is gone if that succeeds. Before that, what is particular to the variant.
+    pub(super) fn criu_dump(&mut self, before: &Tree, only: &[String]) -> Result<Outcome> {
+        self.stopped = family(self.target.pid()).into_iter().filter(|pid| is_stopped(*pid)).collect();
+        if self.variant == Variant::Job {
+            self.job_is_refused()?;
+        } else if let Some(outcome) = self.criu_leaves_it_stopped(before, only)? {
+            return Ok(outcome);
+        }
+        let outcome = self.dump(&[]).finish()?;
         if outcome.status.success() {
             self.stages(DUMP)?;
         }
         Ok(outcome)
     }
 
+    /// `criu dump`, with what a job needs.
+    fn dump(&self, options: &[&str]) -> Run {
+        let job: &[&str] = if self.variant == Variant::Job { &["--shell-job"] } else { &[] };
+        let run = self.criu("dump", "dump.log").args(job).args(options);
+        run.arg("-t").arg(self.root().to_string())
+    }
+
+    /// A dump that stops it. It goes on when it is told to, and looks as before; or, if it would see that or runs freely, ends,
+    /// to come back from this image: then this gives what became of the dump. So it does if the dump was refused.
+    fn criu_leaves_it_stopped(&mut self, before: &Tree, only: &[String]) -> Result<Option<Outcome>> {
+        let outcome = self.dump(&["--leave-stopped"]).finish()?;
+        if !outcome.status.success() {
+            return Ok(Some(outcome));
+        }
+        self.stages(DUMP)?;
+        self.all_stopped().context("after criu dump -s")?;
+        if self.fixture.directives.sees_stops.is_some() || self.fixture.directives.mode == Mode::Free {
+            self.target.kill();
+            return Ok(Some(outcome));
+        }
+        std::fs::remove_file(self.images.path().join("stages"))?;
+        self.let_go_on()?;
+        self.looks_like(before, only).context("after criu dump -s and SIGCONT")?;
+        Ok(None)
+    }
+
+    /// Nobody of it runs, but for who has ended.
+    fn all_stopped(&self) -> Result<()> {
+        match family(self.target.pid()).into_iter().find(|pid| !is_stopped(*pid)) {
+            Some(pid) => bail!("not every thread of process {pid} is stopped:{}", diagnose(pid)),
+            None => Ok(()),
+        }
+    }
+
+    /// Those that did not stop by themselves.
+    fn let_go_on(&self) -> Result<()> {
+        for pid in family(self.target.pid()).into_iter().filter(|pid| !self.stopped.contains(pid)) {
+            match kill_process(Pid::from_raw(pid).context("pid")?, Signal::CONT) {
+                // A zombie that its parent, which goes on already, has waited for.
+                Err(Errno::SRCH) => {}
+                sent => sent?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Without `--shell-job` a dump of a job is refused, and it goes on.
+    fn job_is_refused(&mut self) -> Result<()> {
+        let run = self.criu("dump", "dump.log").arg("-t");
+        let outcome = run.arg(self.root().to_string()).finish()?;
+        let log = self.log("dump.log");
+        outcome.expect_code(1).context("criu dump of a job without --shell-job")?;
+        if !log.contains("--shell-job") && self.fixture.directives.may_refuse.is_none() {
+            bail!("the refusal of a job says: {log}");
+        }
+        std::fs::remove_file(self.images.path().join("stages"))?;
+        self.target.must_live()
+    }
+
     /// Dumps it, and it goes on.
     pub(super) fn criu_leaves_it_running(&self) -> Result<()> {
-        let run = self.criu("dump", "dump.log").arg("--leave-running");
-        let outcome = run.arg("-t").arg(self.root().to_string()).finish()?;
+        let outcome = self.dump(&["--leave-running"]).finish()?;
         outcome.expect_code(0).with_context(|| format!("criu dump -R: {}", self.log("dump.log")))?;
         self.stages(&[DUMP, &["network-unlock"]].concat())
     }
 
-    /// Brings it back with `criu restore -d`, as a child of ours if the name of the fixture is of even length, and takes
-    /// it over.
+    /// Brings it back with `criu restore -d`, and takes it over. A job comes back as a child of ours, stopped unless it
+    /// would see that, and is let go on.
     pub(super) fn criu_restore(&mut self) -> Result<()> {
         std::fs::remove_file(self.images.path().join("stages"))?;
         let mut run = self.criu("restore", "restore.log").args(&["-d", "--pidfile", "pid"]);
-        if self.fixture.name.len().is_multiple_of(2) {
-            run = run.arg("--restore-sibling");
+        let job = self.variant == Variant::Job;
+        let stops = job && self.fixture.directives.sees_stops.is_none();
+        if job {
+            run = run.args(&["--shell-job", "--restore-sibling"]);
         }
-        if let Some((read, _)) = &self.stdin {
-            let pipe = std::fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd()))?;
-            let inherit = format!("fd[0]:{}", pipe.display());
-            run = run.args(&["--inherit-fd", &inherit]).stdin_fd(read.try_clone()?);
+        if stops {
+            run = run.arg("--leave-stopped");
+        }
+        if let Some((own, _)) = &self.stdin {
+            let link = std::fs::read_link(format!("/proc/self/fd/{}", own.as_raw_fd()))?;
+            if self.fixture.directives.stdin_pipe {
+                run = run.args(&["--inherit-fd", &format!("fd[0]:{}", link.display())]);
+            }
+            run = run.stdin_fd(own.try_clone()?);
         }
         let outcome = run.finish()?;
         if !outcome.status.success() {
@@ -83,7 +159,12 @@ impl Attempt<'_> {
             bail!("the pidfile holds {pid:?}, the pid is {}", self.target.pid());
         }
         self.stages(RESTORE)?;
-        self.target.come_back().context("after criu restore -d")
+        self.target.come_back().context("after criu restore -d")?;
+        if stops {
+            self.all_stopped().context("after criu restore -s")?;
+            self.let_go_on()?;
+        }
+        Ok(())
     }
 
     /// The end of a log of criu.

@@ -122,9 +122,10 @@ pub(crate) static TABLE: &[Opt] = &[
     value("timeout", "SECONDS", |o, v| put(&mut o.timeout, values::number(v).map(Duration::from_secs)))
         .on("dump, restore")
         .says(General, "how long tasks may take to stop, 0 for ever; by default 10"),
-    value("status-fd", "FD", |o, v| some(&mut o.status_fd, values::number(v)))
-        .on("dump, restore")
-        .says(General, "one NUL byte is written to this descriptor when the action has begun"),
+    value("status-fd", "FD", |o, v| some(&mut o.status_fd, values::number(v))).on("dump, restore").says(
+        General,
+        "one NUL byte is written to this descriptor when the image is complete, or the tasks run",
+    ),
     parser("config", Takes("FILE")).says(General, "read options from FILE, too"),
     parser("no-default-config", Nothing).says(General, "read no other configuration files than that"),
     parser("help", Nothing).short('h').says(General, "this text"),
