@@ -29,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("same_session", same_session),
     ("timeout_unseen", timeout_unseen),
     ("ends_at_once", ends_at_once),
+    ("sigchld_ignored", sigchld_ignored),
 ];
 
 /// `sleep 10`, checkpointed at 3 s, restarted 5 s later, ends 7 s after the restart. A machine with other things to do may
@@ -303,6 +304,33 @@ fn stopped_before(ctx: &Context) -> Result<()> {
     sys::poll("it to stay stopped", stopped)?;
     rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
     program.ends_with(7)
+}
+
+/// Who starts `checkpoint` and `restart` ignores SIGCHLD; the program does not.
+fn sigchld_ignored(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let (pid, image) = (program.pid(), program.path("image"));
+    let ignored = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find(|line| line.starts_with("SigIgn:")).map(str::to_owned);
+        line.context("no SigIgn")
+    };
+    let before = ignored()?;
+    let run = |args: &[&str]| {
+        let mut command = Command::new("env");
+        command.arg("--ignore-signal=CHLD").arg(ctx.ckpt.as_ref().expect("binary")).args(args).arg(&image);
+        Run::new(command)
+    };
+    run(&["checkpoint", "--kill", &pid, "-o"]).finish()?.expect_code(0)?;
+    program.target.wait()?;
+    run(&["restart", "-W", "-i"]).finish()?.expect_code(0)?;
+    program.adopt()?;
+    ensure(ignored()? == before, format!("it ignored {before}, and now {}", ignored()?))?;
+    program.target.kill();
+    let waiting = run(&["restart", "--copy-status", "-i"]).start()?;
+    sys::poll("it to be back", || Ok(ignored().is_ok().then_some(())))?;
+    std::fs::write(program.path("go"), "")?;
+    waiting.finish()?.expect_code(7).map(drop)
 }
 
 /// A signal sent to a stopped program is still there after a checkpoint, and in the image.

@@ -47,6 +47,7 @@ mod visiting;
 
 pub use advice::{Means, Tongue};
 pub use checkpoint::checkpoint;
+pub use ckpt_kernel::hear_of_children;
 pub use error::{Error, ErrorKind, Result};
 pub use leaks::{Holder, Leak};
 pub use machine::processor;
