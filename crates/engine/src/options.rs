@@ -324,6 +324,8 @@ pub struct RestartReport {
     pub processes: usize,
     /// Threads made.
     pub threads: usize,
+    /// Whether some of the processes are stopped.
+    pub stopped: bool,
     /// Bytes of page contents put in place.
     pub page_bytes: u64,
     /// How long it all took.
