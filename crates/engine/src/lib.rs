@@ -53,8 +53,8 @@ pub use leaks::{Holder, Leak};
 pub use machine::processor;
 pub use milestone::Stage;
 pub use options::{
-    After, CheckpointOptions, CheckpointReport, Embed, External, Identity, Input, Observer, Output, Outside,
-    Pids, Place, RestartOptions, RestartReport, Scope, Silent,
+    After, CheckpointOptions, CheckpointReport, Embed, External, Identity, Input, Interruption, Observer,
+    Output, Outside, Pids, Place, RestartOptions, RestartReport, Scope, Silent,
 };
 pub use policy::{Allowed, Policy};
 pub use restart::restart;

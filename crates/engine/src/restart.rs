@@ -58,7 +58,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
         Input::Fd(_) => "the image".to_owned(),
     };
     let mut reader =
-        if options.inspect { source::inspect(input, observer)? } else { source::open(input)? };
+        if options.inspect { source::inspect(input, observer)? } else { source::open(input, observer)? };
     let mut image = reader.metadata().map_err(Error::from).object(|| name)?;
     file::identity::rename(&mut image, &options.map_files)?;
     let image = image;
