@@ -15,7 +15,7 @@ use ckpt_tests::target::{own_children, reap_strays};
 use ckpt_tests::tool::{Outcome, Run, Running};
 use ckpt_tests::tree::family;
 use ckpt_tests::view::living_threads;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
 
@@ -74,8 +74,6 @@ impl Scene {
     pub(crate) fn nothing_left(&self, others: &[i32]) -> Result<()> {
         sys::poll("what was made to be gone", || {
             reap_strays();
-            // A root that nobody was going to wait for is ours to wait for, if it was killed late enough.
-            let _ = waitpid(Pid::from_raw(self.program.target.pid()), WaitOptions::NOHANG);
             let there = |id: &&i32| !others.contains(*id) && Path::new(&format!("/proc/{id}")).exists();
             Ok((!self.ids.iter().any(|id| there(&id))).then_some(()))
         })

@@ -109,8 +109,7 @@ impl Puppets {
         }
     }
 
-    /// Unless we wait for it, the root becomes the child of whoever adopts orphans here, as which it would be left: before
-    /// its parent's end, or a stop of its own, is anything to it.
+    /// Unless we wait for it, the root becomes the child of whoever adopts orphans here, as which it would be left.
     pub(crate) fn part(&self) -> Result<()> {
         if !self.midwives.is_empty() && !self.reaping {
             set_child_subreaper(None).doing(|| "be no subreaper".to_owned())?;
@@ -214,6 +213,7 @@ impl Puppets {
         let mut all = self.list.iter_mut().rev().flatten();
         all.try_for_each(|puppet| puppet.spare().map_err(|e| ended(puppet, e)))?;
         self.household.iter_mut().try_for_each(|household| household.init.spare())?;
+        self.part()?;
         let mut released = Vec::with_capacity(self.list.len());
         let mut begun = false;
         let mut let_go = self.list.iter_mut().flatten().try_for_each(|puppet| {

@@ -16,7 +16,7 @@
 //! | late files | others of /proc show the tasks, by the ids they have now, and their descriptors |
 //! | locks | they do not outlive the close of any descriptor of their file |
 //! | zombies | end; what their parents are sent is taken away again |
-//! | part | from a root that nobody waits for: it has no parent-death signal yet, and nobody is stopped |
+//! | part | from a root that nobody waits for and that is to have a parent-death signal; from another when it is released |
 //! | restore | each thread by a program of its own, the leader also what they share; one that had ended ends |
 //! | stop | those that were stopped, their parents not noticing |
 //! | registers | calls in progress, then the slot, then registers and masks |
@@ -143,7 +143,7 @@ fn build(
     phases::late_files(puppets, materials, &tasks, observer)?;
     phases::locks(puppets, materials, observer)?;
     phases::zombies(puppets, materials)?;
-    puppets.part()?;
+    phases::part(puppets, image)?;
     phases::restore_tasks(puppets, materials, &tasks, observer)?;
     let running = phases::stops(puppets, &materials.parts)?;
     phases::registers(puppets, &running)?;

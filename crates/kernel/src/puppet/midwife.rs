@@ -2,9 +2,9 @@
 //!
 //! Whoever makes a tree and does not wait for it leaves its root an orphan. It must not be our end that makes it one, for then the
 //! kernel sends it its parent-death signal, and, if we were the last who could have continued stopped members of its
-//! process group, SIGHUP and SIGCONT to that. So it is an orphan before it is given the one and stopped: its parent
-//! is a midwife, forked to make it just as we would, who leaves when all are made. Whom she has made are ours to trace; that they
-//! end is not told to her.
+//! process group, SIGHUP and SIGCONT to that. So its parent is a midwife, forked to make it just as we would, with a session
+//! of her own from then on, which makes her nobody who continues anything; who leaves before the root is given a parent-death
+//! signal, or else when all is done. Whom she has made are ours to trace; that they end is not told to her.
 
 use super::birth::Waiting;
 use crate::{
