@@ -134,8 +134,8 @@ fn build(
     phases::tables(puppets, materials, observer)?;
     let page_bytes = phases::memory(puppets, materials, &mut reader, observer)?;
     file::pty::settle(image, &materials.opened.inodes)?;
-    let Opened { sockets, inodes, .. } = &mut materials.opened;
-    file::unix::settle(image, sockets, inodes, observer)?;
+    let Opened { sockets, inodes, holders, .. } = &mut materials.opened;
+    file::unix::settle(image, sockets, inodes, holders, observer)?;
     phases::threads(puppets, materials, observer)?;
     let tasks = phases::tasks(puppets, image);
     phases::watched_files(puppets, materials, &tasks, observer)?;
@@ -147,6 +147,6 @@ fn build(
     phases::restore_tasks(puppets, materials, &tasks, observer)?;
     let running = phases::stops(puppets, &materials.parts)?;
     phases::registers(puppets, &running)?;
-    file::settle(image, &materials.opened.files)?;
+    file::settle(image, &materials.opened.files, &materials.opened.holders)?;
     Ok(page_bytes)
 }
