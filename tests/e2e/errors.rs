@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("disk_full", disk_full),
     ("device_full", device_full),
     ("closed_pipe", closed_pipe),
+    ("unread_pipe", unread_pipe),
     ("zombie", zombie),
     ("log_unwritable", log_unwritable),
     ("ia32", ia32),
@@ -194,6 +195,22 @@ fn closed_pipe(ctx: &Context) -> Result<()> {
     drop(read);
     let outcome = ctx.run("checkpoint", &["--kill"]).arg(program.pid()).stdout_fd(write).finish()?;
     survives(program, &outcome, &[1], &["pipe"])
+}
+
+/// Nobody reads the image: the first signal ends it, and the program goes on.
+fn unread_pipe(ctx: &Context) -> Result<()> {
+    let program = Program::start(ctx, "exits", &["7"])?;
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let run = ctx.run("checkpoint", &["--output-fd", "1"]).arg(program.pid()).stdout_fd(write).start()?;
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    run.signal(libc::SIGTERM)?;
+    let outcome = run.finish()?;
+    let by = std::os::unix::process::ExitStatusExt::signal(&outcome.status);
+    ensure(by == Some(libc::SIGTERM), format!("{}, {}", outcome.status, outcome.stderr))?;
+    drop(read);
+    let mut program = program;
+    program.unharmed()?;
+    program.ends_with(7)
 }
 
 fn zombie(ctx: &Context) -> Result<()> {

@@ -12,7 +12,7 @@ use ckpt_tests::context::Context;
 use ckpt_tests::fixture::compile_c;
 use ckpt_tests::sys::{self, random_below};
 use ckpt_tests::target::{own_children, reap_strays};
-use ckpt_tests::tool::{Outcome, Run};
+use ckpt_tests::tool::{Outcome, Run, Running};
 use ckpt_tests::tree::family;
 use ckpt_tests::view::living_threads;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("scribe_killed", scribe_killed),
     ("id_taken", id_taken),
     ("interrupted", interrupted),
+    ("interrupted_while_it_waits", interrupted_while_it_waits),
     ("limits", limits),
 ];
 
@@ -257,6 +258,55 @@ fn interrupted(ctx: &Context) -> Result<()> {
         Ok(true)
     })?;
     scene.still_works(ctx)
+}
+
+/// A signal comes while `restart` waits for an image that is not written, or not to its end.
+fn interrupted_while_it_waits(ctx: &Context) -> Result<()> {
+    let scene = Scene::new(ctx, "clan", &[])?;
+    let (whole, fifo) = (std::fs::read(&scene.image)?, tempfile::tempdir()?);
+    let fifo = fifo.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+    let pipe = |bytes: &[u8]| {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let (mut write, bytes) = (std::fs::File::from(write), bytes.to_vec());
+        let writer = std::thread::spawn(move || {
+            let _ = std::io::Write::write_all(&mut write, &bytes);
+            write
+        });
+        Ok::<_, anyhow::Error>((read, writer))
+    };
+    let mut failures = 0;
+    for (bytes, options) in
+        [(0, &["-W"][..]), (100, &["-W"]), (whole.len() - 100, &["-W"]), (whole.len() / 2, &[])]
+    {
+        for inspect in [&[][..], &["--inspect"]] {
+            let (input, writer) = pipe(&whole[..bytes])?;
+            let run = ctx.run("restart", options).args(inspect).stdin_fd(input).start()?;
+            ends_by(run, libc::SIGTERM).with_context(|| format!("{bytes} bytes, {options:?} {inspect:?}"))?;
+            drop(writer.join());
+            scene.nothing_left(&[])?;
+            failures += 1;
+        }
+    }
+    ends_by(ctx.run("restart", &["-W", "-i"]).arg(&fifo).start()?, libc::SIGINT).context("FIFO")?;
+    // Once there is a writer all is well.
+    let run = ctx.run("restart", &["-W", "-i"]).arg(&fifo).start()?;
+    std::fs::write(&fifo, &whole)?;
+    run.finish()?.expect_code(0)?;
+    let mut scene = scene;
+    scene.clear()?;
+    ctx.ledger.failed(failures + 1);
+    scene.still_works(ctx)
+}
+
+/// A command that waits for something ends by a signal, the first one.
+fn ends_by(run: Running, signal: i32) -> Result<()> {
+    std::thread::sleep(Duration::from_millis(300));
+    run.signal(signal)?;
+    let outcome = run.finish()?;
+    let by = std::os::unix::process::ExitStatusExt::signal(&outcome.status);
+    ensure(by == Some(signal), format!("signal {signal}: {}, {}", outcome.status, outcome.stderr))?;
+    ensure(outcome.stderr.lines().count() == 1, format!("it said {:?}", outcome.stderr))
 }
 
 /// `restart` under a limit that it can live with, but not bring the program back.

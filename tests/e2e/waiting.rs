@@ -11,7 +11,7 @@ use ckpt_tests::sys;
 use ckpt_tests::target::{Ended, Session, Start, Target};
 use ckpt_tests::tool::{Run, Running};
 
-use crate::common::{Program, Test, ensure, expect_line};
+use crate::common::{Program, Test, ensure, expect_line, nothing_runs_in};
 
 pub(crate) const TESTS: &[Test] = &[
     ("sleep_ten", sleep_ten),
@@ -29,6 +29,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("same_session", same_session),
     ("timeout_unseen", timeout_unseen),
     ("ends_at_once", ends_at_once),
+    ("stopped_job", |ctx| stopped_job(ctx, "own", "exec \"$@\"")),
+    ("stopped_job_in_pipeline", |ctx| stopped_job(ctx, "joined", "set -m; \"$@\"; true")),
+    ("parent_death_signal", parent_death_signal),
+    ("sigchld_ignored", sigchld_ignored),
 ];
 
 /// `sleep 10`, checkpointed at 3 s, restarted 5 s later, ends 7 s after the restart. A machine with other things to do may
@@ -318,6 +322,89 @@ fn stopped_before(ctx: &Context) -> Result<()> {
     sys::poll("it to stay stopped", stopped)?;
     rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
     program.ends_with(7)
+}
+
+/// A program in the harness's session.
+fn job(ctx: &Context, group: &str) -> Result<Program> {
+    let binary = compile_c(ctx, &ctx.helpers.join("job.c"), &[])?;
+    let dir = tempfile::tempdir()?;
+    let argv = [binary.into_os_string(), group.into()];
+    let target =
+        Target::start(Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, own_session: false })?;
+    let program = Program { target, dir };
+    let out = program.path("out");
+    sys::poll("ready", || Ok(std::fs::read_to_string(&out)?.contains("ready").then_some(())))?;
+    Ok(program)
+}
+
+/// A shell's job that is stopped stays so and is sent nothing as `restart -W` ends, which leaves its process group without
+/// anybody who could continue it.
+fn stopped_job(ctx: &Context, group: &str, script: &str) -> Result<()> {
+    let mut program = job(ctx, group)?;
+    program.target.signal(libc::SIGSTOP)?;
+    let pid = program.target.pid();
+    let state = || std::fs::read_to_string(format!("/proc/{pid}/status"));
+    sys::poll("it to stop", || Ok(state()?.contains("State:\tT").then_some(())))?;
+    let image = program.save_and_kill(ctx)?;
+    let mut command = Command::new("setsid");
+    command.args(["bash", "-c", script, "bash"]).arg(ctx.ckpt.as_ref().context("binary")?);
+    command.args(["restart", "-W", "-i"]).arg(&image);
+    Run::new(command).finish()?.expect_code(0)?;
+    program.adopt()?;
+    std::thread::sleep(Duration::from_millis(100));
+    let got = || std::fs::read_to_string(program.path("got")).unwrap_or_default();
+    ensure(state()?.contains("State:\tT"), format!("it goes on, and got {:?}", got()))?;
+    program.target.signal(libc::SIGCONT)?;
+    sys::poll("it to go on", || Ok((!got().is_empty()).then_some(())))?;
+    ensure(got() == "c", format!("it got {:?}", got()))?;
+    program.ends_with(7)
+}
+
+/// The end of `restart -W` is not that of the program's parent.
+fn parent_death_signal(ctx: &Context) -> Result<()> {
+    let mut program = job(ctx, "own")?;
+    let image = program.save_and_kill(ctx)?;
+    for options in [&["-W"][..], &["-W", "--pidns"]] {
+        ctx.run("restart", options).arg("-i").arg(&image).finish()?.expect_code(0)?;
+        if options.len() == 1 {
+            program.adopt()?;
+            std::thread::sleep(Duration::from_millis(50));
+            program.ends_with(7)?;
+            std::fs::remove_file(program.path("go"))?;
+        } else {
+            std::thread::sleep(Duration::from_millis(50));
+            std::fs::write(program.path("go"), "")?;
+        }
+        ensure(!program.path("got").exists(), format!("{options:?}: it was sent a signal"))?;
+    }
+    sys::poll("the other to end", || Ok(nothing_runs_in(program.dir.path()).is_ok().then_some(())))
+}
+
+/// Who starts `checkpoint` and `restart` ignores SIGCHLD; the program does not.
+fn sigchld_ignored(ctx: &Context) -> Result<()> {
+    let mut program = Program::start(ctx, "exits", &["7"])?;
+    let (pid, image) = (program.pid(), program.path("image"));
+    let ignored = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find(|line| line.starts_with("SigIgn:")).map(str::to_owned);
+        line.context("no SigIgn")
+    };
+    let before = ignored()?;
+    let run = |args: &[&str]| {
+        let mut command = Command::new("env");
+        command.arg("--ignore-signal=CHLD").arg(ctx.ckpt.as_ref().expect("binary")).args(args).arg(&image);
+        Run::new(command)
+    };
+    run(&["checkpoint", "--kill", &pid, "-o"]).finish()?.expect_code(0)?;
+    program.target.wait()?;
+    run(&["restart", "-W", "-i"]).finish()?.expect_code(0)?;
+    program.adopt()?;
+    ensure(ignored()? == before, format!("it ignored {before}, and now {}", ignored()?))?;
+    program.target.kill();
+    let waiting = run(&["restart", "--copy-status", "-i"]).start()?;
+    sys::poll("it to be back", || Ok(ignored().is_ok().then_some(())))?;
+    std::fs::write(program.path("go"), "")?;
+    waiting.finish()?.expect_code(7).map(drop)
 }
 
 /// A signal sent to a stopped program is still there after a checkpoint, and in the image.

@@ -28,6 +28,7 @@ use args::Command;
 use console::Console;
 
 fn main() -> ExitCode {
+    ckpt_engine::hear_of_children();
     let words: Vec<_> = std::env::args_os().collect();
     if let Some(words) = args::criu(&words) {
         return ExitCode::from(ckpt_criu::main(&words));

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ckpt_engine::{Observer, Stage};
+use ckpt_engine::{Interruption, Observer, Stage};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::console::Console;
@@ -80,6 +80,10 @@ impl Observer for Progress<'_> {
 
     fn cancelled(&self) -> Option<String> {
         (self.cancel.load(Ordering::Relaxed) != 0).then(|| "interrupted by a signal".to_owned())
+    }
+
+    fn interruption(&self) -> Interruption {
+        Arc::clone(&self.cancel).into()
     }
 
     fn reached(&mut self, _: Stage, _: i32) -> Result<(), String> {

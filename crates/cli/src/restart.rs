@@ -57,6 +57,7 @@ pub(crate) fn run(args: RestartArgs, console: &Console) -> Outcome {
         if !console.is_json() {
             data(&format!("{}\n", report.root.pid()))?;
         }
+        ckpt_foreground::leave(&report);
         return Ok(0);
     };
     let end = End::of(ckpt_foreground::wait(&mut report, passing, args.signal)?);

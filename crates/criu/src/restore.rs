@@ -92,6 +92,8 @@ pub fn run_with(options: &Options, log: &Log, hooks: Vec<Box<dyn Hook>>) -> Outc
             terminal.end(status.code().is_some());
         }
         log.info(format!("pid {}: {status}", report.root.pid()));
+    } else {
+        ckpt_foreground::leave(&report);
     }
     Ok(report)
 }

@@ -4,7 +4,7 @@
 //! whatever it starts. So the hooks are run by a thread of their own, which has been there before.
 
 use crate::log::Log;
-use ckpt_engine::{Observer, Stage};
+use ckpt_engine::{Interruption, Observer, Stage};
 use std::{
     sync::{
         Arc,
@@ -119,6 +119,10 @@ impl Observer for Watch<'_> {
         }
         let timeout = self.deadline.timeout.filter(|timeout| self.begun.elapsed() > *timeout)?;
         Some(format!("it takes longer than the timeout of {} s (--timeout)", timeout.as_secs_f32()))
+    }
+
+    fn interruption(&self) -> Interruption {
+        Arc::clone(&self.signal).into()
     }
 
     fn reached(&mut self, stage: Stage, pid: i32) -> Result<(), String> {

@@ -139,7 +139,7 @@ fn attempt(
     drop(reaper);
     thawed.confine().task(label)?;
     tracing::info!("captured: {} objects", capture.image.objects.len());
-    let writer = Writer::new(destination.sink()?, Block::new(BLOCK_SIZE));
+    let writer = Writer::new(destination.sink(observer.interruption())?, Block::new(BLOCK_SIZE));
     let written = write(&capture, writer, &destination, observer).task(label)?;
     tracing::info!("written: {} pages, {} bytes", written.pages, written.bytes);
     let mut report = report(&root, &capture, &written);

@@ -15,7 +15,7 @@ use ckpt_kernel::{
     memory::Span,
     procfs,
     program::{Arg, Program},
-    puppet::{Puppet, Spawn},
+    puppet::{Parent, Puppet, Spawn},
 };
 use rustix::{pipe::PipeFlags, process::getegid, process::geteuid};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -36,9 +36,13 @@ pub(crate) struct Household {
 
 impl Household {
     /// Makes the init.
-    pub(crate) fn found(stage: &Stage<'_>, observer: &mut dyn Observer) -> Result<Household> {
+    pub(crate) fn found(
+        stage: &Stage<'_>,
+        parent: Parent<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Household> {
         let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "pipe2".to_owned())?;
-        let init = spawn_first(stage, observer)?;
+        let init = spawn_first(stage, parent, observer)?;
         Ok(Household { init, status: pipe.0, report: pipe.1, areas: stage.areas.clone() })
     }
 
@@ -61,11 +65,14 @@ impl Household {
 }
 
 /// Makes process 1 of a new pid namespace.
-pub(crate) fn spawn_first(stage: &Stage<'_>, observer: &mut dyn Observer) -> Result<Puppet> {
+pub(crate) fn spawn_first(
+    stage: &Stage<'_>,
+    parent: Parent<'_>,
+    observer: &mut dyn Observer,
+) -> Result<Puppet> {
     let Stage { slot, park: signal, .. } = *stage;
-    let spawn = |namespaces| {
-        Puppet::spawn(&Spawn { set_tid: &[], namespaces, sibling: false, inside: None, slot, signal })
-    };
+    let spawn =
+        |namespaces| Puppet::spawn(&Spawn { set_tid: &[], namespaces, parent, inside: None, slot, signal });
     let made = match spawn(libc::CLONE_NEWPID) {
         Err(error @ ckpt_kernel::Error::Os { call: "clone3", errno: Errno::PERM }) => {
             tracing::debug!("a pid namespace alone: {error}");

@@ -49,13 +49,14 @@ mod visiting;
 
 pub use advice::{Means, Tongue};
 pub use checkpoint::checkpoint;
+pub use ckpt_kernel::hear_of_children;
 pub use error::{Error, ErrorKind, Result};
 pub use leaks::{Holder, Leak};
 pub use machine::processor;
 pub use milestone::Stage;
 pub use options::{
-    After, CheckpointOptions, CheckpointReport, Embed, External, Identity, Input, Observer, Output, Outside,
-    Pids, Place, RestartOptions, RestartReport, Scope, Silent,
+    After, CheckpointOptions, CheckpointReport, Embed, External, Identity, Input, Interruption, Observer,
+    Output, Outside, Pids, Place, RestartOptions, RestartReport, Scope, Silent,
 };
 pub use policy::{Allowed, Policy};
 pub use restart::restart;

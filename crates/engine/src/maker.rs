@@ -21,7 +21,7 @@ use ckpt_image::{
 use ckpt_kernel::{
     Errno, procfs,
     program::Program,
-    puppet::{self, Fork, Place, Puppet, Spawn},
+    puppet::{self, Fork, Parent, Place, Puppet, Spawn},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -222,13 +222,14 @@ impl<'a, 'r> Maker<'a, 'r> {
     fn spawn(&mut self, task: TaskIndex, pid: i32, set_tid: &[i32], puppets: &Puppets) -> Result<Puppet> {
         let stage = self.stage;
         if stage.pids == Pids::Namespace && task == 0 {
-            return household::spawn_first(stage, self.observer);
+            return household::spawn_first(stage, puppets.parent(stage), self.observer);
         }
         let member = stage.namespaces.init(self.pidns(task)).unwrap_or(0);
         let inside = puppets.peek(member).and_then(Puppet::pid_namespace);
         let Stage { slot, park: signal, .. } = *stage;
-        let sibling = stage.sibling && task == 0;
-        let spawn = Spawn { set_tid, namespaces: 0, sibling, inside, slot, signal };
+        // One that is not the root is no matter of our parent's.
+        let parent = if stage.sibling && task != 0 { Parent::We } else { puppets.parent(stage) };
+        let spawn = Spawn { set_tid, namespaces: 0, parent, inside, slot, signal };
         let mut puppet = self.when_free(pid, || Puppet::spawn(&spawn))?;
         household::strip(stage, &mut puppet)?;
         Ok(puppet)

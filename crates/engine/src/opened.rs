@@ -135,12 +135,13 @@ pub(crate) fn open(
     raise_limit(image, &numbers, watched.len())?;
     let mut reserved = reserve(&watched)?;
     let (scribe, removed) = (Scribe::default(), Removed::default());
+    let holders = rights::holders(image, options);
     let mut inodes = BTreeMap::new();
     for (objref, object) in &image.objects {
         let Object::Inode(inode) = object else { continue };
         let made = match inode.record.kind {
             inode_kind::UNLINKED => file::unlinked::make(inode, &scribe)?,
-            inode_kind::PIPE => file::pipe::make(inode, &scribe)?,
+            inode_kind::PIPE => file::pipe::make(image, *objref, &holders, &scribe)?,
             inode_kind::MEMFD => file::memfd::make(inode)?,
             inode_kind::UNIX => match file::unix::reserve(inode)? {
                 Some(made) => made,
@@ -161,7 +162,6 @@ pub(crate) fn open(
         inodes.insert(objref, park_made(made)?);
     }
     let sockets = file::unix::make(image, &scribe, &park)?;
-    let holders = rights::holders(image, options);
     let context = OpenContext {
         image,
         options,
@@ -191,7 +191,8 @@ pub(crate) fn open(
     let mut directories = BTreeMap::new();
     for (objref, object) in &image.objects {
         if let Object::Fs(fs) = object {
-            directories.insert(*objref, fs::prepare(fs, &removed, &scribe, &park)?);
+            let rights = holders.get(objref).and_then(Option::as_ref);
+            directories.insert(*objref, fs::prepare(fs, rights, &removed, &scribe, &park)?);
         }
     }
     let inherited = external::inherit(image, &options.inherit, &park)?;

@@ -8,7 +8,15 @@ use crate::{
     root::Root,
     terminal::Loan,
 };
-use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 /// What becomes of the tasks after a successful checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -258,9 +266,32 @@ pub trait Observer: Send {
     fn warn(&mut self, text: &str);
     /// Asked between steps: why the operation is to give up, undo what it did and fail.
     fn cancelled(&self) -> Option<String>;
+    /// Looked at while it waits for whoever writes or reads the image.
+    fn interruption(&self) -> Interruption;
     /// The action on the tree below `pid` has come to a stage; an error makes it fail. A restart may call it with the
     /// root directory and mounts that the tasks are to have.
     fn reached(&mut self, stage: Stage, pid: i32) -> Result<(), String>;
+}
+
+/// Says, in any thread, whether a signal asks to give up.
+#[derive(Clone, Debug, Default)]
+pub struct Interruption(Arc<AtomicUsize>);
+
+impl From<Arc<AtomicUsize>> for Interruption {
+    /// `signal` holds the number of the signal, or 0.
+    fn from(signal: Arc<AtomicUsize>) -> Interruption {
+        Interruption(signal)
+    }
+}
+
+impl Interruption {
+    /// Fails when it does.
+    pub(crate) fn check(&self) -> std::io::Result<()> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::other("interrupted by a signal")),
+        }
+    }
 }
 
 /// Fails when the operation is to be given up.
@@ -278,6 +309,9 @@ impl Observer for Silent {
     fn warn(&mut self, _: &str) {}
     fn cancelled(&self) -> Option<String> {
         None
+    }
+    fn interruption(&self) -> Interruption {
+        Interruption::default()
     }
     fn reached(&mut self, _: Stage, _: i32) -> Result<(), String> {
         Ok(())
@@ -328,6 +362,8 @@ pub struct RestartReport {
     pub processes: usize,
     /// Threads made.
     pub threads: usize,
+    /// Whether some of the processes are stopped.
+    pub stopped: bool,
     /// Bytes of page contents put in place.
     pub page_bytes: u64,
     /// How long it all took.

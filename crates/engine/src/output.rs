@@ -3,7 +3,7 @@
 use crate::{
     advice::Means,
     error::{Doing, Error, Result},
-    options::Output,
+    options::{Interruption, Output},
     task::show,
 };
 use ckpt_image::{Block, BlockSink};
@@ -19,8 +19,9 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread::JoinHandle,
+    time::Duration,
 };
 
 /// Blocks in flight between the reader of memory and the writer: with the one being filled they
@@ -154,9 +155,10 @@ impl Destination {
     }
 
     /// A sink for the image's blocks.
-    pub(crate) fn sink(&self) -> Result<Sink> {
+    pub(crate) fn sink(&self, interruption: Interruption) -> Result<Sink> {
         let file = self.file.try_clone().doing(|| "duplicate the output".to_owned())?;
-        Ok(Sink { file, direct: self.new.is_some(), worker: None, spare: BLOCKS - 1 })
+        let stream = self.is_stream();
+        Ok(Sink { file, stream, direct: !stream, worker: None, spare: BLOCKS - 1, interruption })
     }
 
     /// Makes a complete image durable and gives it its name, unless it has it already.
@@ -192,15 +194,31 @@ struct Worker {
     thread: JoinHandle<()>,
 }
 
-/// Writes blocks; an image of more than one block by a thread of its own.
+/// The next block that is done, or `None` when all are. A write that takes its time is left alone when a signal asks to give
+/// up: nobody may ever read what it writes.
+fn answer(empty: &Receiver<io::Result<Block>>, interruption: &Interruption) -> io::Result<Option<Block>> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    loop {
+        match empty.recv_timeout(PATIENCE) {
+            Ok(result) => return result.map(Some),
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => interruption.check()?,
+        }
+    }
+}
+
+/// Writes blocks; a stream, or an image of more than one block, by a thread of its own.
 #[derive(Debug)]
 pub(crate) struct Sink {
     file: File,
+    /// Somebody is to read it: no write can be relied on to end.
+    stream: bool,
     /// Worth trying O_DIRECT: a new file of more than one block.
     direct: bool,
     worker: Option<Worker>,
     /// Blocks not made yet.
     spare: usize,
+    interruption: Interruption,
 }
 
 /// Sets or clears O_DIRECT; whether the file system agreed.
@@ -229,6 +247,15 @@ fn write_block(file: &mut File, bytes: &[u8]) -> io::Result<()> {
 }
 
 impl Sink {
+    /// Gives the worker a block to write.
+    fn pass(&mut self, block: Block) -> io::Result<()> {
+        if self.worker.is_none() {
+            self.start()?;
+        }
+        let sent = self.worker.as_ref().map(|worker| worker.full.send(block));
+        sent.and_then(std::result::Result::ok).ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+    }
+
     fn start(&mut self) -> io::Result<()> {
         let mut file = self.file.try_clone()?;
         if self.direct {
@@ -250,41 +277,35 @@ impl Sink {
     }
 
     /// Waits for the worker and writes the last, shorter block.
-    fn last(&mut self, block: &Block) -> io::Result<()> {
+    fn last(&mut self, block: Block) -> io::Result<()> {
+        let rest = if self.stream { self.pass(block).map(|()| None)? } else { Some(block) };
         if let Some(Worker { full, empty, thread }) = self.worker.take() {
             drop(full);
-            for result in &empty {
-                result?;
-            }
+            while answer(&empty, &self.interruption)?.is_some() {}
             thread.join().map_err(|_| io::Error::other("the writing thread panicked"))?;
             if self.direct {
                 set_direct(&self.file, false);
             }
         }
-        write_block(&mut self.file, block.as_slice())
+        rest.map_or(Ok(()), |block| write_block(&mut self.file, block.as_slice()))
     }
 }
 
 impl BlockSink for Sink {
     fn submit(&mut self, block: Block, last: bool) -> io::Result<Option<Block>> {
         if last {
-            return self.last(&block).map(|()| None);
+            return self.last(block).map(|()| None);
         }
-        if self.worker.is_none() {
-            self.start()?;
-        }
-        let Some(worker) = &self.worker else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let capacity = block.capacity();
-        if worker.full.send(block).is_err() {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
+        self.pass(block)?;
         if self.spare > 0 {
             self.spare -= 1;
             return Ok(Some(Block::new(capacity)));
         }
-        match worker.empty.recv() {
-            Ok(result) => result.map(Some),
-            Err(_) => Err(io::ErrorKind::BrokenPipe.into()),
+        let Some(worker) = &self.worker else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        match answer(&worker.empty, &self.interruption)? {
+            Some(block) => Ok(Some(block)),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }
 }

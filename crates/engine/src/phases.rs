@@ -189,6 +189,13 @@ pub(crate) fn locks(
     })
 }
 
+/// A root that nobody waits for is an orphan before its parent's end is anything to it: others see of a restart that fails
+/// no more than they must.
+pub(crate) fn part(puppets: &Puppets, image: &Image) -> Result<()> {
+    let threads = image.processes.first().map_or(&[][..], |root| &root.threads);
+    if threads.iter().any(|thread| thread.record.pdeath_signal != 0) { puppets.part() } else { Ok(()) }
+}
+
 /// Each thread restores itself.
 pub(crate) fn restore_tasks(
     puppets: &mut Puppets,

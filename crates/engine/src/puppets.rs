@@ -24,7 +24,7 @@ use crate::{
 use ckpt_image::model;
 use ckpt_kernel::{
     program::{Arg, Program},
-    puppet::{Fork, Puppet},
+    puppet::{Fork, Midwives, Parent, Puppet},
 };
 use rustix::process::{Pid, Signal, WaitOptions, getpid, pidfd_send_signal, set_child_subreaper, waitpid};
 use std::collections::BTreeSet;
@@ -42,6 +42,8 @@ pub(crate) struct Puppets {
     made: Vec<i32>,
     /// Those that are process 1 of a pid namespace, one before those in it.
     inits: Vec<TaskIndex>,
+    /// The parents of those that are nobody's children.
+    midwives: Midwives,
     /// Whether we were a child subreaper before.
     reaping: bool,
 }
@@ -59,13 +61,20 @@ impl Puppets {
         let count = stage.processes.len() + plan.ghosts.len();
         let list = std::iter::repeat_with(|| None).take(count).collect();
         let mut inits = stage.namespaces.inits();
-        let mut puppets = Puppets { list, household: None, made: Vec::new(), inits: Vec::new(), reaping };
+        let mut puppets = Puppets {
+            list,
+            household: None,
+            made: Vec::new(),
+            inits: Vec::new(),
+            midwives: Midwives::default(),
+            reaping,
+        };
         if stage.pids == Pids::Namespace && stage.processes.first().is_some_and(|p| p.task.pid == 1) {
             inits.insert(0, 0);
         }
         puppets.inits = inits;
         if stage.pids == Pids::Namespace && puppets.inits.first() != Some(&0) {
-            let household = Household::found(stage, observer)?;
+            let household = Household::found(stage, puppets.parent(stage), observer)?;
             puppets.made.push(household.init.pid());
             puppets.household = Some(household);
         }
@@ -89,6 +98,23 @@ impl Puppets {
     /// The same, to look at; `None` if there is none.
     pub(crate) fn peek(&self, index: TaskIndex) -> Option<&Puppet> {
         self.list.get(index).and_then(Option::as_ref)
+    }
+
+    /// Whose child the root is, and who else is made by us.
+    pub(crate) fn parent(&self, stage: &Stage<'_>) -> Parent<'_> {
+        match (stage.sibling, stage.stands_in) {
+            (true, _) => Parent::Ours,
+            (false, true) => Parent::We,
+            (false, false) => Parent::Midwife(&self.midwives),
+        }
+    }
+
+    /// Unless we wait for it, the root becomes the child of whoever adopts orphans here, as which it would be left.
+    pub(crate) fn part(&self) -> Result<()> {
+        if !self.midwives.is_empty() && !self.reaping {
+            set_child_subreaper(None).doing(|| "be no subreaper".to_owned())?;
+        }
+        Ok(self.midwives.leave()?)
     }
 
     /// Puppet number `index` has been made.
@@ -187,6 +213,7 @@ impl Puppets {
         let mut all = self.list.iter_mut().rev().flatten();
         all.try_for_each(|puppet| puppet.spare().map_err(|e| ended(puppet, e)))?;
         self.household.iter_mut().try_for_each(|household| household.init.spare())?;
+        self.part()?;
         let mut released = Vec::with_capacity(self.list.len());
         let mut begun = false;
         let mut let_go = self.list.iter_mut().flatten().try_for_each(|puppet| {

@@ -16,6 +16,7 @@
 //! | late files | others of /proc show the tasks, by the ids they have now, and their descriptors |
 //! | locks | they do not outlive the close of any descriptor of their file |
 //! | zombies | end; what their parents are sent is taken away again |
+//! | part | from a root that nobody waits for and that is to have a parent-death signal; from another when it is released |
 //! | restore | each thread by a program of its own, the leader also what they share; one that had ended ends |
 //! | stop | those that were stopped, their parents not noticing |
 //! | registers | calls in progress, then the slot, then registers and masks |
@@ -39,7 +40,7 @@ use crate::{
     surroundings::Surroundings,
     terminal::{self, Loan},
 };
-use ckpt_image::{Image, model};
+use ckpt_image::{Image, model, record::task_state};
 use std::time::Instant;
 
 /// Recreates the tasks of the image in `input` as children of the caller.
@@ -56,7 +57,8 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
         Input::File(path) => path.display().to_string(),
         Input::Fd(_) => "the image".to_owned(),
     };
-    let mut reader = if options.inspect { source::inspect(input, observer)? } else { source::open(input)? };
+    let mut reader =
+        if options.inspect { source::inspect(input, observer)? } else { source::open(input, observer)? };
     let mut image = reader.metadata().map_err(Error::from).object(|| name)?;
     file::identity::rename(&mut image, &options.map_files)?;
     let image = image;
@@ -114,6 +116,7 @@ pub fn restart(options: RestartOptions, input: Input, observer: &mut dyn Observe
         comm: leader(&image).map_or_else(Vec::new, |leader| leader.comm.clone()),
         processes: image.processes.len(),
         threads: materials.parts.iter().map(|p| p.process.living().count()).sum(),
+        stopped: options.stopped || image.processes.iter().any(|p| p.task.state == task_state::STOPPED),
         page_bytes,
         total: begin.elapsed(),
     })
@@ -135,8 +138,8 @@ fn build(
     phases::tables(puppets, materials, observer)?;
     let page_bytes = phases::memory(puppets, materials, &mut reader, observer)?;
     file::pty::settle(image, &materials.opened.inodes)?;
-    let Opened { sockets, inodes, .. } = &mut materials.opened;
-    file::unix::settle(image, sockets, inodes, observer)?;
+    let Opened { sockets, inodes, holders, .. } = &mut materials.opened;
+    file::unix::settle(image, sockets, inodes, holders, observer)?;
     phases::threads(puppets, materials, observer)?;
     let tasks = phases::tasks(puppets, image);
     phases::watched_files(puppets, materials, &tasks, observer)?;
@@ -144,9 +147,10 @@ fn build(
     phases::late_files(puppets, materials, &tasks, observer)?;
     phases::locks(puppets, materials, observer)?;
     phases::zombies(puppets, materials)?;
+    phases::part(puppets, image)?;
     phases::restore_tasks(puppets, materials, &tasks, observer)?;
     let running = phases::stops(puppets, &materials.parts)?;
     phases::registers(puppets, &running)?;
-    file::settle(image, &materials.opened.files)?;
+    file::settle(image, &materials.opened.files, &materials.opened.holders)?;
     Ok(page_bytes)
 }

@@ -273,6 +273,7 @@ pub(crate) fn tasks(
         }
         cred::restore(&mut program, born, creds, thread);
         if index == 0 {
+            limits::restore_after_cred(&mut program, &parts.signal.record);
             mm::restore_after_cred(&mut program, parts.mm);
             file::owner::restore(&mut program, image, parts.table, |kind, id| {
                 let known = if kind == owner_kind::GROUP { &ids.groups } else { &ids.tasks };

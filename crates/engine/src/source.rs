@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Doing, Error, Result},
-    options::{Input, Observer, interrupted},
+    options::{Input, Interruption, Observer, interrupted},
 };
 use ckpt_image::{Chunk, Reader};
 use rustix::{
@@ -12,7 +12,7 @@ use rustix::{
 };
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write},
     sync::{Mutex, PoisonError},
 };
 
@@ -26,18 +26,43 @@ const ALONE: usize = 2;
 /// A reader of images.
 pub(crate) type ImageReader = Reader<Source>;
 
+/// What is read when there is something to read: whoever writes it may take his time, or for ever.
+#[derive(Debug)]
+struct Patient {
+    file: File,
+    /// Cannot be read again, and its writer may be waiting for us to read all of it.
+    stream: bool,
+    interruption: Interruption,
+}
+
+impl Read for Patient {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        while self.stream {
+            self.interruption.check()?;
+            match poll(&mut [PollFd::new(&self.file, PollFlags::IN)], Some(&MOMENT)) {
+                Ok(0) | Err(Errno::INTR) => continue,
+                ready => ready?,
+            };
+            match self.file.read(out) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+        }
+        self.file.read(out)
+    }
+}
+
 /// The bytes of an image.
 #[derive(Debug)]
 pub(crate) struct Source {
-    input: BufReader<File>,
-    /// Cannot be read again, and its writer may be waiting for us to read all of it.
-    stream: bool,
+    input: BufReader<Patient>,
 }
 
 impl Source {
     /// Whether it is a pipe or socket.
     pub(crate) fn is_stream(&self) -> bool {
-        self.stream
+        self.input.get_ref().stream
     }
 
     /// Takes all that is still to come into an unnamed file, so that its writer can finish.
@@ -48,9 +73,6 @@ impl Source {
         let mut file = File::from(rustix::fs::open(&dir, flags, Mode::RUSR | Mode::WUSR).doing(what)?);
         loop {
             interrupted(observer)?;
-            if self.input.buffer().is_empty() && !self.is_ready()? {
-                continue;
-            }
             let bytes = self.input.fill_buf().doing(|| "read the image".to_owned())?;
             let len = bytes.len();
             if len == 0 {
@@ -60,17 +82,13 @@ impl Source {
             self.input.consume(len);
         }
         file.rewind().doing(what)?;
-        *self = Source { input: BufReader::with_capacity(BUFFER, file), stream: false };
+        *self = Source::of(file, observer.interruption());
         Ok(())
     }
 
-    /// Whether a read would not wait; waits for that a moment itself.
-    fn is_ready(&self) -> Result<bool> {
-        const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-        match poll(&mut [PollFd::new(self.input.get_ref(), PollFlags::IN)], Some(&MOMENT)) {
-            Err(Errno::INTR) => Ok(false),
-            other => other.map(|ready| ready > 0).doing(|| "poll the image".to_owned()),
-        }
+    fn of(file: File, interruption: Interruption) -> Source {
+        let stream = !file.metadata().is_ok_and(|m| m.file_type().is_file());
+        Source { input: BufReader::with_capacity(BUFFER, Patient { file, stream, interruption }) }
     }
 }
 
@@ -81,12 +99,15 @@ impl Read for Source {
 }
 
 /// Opens the image.
-pub(crate) fn open(input: Input) -> Result<ImageReader> {
+pub(crate) fn open(input: Input, observer: &dyn Observer) -> Result<ImageReader> {
     let file = match input {
         Input::Fd(fd) => fd.into(),
         Input::File(path) => {
             let shown = path.display().to_string();
-            let file = File::open(&path).doing(|| format!("open {shown}"))?;
+            // Else it would be waited here for whoever writes to a FIFO.
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {shown}"))?;
+            let file = File::from(file);
             let kind = file.metadata().doing(|| format!("stat {shown}"))?.file_type();
             if kind.is_dir() {
                 return Err(Error::bad_image(format!("{shown} is a directory")));
@@ -94,19 +115,18 @@ pub(crate) fn open(input: Input) -> Result<ImageReader> {
             file
         }
     };
-    let stream = !file.metadata().is_ok_and(|m| m.file_type().is_file());
-    Ok(Reader::new(Source { input: BufReader::with_capacity(BUFFER, file), stream }))
+    Ok(Reader::new(Source::of(file, observer.interruption())))
 }
 
 /// Opens the image, once it is proved whole.
 pub(crate) fn inspect(input: Input, observer: &dyn Observer) -> Result<ImageReader> {
-    let mut reader = open(input)?;
+    let mut reader = open(input, observer)?;
     let source = reader.source_mut();
     if source.is_stream() {
         source.spool(observer)?;
     }
     let again = || "read the image again".to_owned();
-    let mut file = source.input.get_ref().try_clone().doing(again)?;
+    let mut file = source.input.get_ref().file.try_clone().doing(again)?;
     let begin = file.stream_position().doing(again)?;
     reader.metadata()?;
     let mut chunk = Chunk::new();
@@ -114,7 +134,7 @@ pub(crate) fn inspect(input: Input, observer: &dyn Observer) -> Result<ImageRead
         interrupted(observer)?;
     }
     file.seek(SeekFrom::Start(begin)).doing(again)?;
-    Ok(Reader::new(Source { input: BufReader::with_capacity(BUFFER, file), stream: false }))
+    Ok(Reader::new(Source::of(file, observer.interruption())))
 }
 
 /// What is done to one chunk.

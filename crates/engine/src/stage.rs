@@ -30,6 +30,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) pids: Pids,
     /// The root is a child of our parent.
     pub(crate) sibling: bool,
+    /// We wait for the root, which is our child.
+    pub(crate) stands_in: bool,
     /// The nested pid namespaces they are in.
     pub(crate) namespaces: Namespaces,
     /// They get a /proc of their pid namespace, in their mount namespace.
@@ -110,6 +112,7 @@ pub(crate) fn make(
         processes: &image.processes,
         pids: options.pids,
         sibling: options.sibling,
+        stands_in: options.stands_in,
         namespaces,
         own_proc: options.mntns && options.pids == Pids::Namespace,
         slot: Span { start, len },

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod descriptor;
+mod leaving;
 mod waiting;
 
 use std::{
@@ -30,6 +31,7 @@ use signal_hook::{
 };
 
 pub use descriptor::descriptor;
+pub use leaving::leave;
 pub use waiting::wait;
 
 /// The signals that ask a command to end.

@@ -38,3 +38,4 @@ pub mod visit;
 
 pub use error::{Error, Result};
 pub use rustix::io::Errno;
+pub use sys::hear_of_children;

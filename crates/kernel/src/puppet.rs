@@ -7,8 +7,10 @@
 //! system call unmaps the slot; it is stopped at that call's exit, gets its registers and is let go.
 
 mod birth;
+mod midwife;
 
-pub use birth::{Fork, Place, Spawn, children_in, clone_args};
+pub use birth::{Fork, Parent, Place, Spawn, children_in, clone_args};
+pub use midwife::Midwives;
 
 use birth::{Slot, Waiting, clone_waiting};
 
@@ -90,13 +92,17 @@ impl Puppet {
         PUPPET_BAY_SIZE + threads.saturating_sub(1) * BAY_SIZE
     }
 
-    /// Makes a process as a child of ours, or of our parent.
+    /// Makes a process as a child of ours, of our parent, or of a midwife.
     pub fn spawn(spawn: &Spawn<'_>) -> Result<Puppet> {
         let slot = Slot::map(spawn.slot)?;
         let mask = sys::set_mask(!0);
-        let parent = if spawn.sibling { libc::CLONE_PARENT } else { 0 };
+        let parent = if matches!(spawn.parent, Parent::Ours) { libc::CLONE_PARENT } else { 0 };
         let clone = || clone_waiting(spawn.set_tid, spawn.namespaces | parent).named("clone3");
-        let cloned = spawn.inside.map_or_else(clone, |namespace| namespace.inside(clone));
+        let make = || spawn.inside.map_or_else(clone, |namespace| namespace.inside(clone));
+        let cloned = match spawn.parent {
+            Parent::Midwife(midwives) => midwives.deliver(make),
+            Parent::We | Parent::Ours => make(),
+        };
         sys::set_mask(mask);
         let Waiting { pid, pidfd, pipe } = cloned?;
         let span = slot.0;

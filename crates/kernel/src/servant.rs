@@ -113,13 +113,20 @@ pub struct Servant {
 impl Servant {
     /// Forks a servant that does `work` with its end of the line.
     pub fn start(work: impl FnOnce(Line)) -> Result<Servant> {
+        Servant::start_after(|_| (), work)
+    }
+
+    /// The same after it has done something while it has yet all that we have.
+    pub(crate) fn start_after(first: impl FnOnce(&Line), work: impl FnOnce(Line)) -> Result<Servant> {
         let proc = procfs::root().named("open(/proc)")?.as_raw_fd();
         let (ours, theirs) = Line::pair().named("socketpair")?;
-        // SAFETY: the child, a copy of this process with the calling thread alone, does `work` and leaves
+        // SAFETY: the child, a copy of this process with the calling thread alone, does its work and leaves
         // by _exit. It uses the allocator, which glibc keeps usable across fork, and no lock that
         // another thread might have held.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
+            drop(ours);
+            first(&theirs);
             stand_apart([theirs.as_fd().as_raw_fd(), proc]);
             work(theirs);
             // SAFETY: ends this process without running anything of the parent's.
@@ -132,6 +139,11 @@ impl Servant {
     /// Its pid.
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// What it says unasked.
+    pub(crate) fn hear(&self) -> Result<(Vec<u8>, Option<OwnedFd>), Errno> {
+        self.line.receive()
     }
 
     /// Asks for something, to be done with `fd` if that is given, and waits for the answer: the first message of which `hear`

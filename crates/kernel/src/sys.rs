@@ -51,6 +51,13 @@ pub(crate) fn numbers(nr: libc::c_long, args: [u64; 5]) -> Result<u64, Errno> {
     check(unsafe { libc::syscall(nr, args[0], args[1], args[2], args[3], args[4]) })
 }
 
+/// Gives SIGCHLD its default disposition. Whoever has started us may ignore it, and that is inherited: the ends of our
+/// children would be kept from us.
+pub fn hear_of_children() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 /// Sets the calling thread's signal mask; returns the old one.
 pub(crate) fn set_mask(mask: u64) -> u64 {
     let mut old = 0u64;

@@ -1,20 +1,24 @@
 //! Working directory, root directory, umask.
 //!
 //! *Saved*: the paths of /proc/PID/cwd and root, umask from /proc/PID/status. *Restored*: both
-//! directories are opened before the puppet exists; it does fchdir, chroot, fchdir. One that was removed
+//! directories are opened before the puppet exists, with the rights of a task that has them (`file/rights.rs`); it does fchdir,
+//! chroot, fchdir. One that was removed
 //! is made again at its place and removed, as in `file/directory.rs`. *Refused*: one that is hidden by a mount.
 
 use crate::{
     advice::Means,
     error::{Error, Result},
-    resource::file::directory::Removed,
+    resource::file::{directory::Removed, rights::Rights},
     scribe::Scribe,
     task::{Process, show},
 };
 use ckpt_image::{model, record};
 use ckpt_kernel::program::{Arg, Program};
 use ckpt_proc::status::Status;
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    io::Errno,
+};
 use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     rc::Rc,
@@ -46,9 +50,10 @@ pub(crate) struct Directories {
     root: Option<Rc<OwnedFd>>,
 }
 
-/// Opens what [`restore`] will need. `park` keeps a descriptor where the tasks will have it.
+/// Opens what [`restore`] will need, with `rights` if they are not ours. `park` keeps a descriptor where the tasks will have it.
 pub(crate) fn prepare(
     fs: &model::Fs,
+    rights: Option<&Rights>,
     removed: &Removed,
     scribe: &Scribe,
     park: &dyn Fn(OwnedFd) -> Result<OwnedFd>,
@@ -57,11 +62,17 @@ pub(crate) fn prepare(
         if let Some(path) = model::removed(path) {
             return removed.get(path, scribe);
         }
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| {
-            let error = Error::os(format!("open the {what} {}", show(path)), e);
-            error.advice("create it").or(Means::MapFiles)
-        })?;
+        let open = |way: &[u8], resolve| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            openat2(CWD, way, flags, Mode::empty(), resolve).map_err(|e| {
+                let error = Error::os(format!("open the {what} {}", show(path)), e);
+                if e == Errno::ACCESS { error } else { error.advice("create it").or(Means::MapFiles) }
+            })
+        };
+        let fd = match rights {
+            Some(rights) => rights.enter(path, open)?,
+            None => open(path, ResolveFlags::empty())?,
+        };
         park(fd).map(Rc::new)
     };
     let root = if fs.root == b"/" { None } else { Some(open(&fs.root, "root directory")?) };

@@ -3,7 +3,9 @@
 //! *Saved*: limits and the subreaper flag by asking the process (prlimit(2) from outside would
 //! need CAP_SYS_RESOURCE for another user's task), oom_score_adj from /proc. *Restored*: by the
 //! process; oom_score_adj by the coordinator. Lowering it, or raising a hard limit, needs
-//! CAP_SYS_RESOURCE: the first is reported and goes on, the second fails.
+//! CAP_SYS_RESOURCE: the first is reported and goes on, the second fails. RLIMIT_NPROC is out of the way while ids are
+//! set, and set after them: the kernel remembers of who takes on the ids of a user with too many processes that its next
+//! execve(2) is to fail, which the program, if it set the limit itself, never was.
 
 use crate::{
     error::{Error, Result},
@@ -18,6 +20,8 @@ use zerocopy::IntoBytes;
 
 /// RLIM_NLIMITS.
 const LIMITS: u64 = 16;
+/// RLIMIT_NPROC.
+const NPROC: u64 = libc::RLIMIT_NPROC as u64;
 
 /// Asks for limits and the subreaper flag: 17 answers.
 pub(crate) fn questions(program: &mut Program) {
@@ -65,15 +69,28 @@ pub(crate) fn raise_own() {
     }
 }
 
-/// Sets the limits; the last thing a process does with privilege.
+fn set(resource: u64, limit: [u64; 2]) -> [Arg; 4] {
+    [0u64.into(), resource.into(), Arg::In(limit.as_bytes().to_vec()), 0u64.into()]
+}
+
+/// Sets the limits, but for the number of processes, which is out of the way from now on if it may be; the last thing a
+/// process does with privilege.
 pub(crate) fn restore(program: &mut Program, signal: &Signal) {
-    for (resource, limit) in (0..LIMITS).zip(signal.rlimits) {
-        let args = [0u64.into(), resource.into(), Arg::In(limit.as_bytes().to_vec()), 0u64.into()];
-        program.call("prlimit64", resource, libc::SYS_prlimit64, args);
+    for (resource, limit) in (0..LIMITS).zip(signal.rlimits).filter(|(resource, _)| *resource != NPROC) {
+        program.call("prlimit64", resource, libc::SYS_prlimit64, set(resource, limit));
     }
+    let unlimited = [libc::RLIM_INFINITY; 2];
+    program.try_call("prlimit64", libc::SYS_prlimit64, set(NPROC, unlimited));
     if signal.child_subreaper != 0 {
         let args = [libc::PR_SET_CHILD_SUBREAPER.into(), 1u64.into()];
         program.call("prctl(PR_SET_CHILD_SUBREAPER)", 0, libc::SYS_prctl, args);
+    }
+}
+
+/// Sets the limit of the number of processes, when all threads have their ids.
+pub(crate) fn restore_after_cred(program: &mut Program, signal: &Signal) {
+    for (resource, limit) in (0..LIMITS).zip(signal.rlimits).filter(|(resource, _)| *resource == NPROC) {
+        program.call("prlimit64", resource, libc::SYS_prlimit64, set(resource, limit));
     }
 }
 

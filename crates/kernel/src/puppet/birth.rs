@@ -1,5 +1,6 @@
 //! How processes are made: by the coordinator, and by each other.
 
+use super::midwife::Midwives;
 use crate::{
     error::{Named, Result},
     memory::Span,
@@ -141,6 +142,17 @@ pub fn clone_args(flags: i32, exit_signal: i32, set_tid: &[i32]) -> [Arg; 2] {
     [Arg::Linked(args, links), (ARGS as u64).into()]
 }
 
+/// Whose child a puppet of the coordinator's is, and who is to wait for it.
+#[derive(Clone, Copy, Debug)]
+pub enum Parent<'a> {
+    /// The coordinator.
+    We,
+    /// The coordinator's parent (CLONE_PARENT).
+    Ours,
+    /// One who leaves before we end.
+    Midwife(&'a Midwives),
+}
+
 /// How the coordinator makes a puppet.
 #[derive(Debug)]
 pub struct Spawn<'a> {
@@ -148,8 +160,8 @@ pub struct Spawn<'a> {
     pub set_tid: &'a [i32],
     /// New namespaces that begin with it: CLONE_NEWPID, CLONE_NEWUSER.
     pub namespaces: i32,
-    /// As a child of our parent (CLONE_PARENT). It is ours to trace, and its parent's to wait for.
-    pub sibling: bool,
+    /// Whose child it is. It is ours to trace in any case.
+    pub parent: Parent<'a>,
     /// The pid namespace it is made in, if not ours or a new one.
     pub inside: Option<&'a PidNamespace>,
     /// Where its slot is.

@@ -16,7 +16,7 @@ use ckpt_kernel::{
     Errno,
     memory::Span,
     program::{Arg, Program},
-    puppet::{Puppet, Spawn},
+    puppet::{Parent, Puppet, Spawn},
     tty::{self, TIOCNOTTY, TIOCSCTTY},
 };
 use ckpt_proc::maps::parse_maps;
@@ -68,8 +68,8 @@ fn open_through(slave: &OwnedFd, flags: u32) -> Result<OwnedFd> {
     let mut taken = own.iter().map(|m| Span { start: m.start, len: m.len() as usize }).collect();
     let len = Puppet::slot_len(1);
     let slot = Span { start: layout::free_range(&mut taken, len)?, len };
-    let spawn =
-        Spawn { set_tid: &[], namespaces: 0, sibling: false, inside: None, slot, signal: libc::SIGURG };
+    let parent = Parent::We;
+    let spawn = Spawn { set_tid: &[], namespaces: 0, parent, inside: None, slot, signal: libc::SIGURG };
     let mut helper = Puppet::spawn(&spawn)?;
     let fd = slave.as_raw_fd();
     let kept = OFlags::RWMODE | OFlags::NONBLOCK | OFlags::LARGEFILE | OFlags::DSYNC | OFlags::SYNC;

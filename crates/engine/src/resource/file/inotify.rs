@@ -8,7 +8,13 @@
 //! them from the program, and nothing can put any into an inotify; a watch whose inode no path leads to. *Lost*: what happens to
 //! watched files between checkpoint and restart; that numbers above the highest have been given before.
 
-use super::{Descriptor, FileKind, OpenContext, descriptor::record_of, details_of, settle_flags};
+use super::{
+    Descriptor, FileKind, OpenContext,
+    descriptor::record_of,
+    details_of,
+    rights::{Holders, Rights},
+    settle_flags,
+};
 use crate::{
     error::{Context, Doing, Error, ErrorKind, Result},
     objects::Objects,
@@ -175,7 +181,7 @@ fn look_into(directory: &[u8], seen: &mut BTreeMap<(u64, u64), Vec<u8>>) {
 }
 
 /// Adds the watches of an image.
-pub(crate) fn settle(image: &Image, files: &BTreeMap<Objref, OwnedFd>) -> Result<()> {
+pub(crate) fn settle(image: &Image, files: &BTreeMap<Objref, OwnedFd>, holders: &Holders) -> Result<()> {
     for (objref, object) in &image.objects {
         if let (Object::File(file), Some(fd)) = (object, files.get(objref))
             && file.record.kind == file_kind::INOTIFY
@@ -183,24 +189,43 @@ pub(crate) fn settle(image: &Image, files: &BTreeMap<Objref, OwnedFd>) -> Result
             for watch in details_of::<InotifyWatch>(file)? {
                 let watched =
                     image.file(watch.file).ok_or_else(|| Error::bad_image("a watch without a file"))?;
-                add(fd, &watch, &watched.path).object(|| format!("inotify {objref}"))?;
+                let rights = holders.get(objref).and_then(Option::as_ref);
+                let added = match rights {
+                    Some(rights) => add_with(rights, fd, &watch, watched),
+                    None => add(fd, &watch, &watched.path, &watched.path),
+                };
+                added.object(|| format!("inotify {objref}"))?;
             }
         }
     }
     Ok(())
 }
 
-fn add(fd: &OwnedFd, watch: &InotifyWatch, path: &[u8]) -> Result<()> {
+/// With the rights of who has the inotify, or, if it is what was watched, with ours.
+fn add_with(rights: &Rights, fd: &OwnedFd, watch: &InotifyWatch, watched: &model::File) -> Result<()> {
+    let path = watched.path.as_slice();
+    rights.or_ours(
+        || add(fd, watch, path, path),
+        || {
+            let open = || rustix::fs::open(path, WATCHED | OFlags::CLOEXEC, Mode::empty());
+            let Some(place) = rights.same(&watched.record, open().ok()) else { return Ok(None) };
+            let way = format!("/proc/self/fd/{}", place.as_raw_fd());
+            add(fd, watch, path, way.as_bytes()).map(Some)
+        },
+    )
+}
+
+/// Adds a watch of `path` by a `way` that leads there.
+fn add(fd: &OwnedFd, watch: &InotifyWatch, path: &[u8], way: &[u8]) -> Result<()> {
     // Without it the number may still be the right one.
     if let Err(error) = anon::set_inotify_next(fd, watch.wd)
         && error.errno() != Some(Errno::NOTTY)
     {
         return Err(error.into());
     }
-    let mask = inotify::WatchFlags::from_bits_retain(watch.mask)
-        | inotify::WatchFlags::DONT_FOLLOW
-        | inotify::WatchFlags::MASK_CREATE;
-    let wd = match inotify::add_watch(fd, path, mask) {
+    let own = if way == path { inotify::WatchFlags::DONT_FOLLOW } else { inotify::WatchFlags::empty() };
+    let mask = inotify::WatchFlags::from_bits_retain(watch.mask) | own | inotify::WatchFlags::MASK_CREATE;
+    let wd = match inotify::add_watch(fd, way, mask) {
         Err(Errno::EXIST) => {
             let what = format!("{} is the same file as another that is watched", show(path));
             return Err(Error::failed(what).advice("put the original back"));

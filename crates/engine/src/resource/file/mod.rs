@@ -167,8 +167,8 @@ pub(crate) fn adopt(
 }
 
 /// What is done to files last of all: from then on time passes for them, and they notice what happens.
-pub(crate) fn settle(image: &Image, files: &BTreeMap<Objref, OwnedFd>) -> Result<()> {
-    inotify::settle(image, files)?;
+pub(crate) fn settle(image: &Image, files: &BTreeMap<Objref, OwnedFd>, holders: &Holders) -> Result<()> {
+    inotify::settle(image, files, holders)?;
     timerfd::settle(image, files)
 }
 
@@ -230,7 +230,7 @@ pub(crate) fn open_some(
 /// Opens `path` as an image wants it, with `rights` if they are given, and checks that it got that.
 pub(crate) fn reopen(path: &[u8], record: &record::File, rights: Option<&Rights>) -> Result<OwnedFd> {
     match rights {
-        Some(rights) => rights.open(path, record, || reopen_now(path, record)),
+        Some(rights) => rights.open(record, || reopen_now(path, record)),
         None => reopen_now(path, record),
     }
 }

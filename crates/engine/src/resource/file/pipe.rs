@@ -6,7 +6,7 @@
 //! was unlinked is made again under its name, or one like it, and unlinked at once. *Lost*: that pages were given
 //! (vmsplice), or only partly used. *Refused*: packets mixed with other data, a notification pipe.
 
-use super::{Descriptor, FileKind, Made, OpenContext};
+use super::{Descriptor, FileKind, Made, OpenContext, rights::Holders};
 use crate::{
     error::{Context, Doing, Error, Result},
     objects::Objects,
@@ -14,7 +14,7 @@ use crate::{
     task::{Process, show},
 };
 use ckpt_image::{
-    Object, Objref,
+    Image, Object, Objref,
     model::{self, details},
     record::{self, FileDesc, PipePart, file_kind, inode_kind, pipe_part},
 };
@@ -265,8 +265,10 @@ fn parts(inode: &model::Inode) -> (Vec<PipePart>, bool) {
     (packets, !others.is_empty())
 }
 
-/// An empty pipe for an inode.
-pub(crate) fn make(inode: &model::Inode, scribe: &Scribe) -> Result<Made> {
+/// An empty pipe for an inode; a FIFO is opened with the rights of who has it.
+pub(crate) fn make(image: &Image, objref: Objref, holders: &Holders, scribe: &Scribe) -> Result<Made> {
+    let inode =
+        image.inode(objref).ok_or_else(|| Error::bad_image(format!("pipe {objref}: there is none")))?;
     let record = &inode.record;
     if record.size > record.capacity {
         return Err(Error::bad_image(format!("a pipe of {} bytes holds {}", record.capacity, record.size)));
@@ -274,7 +276,19 @@ pub(crate) fn make(inode: &model::Inode, scribe: &Scribe) -> Result<Made> {
     let (_, unlinked) = parts(inode);
     let (fd, read) = match (inode.path.starts_with(b"/"), unlinked) {
         (true, true) => (make_fifo(inode, scribe)?, None),
-        (true, false) => (open_fifo(&inode.path)?, None),
+        (true, false) => {
+            let mut ends = image.objects.values().filter_map(|object| match object {
+                Object::File(file) => Some(&file.record),
+                _ => None,
+            });
+            let rights = holders.get(&objref).and_then(Option::as_ref);
+            let open = || open_fifo(&inode.path);
+            let fifo = match rights.zip(ends.find(|record| record.inode == objref)) {
+                Some((rights, record)) => rights.open(record, open),
+                None => open(),
+            };
+            (fifo?, None)
+        }
         (false, _) => {
             let (read, write) = pipe::pipe_with(PipeFlags::CLOEXEC).doing(|| "make a pipe".to_owned())?;
             // Only who opens it by /dev/fd/N can tell: whoever may not give it away keeps it.

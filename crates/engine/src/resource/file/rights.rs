@@ -4,21 +4,22 @@
 //! through it must be what the program could have opened. Besides, an open file remembers whose rights it was
 //! opened with, and some files of /proc ask for those. So a file is opened with the effective ids of a task that has it. What that
 //! one may not open was opened before it gave up rights, or by somebody else: it is opened with ours, if it is
-//! the very file, by device and inode, and no other that was made since.
+//! the very file, by device and inode, and no other that was made since. The same goes for FIFOs and for what an inotify watches. Of
+//! working and root directories an image has the paths alone, but they are the kernel's own: no link is on the way there, or
+//! it is another directory. A socket for datagrams is connected with the rights of who has it, or not any more.
 
 use super::identity::born_since;
 use crate::{
     advice::Means,
     error::{Doing, Error, ErrorKind, Result},
     options::RestartOptions,
-    task::show,
 };
 use ckpt_image::{
     Image, Object, Objref,
     record::{self, task_state},
 };
 use rustix::{
-    fs::{Gid, Uid},
+    fs::{Gid, ResolveFlags, Uid},
     process::{getegid, geteuid, getgroups},
     thread::{
         CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups, set_thread_res_gid,
@@ -40,10 +41,10 @@ pub(crate) struct Rights {
     time: u64,
 }
 
-/// By file; those that are to be opened with our own are not in it, or have none.
+/// By file, contents and directories; those that are to be opened with our own are not in it, or have none.
 pub(crate) type Holders = BTreeMap<Objref, Option<Rights>>;
 
-/// Which tasks' rights files are to be opened with: none but ours, unless we are root; and not if files that changed are welcome.
+/// Which tasks' rights files, FIFOs and directories are to be opened with: none but ours, unless we are root; and not if files that changed are welcome.
 pub(crate) fn holders(image: &Image, options: &RestartOptions) -> Holders {
     let mut holders = Holders::new();
     if !geteuid().is_root() || options.force_files {
@@ -56,16 +57,18 @@ pub(crate) fn holders(image: &Image, options: &RestartOptions) -> Holders {
             .into_iter()
             .flat_map(|mm| mm.vmas.iter().map(|vma| vma.record.object).chain([mm.record.exe]));
         let files: Vec<Objref> = table.iter().map(|desc| desc.file).chain(mapped).collect();
+        let inodes = files.iter().filter_map(|file| Some(image.file(*file)?.record.inode));
+        let objects: Vec<Objref> = files.iter().copied().chain(inodes).chain([process.task.fs]).collect();
         for (_, thread) in process.living() {
             let Some(Object::Cred(cred)) = image.objects.get(&thread.record.cred) else { continue };
             let record::Cred { uid: [.., uid], gid: [.., gid], cap_effective, .. } = cred.record;
             let privileged = uid == 0 || cap_effective & DAC_OVERRIDE != 0;
             let rights = Rights { uid, gid, groups: cred.groups.clone(), time: image.header.time };
-            for file in &files {
+            for object in &objects {
                 if privileged {
-                    holders.insert(*file, None);
+                    holders.insert(*object, None);
                 } else {
-                    holders.entry(*file).or_insert_with(|| Some(rights.clone()));
+                    holders.entry(*object).or_insert_with(|| Some(rights.clone()));
                 }
             }
         }
@@ -75,25 +78,52 @@ pub(crate) fn holders(image: &Image, options: &RestartOptions) -> Holders {
 
 impl Rights {
     /// Opens a file with these rights, or else, if it is what `record` says, with ours.
-    pub(super) fn open(
+    pub(super) fn open(&self, record: &record::File, open: impl Fn() -> Result<OwnedFd>) -> Result<OwnedFd> {
+        self.or_ours(&open, || Ok(self.same(record, Some(open()?))))
+    }
+
+    /// A file, if it is the very one that a record is about.
+    pub(super) fn same(&self, record: &record::File, fd: Option<OwnedFd>) -> Option<OwnedFd> {
+        fd.filter(|fd| {
+            let stat = rustix::fs::fstat(fd);
+            let same = stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (record.dev, record.ino));
+            same && !born_since(fd, self.time)
+        })
+    }
+
+    /// Opens a directory of a task's with these rights, or else, if it is the one that the kernel called `path`, with ours.
+    pub(crate) fn enter(
         &self,
         path: &[u8],
-        record: &record::File,
-        open: impl Fn() -> Result<OwnedFd>,
+        open: impl Fn(&[u8], ResolveFlags) -> Result<OwnedFd>,
     ) -> Result<OwnedFd> {
-        let refused = match self.lend(&open)? {
+        // It is to be searched, too, as it must be for chdir(2).
+        let inside = [path, b"/."].concat();
+        self.or_ours(
+            || open(&inside, ResolveFlags::empty()),
+            || {
+                let fd = open(path, ResolveFlags::NO_SYMLINKS).ok();
+                Ok(fd.filter(|fd| !born_since(fd, self.time)))
+            },
+        )
+    }
+
+    /// Does something with these rights, or, if they are not enough, with ours: `ours` has nothing when that was another file.
+    pub(super) fn or_ours<T>(
+        &self,
+        theirs: impl FnOnce() -> Result<T>,
+        ours: impl FnOnce() -> Result<Option<T>>,
+    ) -> Result<T> {
+        let refused = match self.lend(theirs)? {
             Err(error) if error.kind == ErrorKind::Permission => error,
             other => return other,
         };
-        let fd = open()?;
-        let stat = rustix::fs::fstat(&fd).doing(|| format!("stat {}", show(path)))?;
-        if (stat.st_dev, stat.st_ino) == (record.dev, record.ino) && !born_since(&fd, self.time) {
-            return Ok(fd);
-        }
-        Err(refused
-            .why(format!("user {} may not, and it is another file than the program had open", self.uid))
-            .advice("put the original back")
-            .or(Means::ForceFiles))
+        ours()?.ok_or_else(|| {
+            refused
+                .why(format!("user {} may not, and it is another file than the program had open", self.uid))
+                .advice("put the original back")
+                .or(Means::ForceFiles)
+        })
     }
 
     /// Does something with ours but for CAP_SYS_ADMIN: files of a task that is not made yet cannot be opened with its own, and
@@ -108,7 +138,7 @@ impl Rights {
     }
 
     /// Does something with these rights instead of ours.
-    fn lend<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+    pub(super) fn lend<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         let (uid, gid, groups) = (geteuid(), getegid(), getgroups().doing(|| "getgroups".to_owned())?);
         let dumpable = rustix::process::dumpable_behavior().doing(|| "prctl(PR_GET_DUMPABLE)".to_owned())?;
         let theirs: Vec<Gid> = self.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();

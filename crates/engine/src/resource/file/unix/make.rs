@@ -4,7 +4,7 @@ use super::{SOCK_DGRAM, SOCK_STREAM, SWITCHES, queue};
 use crate::{
     error::{Context, Doing, Error, Result},
     options::Observer,
-    resource::file::{Made, detail},
+    resource::file::{Made, detail, rights::Holders},
     scribe::{
         Scribe,
         socket::{is_taken, to_address},
@@ -48,6 +48,7 @@ impl Sockets {
 
 /// One socket of an image.
 struct Wanted<'a> {
+    objref: Objref,
     file: &'a model::File,
     socket: UnixSocket,
     inode: Option<&'a model::Inode>,
@@ -56,10 +57,12 @@ struct Wanted<'a> {
 /// The unix sockets of an image, by inode.
 fn all(image: &Image) -> Result<BTreeMap<u64, Wanted<'_>>> {
     let mut all = BTreeMap::new();
-    for object in image.objects.values() {
+    for (objref, object) in &image.objects {
         let Object::File(file) = object else { continue };
         if file.record.kind == file_kind::UNIX {
-            let wanted = Wanted { file, socket: detail(file)?, inode: image.inode(file.record.inode) };
+            let objref = *objref;
+            let wanted =
+                Wanted { objref, file, socket: detail(file)?, inode: image.inode(file.record.inode) };
             all.insert(file.record.ino, wanted);
         }
     }
@@ -259,11 +262,12 @@ fn connect(socket: &OwnedFd, to: &OwnedFd) -> Result<()> {
 }
 
 /// Sends what waited, then gives sockets what ends the talk: halves that are shut down, peers that are closed; and their options,
-/// that may have been in the way.
+/// that may have been in the way. Those connected to the outside are so with the rights of who has them.
 pub(crate) fn settle(
     image: &Image,
     sockets: &mut Sockets,
     inodes: &BTreeMap<Objref, Made>,
+    holders: &Holders,
     observer: &mut dyn Observer,
 ) -> Result<()> {
     let all = all(image)?;
@@ -273,7 +277,11 @@ pub(crate) fn settle(
     for (ino, wanted) in all.iter().filter(|(_, wanted)| wanted.socket.is(unix_flags::OUTSIDE)) {
         let to = details::<UnixSocket>(&wanted.file.details).unwrap_or_default();
         let Some((socket, to)) = sockets.get(*ino).zip(to.get(1)) else { continue };
-        let connected = to_address(to.address()).and_then(|to| rustix::net::connect(socket, &to));
+        let connect = || to_address(to.address()).and_then(|to| rustix::net::connect(socket, &to));
+        let connected = match holders.get(&wanted.objref).and_then(Option::as_ref) {
+            Some(rights) => rights.lend(connect)?,
+            None => connect(),
+        };
         if let Err(error) = connected {
             let (own, to) = (show(&wanted.file.path), show(to.address()));
             observer.warn(&format!("{own} was connected to {to}, and is not any more: {error}"));

@@ -3,7 +3,8 @@
 //! A look does not take anything out, nor does it wake anybody. A stream is looked at in one go, from outside. Behind the first
 //! of several messages only SO_PEEK_OFF leads, which is the socket's own. So a process that has the socket looks for us, in
 //! one program: if we end meanwhile, even by SIGKILL, it runs on to its last call, which puts SO_PEEK_OFF back.
-//! An error that waits would be taken by a look: where one does, nobody looks.
+//! An error that waits would be taken by a look: where one does, nobody looks. Out-of-band data (MSG_OOB) would end a look, and is
+//! refused.
 
 use super::{SOCK_SEQPACKET, SOCK_STREAM, polled};
 use crate::{
@@ -69,6 +70,7 @@ const ROOM: usize = 4096;
 pub(super) fn look(socket: &OwnedFd, details: &UnixSocket) -> Result<Seen> {
     let first = rustix::io::ioctl_fionread(socket).doing(|| "what waits in a socket".to_owned())? as usize;
     if details.kind == SOCK_STREAM {
+        refuse_urgent(socket)?;
         return Ok(match first {
             0 => Seen::Nothing,
             1..=LONGEST if details.peek_offset < 0 => Seen::All(look_at_once(socket, details, first)?),
@@ -84,6 +86,16 @@ pub(super) fn look(socket: &OwnedFd, details: &UnixSocket) -> Result<Seen> {
         (events, _) if events.contains(PollFlags::IN) => Ok(Seen::Some),
         _ => Ok(Seen::Nothing),
     }
+}
+
+/// Refuses what overtakes the rest of a stream.
+fn refuse_urgent(socket: &OwnedFd) -> Result<()> {
+    let how = RecvFlags::OOB | RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    if rustix::net::recv(socket, &mut [0u8], how).is_err() {
+        return Ok(());
+    }
+    let what = "out-of-band data (MSG_OOB) waits in a unix socket: it cannot be carried yet";
+    Err(Error::unsupported(what).advice("checkpoint when the program has received it").passing())
 }
 
 /// All of a stream in which `len` bytes wait.
