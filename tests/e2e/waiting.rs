@@ -329,8 +329,13 @@ fn job(ctx: &Context, group: &str) -> Result<Program> {
     let binary = compile_c(ctx, &ctx.helpers.join("job.c"), &[])?;
     let dir = tempfile::tempdir()?;
     let argv = [binary.into_os_string(), group.into()];
-    let target =
-        Target::start(Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, own_session: false })?;
+    let target = Target::start(Start {
+        argv: &argv,
+        dir: dir.path(),
+        stdin: None,
+        stdout: None,
+        session: Session::Ours,
+    })?;
     let program = Program { target, dir };
     let out = program.path("out");
     sys::poll("ready", || Ok(std::fs::read_to_string(&out)?.contains("ready").then_some(())))?;
