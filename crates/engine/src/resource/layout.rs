@@ -116,6 +116,14 @@ fn first_prot(vma: &Vma) -> u64 {
     u64::from(vma.prot) | if accounted { libc::PROT_WRITE as u64 } else { 0 }
 }
 
+/// How much private memory is asked for at once. More than RAM and swap in one piece is refused (vm.overcommit_memory is 0); an
+/// area may have grown to that, and does so again.
+fn at_once() -> u64 {
+    let info = rustix::system::sysinfo();
+    let all = (info.totalram + info.totalswap) * u64::from(info.mem_unit);
+    (all / 2).next_multiple_of(PAGE_SIZE as u64).max(PAGE_SIZE as u64)
+}
+
 fn map_one(program: &mut Program, vma: &Vma, files: &dyn Fn(Objref) -> Result<i32>) -> Result<()> {
     let (sharing, fd) = match vma.kind {
         vma_kind::ANON_PRIVATE => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
@@ -129,16 +137,16 @@ fn map_one(program: &mut Program, vma: &Vma, files: &dyn Fn(Objref) -> Result<i3
     if vma.flags & vma_flags::NORESERVE != 0 {
         flags |= libc::MAP_NORESERVE;
     }
-    let len = vma.end - vma.start;
-    let args = [
-        vma.start.into(),
-        len.into(),
-        first_prot(vma).into(),
-        (flags as u64).into(),
-        fd.into(),
-        vma.offset.into(),
-    ];
-    program.call("mmap", vma.start, libc::SYS_mmap, args);
+    let (prot, flags) = (first_prot(vma), flags as u64);
+    let whole = vma.kind != vma_kind::ANON_PRIVATE || vma.flags & vma_flags::GROWSDOWN != 0;
+    let piece = if whole { u64::MAX } else { at_once() };
+    let mut start = vma.start;
+    while start < vma.end {
+        let len = piece.min(vma.end - start);
+        let args = [start.into(), len.into(), prot.into(), flags.into(), fd.into(), vma.offset.into()];
+        program.call("mmap", start, libc::SYS_mmap, args);
+        start += len;
+    }
     if first_prot(vma) != u64::from(vma.prot) {
         // An area that was never written to would lose its account when it is write-protected.
         let args = [vma.start.into(), 4096u64.into(), MADV_POPULATE_WRITE.into()];
