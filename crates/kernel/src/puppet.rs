@@ -100,7 +100,7 @@ impl Puppet {
         let clone = || clone_waiting(spawn.set_tid, spawn.namespaces | parent).named("clone3");
         let make = || spawn.inside.map_or_else(clone, |namespace| namespace.inside(clone));
         let cloned = match spawn.parent {
-            Parent::Midwife(midwives) => midwives.deliver(make),
+            Parent::Midwife(midwives) => midwives.deliver(spawn.set_tid.last().copied(), make),
             Parent::We | Parent::Ours => make(),
         };
         sys::set_mask(mask);

@@ -11,7 +11,10 @@ use crate::{
     error::{Error, Named, Result},
     servant::{Line, Servant},
 };
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 use std::{cell::RefCell, os::fd::AsFd};
 
 /// Midwives who have not left yet. Dropped, they have.
@@ -19,19 +22,33 @@ use std::{cell::RefCell, os::fd::AsFd};
 pub struct Midwives(RefCell<Vec<Servant>>);
 
 impl Midwives {
-    /// Lets one `make` a puppet. All signals are blocked.
-    pub(super) fn deliver(&self, make: impl FnOnce() -> Result<Waiting>) -> Result<Waiting> {
-        let midwife = Servant::start_after(|line| answer(line, make()), wait)?;
-        let gone = || Error::Gone { tid: midwife.pid() };
-        let (word, pipe) = midwife.hear().map_err(|_| gone())?;
-        let word = word.try_into().map(i32::from_ne_bytes).map_err(|_| gone())?;
-        let Some(pipe) = pipe else {
-            return Err(rustix::io::Errno::from_raw_os_error(word)).named("clone3");
+    /// Lets one `make` a puppet, of that pid if there is one. All signals are blocked.
+    pub(super) fn deliver(
+        &self,
+        pid: Option<i32>,
+        make: impl FnOnce() -> Result<Waiting>,
+    ) -> Result<Waiting> {
+        let born = |line: &Line| {
+            ignore_ends();
+            answer(line, make());
         };
-        let pid = Pid::from_raw(word).ok_or_else(gone)?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).named("pidfd_open")?;
+        let wait = |line: Line| drop(line.request());
+        let midwife = Servant::start_after(born, wait)?;
+        let said = midwife.hear().ok();
+        let Some((word, pipe)) = said.and_then(|(word, pipe)| Some((word.try_into().ok()?, pipe))) else {
+            // Killed. What she has made, if so, ends by itself, as a child of ours if we are a subreaper.
+            let gone = Error::Gone { tid: midwife.pid() };
+            drop(midwife);
+            pid.into_iter().for_each(super::reap);
+            return Err(gone);
+        };
+        let (pid, Some(pipe)) = (i32::from_ne_bytes(word), pipe) else {
+            return Err(Errno::from_raw_os_error(i32::from_ne_bytes(word))).named("clone3");
+        };
+        let known = Pid::from_raw(pid).ok_or(Error::Gone { tid: pid })?;
+        let pidfd = pidfd_open(known, PidfdFlags::empty()).named("pidfd_open")?;
         self.0.borrow_mut().push(midwife);
-        Ok(Waiting { pid: word, pidfd, pipe })
+        Ok(Waiting { pid, pidfd, pipe })
     }
 
     /// Whether there are none.
@@ -52,15 +69,14 @@ impl Midwives {
 fn answer(line: &Line, made: Result<Waiting>) {
     let word = match &made {
         Ok(waiting) => waiting.pid,
-        Err(error) => error.errno().unwrap_or(rustix::io::Errno::IO).raw_os_error(),
+        Err(error) => error.errno().unwrap_or(Errno::IO).raw_os_error(),
     };
     let pipe = made.as_ref().ok().map(|waiting| waiting.pipe.as_fd());
     let _ = line.send(&word.to_ne_bytes(), pipe);
 }
 
-/// Until there is nothing more to do.
-fn wait(line: Line) {
-    // SAFETY: no handler is installed. This process waits for no child.
+/// Lets her children be gone as soon as they end. They inherit that, as from whoever else ignores SIGCHLD.
+fn ignore_ends() {
+    // SAFETY: no handler is installed. The midwife waits for no child.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
-    line.request();
 }
