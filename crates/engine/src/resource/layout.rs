@@ -138,8 +138,9 @@ fn map_one(program: &mut Program, vma: &Vma, files: &dyn Fn(Objref) -> Result<i3
         flags |= libc::MAP_NORESERVE;
     }
     let (prot, flags) = (first_prot(vma), flags as u64);
-    let whole = vma.kind != vma_kind::ANON_PRIVATE || vma.flags & vma_flags::GROWSDOWN != 0;
-    let piece = if whole { u64::MAX } else { at_once() };
+    let counts = vma_flags::ACCOUNTED | vma_flags::GROWSDOWN;
+    let grown = vma.kind == vma_kind::ANON_PRIVATE && vma.flags & counts == vma_flags::ACCOUNTED;
+    let piece = if grown { at_once() } else { u64::MAX };
     let mut start = vma.start;
     while start < vma.end {
         let len = piece.min(vma.end - start);
