@@ -34,6 +34,12 @@ pub enum Error {
         /// Thread.
         tid: i32,
     },
+    /// A midwife, see `puppet/midwife.rs`, was killed.
+    #[error("pid {pid}, which makes the first process for restart, was killed")]
+    Midwife {
+        /// Her pid.
+        pid: i32,
+    },
     /// The task did not stop in time (uninterruptible sleep).
     #[error("task {tid} did not stop within {seconds} s")]
     Timeout {

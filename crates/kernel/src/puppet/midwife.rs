@@ -37,7 +37,7 @@ impl Midwives {
         let said = midwife.hear().ok();
         let Some((word, pipe)) = said.and_then(|(word, pipe)| Some((word.try_into().ok()?, pipe))) else {
             // Killed. What she has made, if so, ends by itself, as a child of ours if we are a subreaper.
-            let gone = Error::Gone { tid: midwife.pid() };
+            let gone = Error::Midwife { pid: midwife.pid() };
             drop(midwife);
             pid.into_iter().for_each(super::reap);
             return Err(gone);
@@ -60,7 +60,7 @@ impl Midwives {
     pub fn leave(&self) -> Result<()> {
         self.0.take().into_iter().try_for_each(|midwife| {
             let pid = midwife.pid();
-            if midwife.dismiss() { Ok(()) } else { Err(Error::Gone { tid: pid }) }
+            if midwife.dismiss() { Ok(()) } else { Err(Error::Midwife { pid }) }
         })
     }
 }
