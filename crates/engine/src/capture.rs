@@ -4,7 +4,6 @@
 //! processes share (kcmp(2) says so) is one object with one objref.
 
 use crate::{
-    ahead::Ahead,
     error::{Context, Error, Result},
     freeze::FrozenThread,
     guard, header,
@@ -86,7 +85,6 @@ pub(crate) fn capture(
     let objects = Objects::of(members, options);
     let mut all = Collector { names: Names::of(&tree)?, objects, ..Collector::default() };
     let header = header::header()?;
-    let ahead = Ahead::of(&tree);
     let mut stopped: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
     for member in tree.iter().filter(|member| member.stopped) {
         stopped.entry(member.process.stat()?.ppid).or_default().push(member.process.pid);
@@ -96,12 +94,8 @@ pub(crate) fn capture(
         let label = member.process.label();
         tracing::debug!("capture {label}: {} threads", member.threads.len());
         let children = stopped.remove(&member.process.pid).unwrap_or_default();
-        if member.is_zombie() {
-            all.zombie(member)
-        } else {
-            all.process(member, &children, &ahead, observer)
-        }
-        .task(|| label)?;
+        if member.is_zombie() { all.zombie(member) } else { all.process(member, &children, observer) }
+            .task(|| label)?;
     }
     let tables = all.processes.iter().map(|p| p.task.files);
     let tables: Vec<_> = all.held.iter().map(|(process, _)| process).zip(tables).collect();
@@ -165,13 +159,11 @@ impl Collector {
         &mut self,
         member: FrozenProcess,
         children: &[i32],
-        ahead: &Ahead,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let FrozenProcess { process, threads: frozen, stopped, parent_tid } = member;
         let own: Vec<i32> = children.iter().map(|pid| self.names.seen_by(process.pid, *pid)).collect();
-        let maps = ahead.next(&process, &self.objects)?;
-        let (frozen, mut answers) = visit(&process, maps, frozen, &own, observer)?;
+        let (frozen, mut answers) = visit(&process, frozen, &own, observer)?;
         let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
         self.unseen.extend(unseen);
         let mut threads = threads(&process, &frozen, &answers, &mut self.objects)?;
@@ -258,12 +250,12 @@ fn task(process: &Process, stat: &Stat, state: u32) -> record::Task {
 /// Asks the tasks what only they know.
 fn visit(
     process: &Process,
-    mut maps: Vec<Mapping>,
     frozen: Vec<FrozenThread>,
     stopped: &[i32],
     observer: &mut dyn Observer,
 ) -> Result<(Vec<FrozenThread>, Answers)> {
     let stat = process.witness_stat()?;
+    let mut maps = mm::mappings(process)?;
     let timers = process.proc.parse("timers", ckpt_proc::timers::parse_timers)?;
     let mut questions = Program::new();
     let descriptors = file::Numbers::of(process)?;

@@ -7,7 +7,6 @@
 
 mod admit;
 pub mod advice;
-mod ahead;
 mod capture;
 mod checkpoint;
 mod error;

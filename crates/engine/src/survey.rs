@@ -149,7 +149,7 @@ fn look_at(process: &Process, status: &Status, objects: &mut Objects) -> Result<
         file::checkpoint(process, &file::Numbers::of(process)?, o).map(Object::Files)
     })?;
     objects.task(Kcmp::Vm, tid, |o| {
-        let vmas = mm::areas(process, &mm::mappings(&process.proc)?, o)?;
+        let vmas = mm::areas(process, &mm::mappings(process)?, o)?;
         Ok(Object::Mm(model::Mm { vmas, ..model::Mm::default() }))
     })?;
     objects.task(Kcmp::Fs, tid, |_| fs::checkpoint(process, status).map(Object::Fs))?;

@@ -11,7 +11,7 @@ use super::file::{Descriptor, kind_of};
 use crate::{
     error::{Context, Doing, Error, ErrorKind, Result},
     objects::{FileKey, Objects},
-    task::{ProcDir, Process, show},
+    task::{Process, show},
 };
 use ckpt_image::{
     Object, Objref, model,
@@ -90,9 +90,9 @@ pub(crate) fn future_locks(process: &Process, slot: Option<Span>) -> Result<u32>
     Ok(said.iter().filter(|(flag, _)| has(*flag)).map(|(_, mcl)| *mcl as u32).sum())
 }
 
-/// The mappings of a process, whose directory is `proc`, those of the kernel left out.
-pub(crate) fn mappings(proc: &ProcDir) -> Result<Vec<Mapping>> {
-    let mut mappings = proc.parse_long("smaps", parse_smaps)?;
+/// The mappings of a process, those of the kernel left out.
+pub(crate) fn mappings(process: &Process) -> Result<Vec<Mapping>> {
+    let mut mappings = process.proc.parse_long("smaps", parse_smaps)?;
     mappings.retain(|m| m.special() != Some(Special::Vsyscall));
     Ok(mappings)
 }
