@@ -10,7 +10,6 @@ use crate::{
 use ckpt_image::{Object, Objref, model::Cred};
 use ckpt_kernel::query::{Kcmp, kcmp};
 use std::{
-    cell::OnceCell,
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fs::File,
@@ -34,7 +33,7 @@ pub(crate) struct Objects {
     /// Unlinked files with more contents than this are refused.
     pub(crate) ghost_limit: Option<u64>,
     /// Which files are locked.
-    pub(crate) locked: OnceCell<Locked>,
+    pub(crate) locked: Locked,
     /// statfs(2) f_type by st_dev.
     file_systems: BTreeMap<u64, i64>,
     /// By objref.

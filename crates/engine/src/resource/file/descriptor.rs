@@ -201,6 +201,9 @@ pub(crate) fn look_at_all(
     mut tell: impl FnMut(i32, Descriptor<'_>, &mut Objects) -> Result<()>,
 ) -> Result<()> {
     let view = View::of(process)?;
+    if !objects.is_guessing() {
+        objects.locked.expect(numbers.fds.len());
+    }
     let mut glances =
         if objects.is_guessing() { view.glance_at(&numbers.fds) } else { Vec::new() }.into_iter();
     for fd in &numbers.fds {
