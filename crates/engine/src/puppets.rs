@@ -24,7 +24,7 @@ use crate::{
 use ckpt_image::model;
 use ckpt_kernel::{
     program::{Arg, Program},
-    puppet::{Fork, Midwives, Parent, Puppet},
+    puppet::{Fork, Midwives, Parent, Puppet, see_off},
 };
 use rustix::process::{Pid, Signal, WaitOptions, getpid, pidfd_send_signal, set_child_subreaper, waitpid};
 use std::collections::BTreeSet;
@@ -215,23 +215,27 @@ impl Puppets {
         self.household.iter_mut().try_for_each(|household| household.init.spare())?;
         self.part()?;
         let mut released = Vec::with_capacity(self.list.len());
-        let mut begun = false;
+        let (mut begun, mut gone) = (false, Vec::new());
         let mut let_go = self.list.iter_mut().flatten().try_for_each(|puppet| {
-            released.push(puppet.release(&mut begun).map_err(|e| ended(puppet, e))?);
+            released.push(puppet.release(&mut begun, &mut gone).map_err(|e| ended(puppet, e))?);
             Ok(())
         });
         if let Some(custody) = &custody {
             let_go = let_go.and_then(|()| custody.wait());
         }
         if let Some(household) = &mut self.household {
-            let_go = let_go.and_then(|()| Ok(household.init.release(&mut begun).map(drop)?));
+            let_go = let_go.and_then(|()| Ok(household.init.release(&mut begun, &mut gone).map(drop)?));
         }
         if let Err(error) = let_go {
             for one in &released {
                 let _ = pidfd_send_signal(&one.pidfd, Signal::KILL);
             }
+            drop(custody);
+            drop(self);
+            see_off(gone);
             return Err(error);
         }
+        see_off(gone);
         self.made.clear();
         self.inits.clear();
         custody.into_iter().for_each(Custody::keep);

@@ -31,6 +31,7 @@ use std::{
     cell::Cell,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     rc::Rc,
+    time::{Duration, Instant},
 };
 
 /// Bytes of the bay of a puppet's first thread.
@@ -447,10 +448,9 @@ impl Puppet {
     }
 
     /// Lets the process live. `begun` tells whether anybody has been let go: who runs by then may end
-    /// others of its process, or other processes, before they are let go themselves.
-    pub fn release(&mut self, begun: &mut bool) -> Result<Released> {
+    /// others of its process, or other processes, before they are let go themselves. Those are added to `gone`, for [`see_off`].
+    pub fn release(&mut self, begun: &mut bool, gone: &mut Vec<i32>) -> Result<Released> {
         let (pid, own_pid) = (self.pid, self.own_pid());
-        let mut gone = Vec::new();
         for strand in std::mem::take(&mut self.threads) {
             let tid = strand.thread.tid();
             match strand.thread.detach() {
@@ -459,15 +459,33 @@ impl Puppet {
                 Err(error) => return Err(error),
             }
         }
-        // They have been killed, and end soon; their parent is told only when we have waited for them, too. The leader
-        // can be waited for when the others have been.
-        gone.into_iter().rev().for_each(|tid| while waited(tid, 0) == Some(false) {});
         self.released = true;
         let pidfd = self
             .pidfd
             .try_clone()
             .map_err(|e| Error::Os { call: "dup", errno: Errno::from_io_error(&e).unwrap_or(Errno::IO) })?;
         Ok(Released { pid, own_pid, pidfd })
+    }
+}
+
+/// Waits for threads that were killed before they were let go, once everybody is: their parents are told only then. It takes
+/// turns, as a leader can be waited for when its other threads have been, and process 1 of a pid namespace when
+/// all others of that have. What a freezer holds does not end, and is left to be.
+pub fn see_off(mut gone: Vec<i32>) {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let begun = Instant::now();
+    while !gone.is_empty() && begun.elapsed() < PATIENCE {
+        gone.retain(|tid| {
+            loop {
+                match waited(*tid, libc::WNOHANG) {
+                    Some(false) => {}
+                    news => break news.is_none(),
+                }
+            }
+        });
+        if !gone.is_empty() {
+            std::thread::sleep(Duration::from_micros(20));
+        }
     }
 }
 
@@ -496,7 +514,7 @@ fn reap(pid: i32) {
             let _ = waited(child, libc::WNOHANG);
         });
         match waited(pid, libc::WNOHANG) {
-            None => std::thread::sleep(std::time::Duration::from_micros(20)),
+            None => std::thread::sleep(Duration::from_micros(20)),
             Some(false) => {}
             Some(true) => return,
         }
