@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
@@ -142,12 +142,17 @@ fn inherit_path(ctx: &Context) -> Result<()> {
     let mut case = Case::start(ctx, "holds", &["log", path])?;
     case.dump_and_kill(&[])?;
     let inherit = format!("fd[5]:{}", path.trim_start_matches('/'));
-    let file = std::fs::OpenOptions::new().append(true).create(true).open(&new)?;
-    case.done(case.restore(&["-d", "--inherit-fd", &inherit]).pass(OwnedFd::from(file), 5), "restore.log")?;
+    goes_on_with(&mut case, &inherit, &new, &log)
+}
+
+/// It is restored with another file, supplied as `inherit` says, in the place of an old one, and writes to that.
+fn goes_on_with(case: &mut Case<'_>, inherit: &str, new: &Path, old: &Path) -> Result<()> {
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(new)?;
+    case.done(case.restore(&["-d", "--inherit-fd", inherit]).pass(OwnedFd::from(file), 5), "restore.log")?;
     case.program.adopt()?;
     case.program.ends_with(7)?;
-    ensure(std::fs::read_to_string(&new)? == "line\n", "it did not write to the new file")?;
-    ensure(std::fs::read_to_string(&log)?.is_empty(), "it wrote to the old file")
+    ensure(std::fs::read_to_string(new)? == "line\n", "it did not write to the new file")?;
+    ensure(std::fs::read_to_string(old)?.is_empty(), "it wrote to the old file")
 }
 
 /// A file that is external by mount and number is missed without a supply, and replaced with one.
@@ -231,13 +236,7 @@ fn external_file_by_mount(ctx: &Context) -> Result<()> {
     // Though it is there yet, it is not what is wanted.
     case.restore_fails(&[], &["fd 9", &word])?;
     let new = bound.path("new");
-    let file = std::fs::OpenOptions::new().append(true).create(true).open(&new)?;
-    let inherit = format!("fd[5]:{word}");
-    case.done(case.restore(&["-d", "--inherit-fd", &inherit]).pass(OwnedFd::from(file), 5), "restore.log")?;
-    case.program.adopt()?;
-    case.program.ends_with(7)?;
-    ensure(std::fs::read_to_string(&new)? == "line\n", "it did not write to the new file")?;
-    ensure(std::fs::read_to_string(&path)?.is_empty(), "it wrote to the old file")
+    goes_on_with(&mut case, &format!("fd[5]:{word}"), &new, &path)
 }
 
 /// `-M KEY:VALUE`: the tasks have our mounts, so what is mounted there when they come back is what they have.

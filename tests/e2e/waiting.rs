@@ -276,18 +276,7 @@ fn standard_pipes(ctx: &Context) -> Result<()> {
 
 /// A target that is no session leader: it goes back into the same session and group, ours.
 fn same_session(ctx: &Context) -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let binary = ckpt_tests::fixture::compile_c(ctx, &ctx.helpers.join("exits.c"), &["-pthread".to_owned()])?;
-    let argv = [binary.into_os_string(), "7".into()];
-    let mut target = Target::start(Start {
-        argv: &argv,
-        dir: dir.path(),
-        stdin: None,
-        stdout: None,
-        session: Session::Ours,
-    })?;
-    let ready = || Ok(std::fs::read_to_string(dir.path().join("out"))?.contains("ready").then_some(()));
-    sys::poll("ready", ready)?;
+    let Program { mut target, dir } = in_our_session(ctx, "exits", "7")?;
     let ids = |pid| (ckpt_tests::target::field_of_stat(pid, 5), ckpt_tests::target::field_of_stat(pid, 6));
     let (pid, before, image) = (target.pid(), ids(target.pid()), dir.path().join("image"));
     ctx.run("checkpoint", &["--kill", "-o"]).arg(&image).arg(pid.to_string()).finish()?.expect_code(0)?;
@@ -324,18 +313,14 @@ fn stopped_before(ctx: &Context) -> Result<()> {
     program.ends_with(7)
 }
 
-/// A program in the harness's session.
-fn job(ctx: &Context, group: &str) -> Result<Program> {
-    let binary = compile_c(ctx, &ctx.helpers.join("job.c"), &[])?;
+/// A helper in the harness's session and group, ready.
+fn in_our_session(ctx: &Context, helper: &str, arg: &str) -> Result<Program> {
+    let source = ctx.helpers.join(format!("{helper}.c"));
+    let binary = compile_c(ctx, &source, &["-pthread".to_owned()])?;
     let dir = tempfile::tempdir()?;
-    let argv = [binary.into_os_string(), group.into()];
-    let target = Target::start(Start {
-        argv: &argv,
-        dir: dir.path(),
-        stdin: None,
-        stdout: None,
-        session: Session::Ours,
-    })?;
+    let argv = [binary.into_os_string(), arg.into()];
+    let session = Session::Ours;
+    let target = Target::start(Start { argv: &argv, dir: dir.path(), stdin: None, stdout: None, session })?;
     let program = Program { target, dir };
     let out = program.path("out");
     sys::poll("ready", || Ok(std::fs::read_to_string(&out)?.contains("ready").then_some(())))?;
@@ -345,7 +330,7 @@ fn job(ctx: &Context, group: &str) -> Result<Program> {
 /// A shell's job that is stopped stays so and is sent nothing as `restart -W` ends, which leaves its process group without
 /// anybody who could continue it.
 fn stopped_job(ctx: &Context, group: &str, script: &str) -> Result<()> {
-    let mut program = job(ctx, group)?;
+    let mut program = in_our_session(ctx, "job", group)?;
     program.target.signal(libc::SIGSTOP)?;
     let pid = program.target.pid();
     let state = || std::fs::read_to_string(format!("/proc/{pid}/status"));
@@ -367,7 +352,7 @@ fn stopped_job(ctx: &Context, group: &str, script: &str) -> Result<()> {
 
 /// The end of `restart -W` is not that of the program's parent.
 fn parent_death_signal(ctx: &Context) -> Result<()> {
-    let mut program = job(ctx, "own")?;
+    let mut program = in_our_session(ctx, "job", "own")?;
     let image = program.save_and_kill(ctx)?;
     for options in [&["-W"][..], &["-W", "--pidns"]] {
         ctx.run("restart", options).arg("-i").arg(&image).finish()?.expect_code(0)?;

@@ -253,6 +253,9 @@ impl From<ckpt_kernel::Error> for Error {
                 Error { why: Some(cause_text(&errno.into())), ..Error::new(kind, what) }
                     .task(format!("task {tid}"))
             }
+            killed @ ckpt_kernel::Error::Midwife { .. } => {
+                Error::new(kind, killed.to_string()).advice("try again")
+            }
             other => Error::new(kind, other.to_string()),
         }
     }

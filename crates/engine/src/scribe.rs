@@ -165,7 +165,7 @@ impl Scribe {
 
     fn dead(&self) -> Error {
         let pid = self.servant.get().map_or(0, Servant::pid);
-        Error::failed(format!("pid {pid}, which makes names for restart, was killed"))
+        Error::failed(format!("pid {pid}, which makes names for restart, was killed")).advice("try again")
     }
 
     fn tell(&self, task: Task, pid: i32) -> Result<()> {

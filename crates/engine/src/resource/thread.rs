@@ -123,8 +123,11 @@ fn is_fair(policy: u32) -> bool {
     [SCHED_OTHER, SCHED_BATCH].contains(&policy)
 }
 
-/// The slice of a thread, or 0 if it is that of everybody.
+/// The slice of a thread, or 0 if it is that of everybody; before Linux 6.12 none is told.
 fn own_slice(slice: u64) -> u64 {
+    if slice == 0 {
+        return 0;
+    }
     static COMMON: OnceLock<u64> = OnceLock::new();
     let common = *COMMON.get_or_init(|| query::base_slice().unwrap_or(0));
     if slice == common || common == 0 { 0 } else { slice }
