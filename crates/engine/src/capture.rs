@@ -202,7 +202,7 @@ impl Collector {
                 .0,
             fs: objects.task(Kcmp::Fs, tid, |_| fs::checkpoint(&process, status).map(Object::Fs))?.0,
             sighand: objects.task(Kcmp::Sighand, tid, |_| Ok(Object::Sighand(sighand)))?.0,
-            signal: objects.add(Object::Signal(model::Signal { record: shared, pending, timers })),
+            signal: objects.add(Object::Signal(Box::new(model::Signal { record: shared, pending, timers }))),
             nr_threads: threads.len() as u32,
             exit_code: self.unseen.get(&pid).copied().unwrap_or(0),
             parent_tid,

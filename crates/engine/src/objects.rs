@@ -7,7 +7,7 @@ use crate::{
     policy::Policy,
     resource::file::lock::Locked,
 };
-use ckpt_image::{Object, Objref, model::Cred};
+use ckpt_image::{Object, Objref, Table, model::Cred};
 use ckpt_kernel::query::{Kcmp, kcmp};
 use std::{
     cmp::Ordering,
@@ -37,7 +37,7 @@ pub(crate) struct Objects {
     /// statfs(2) f_type by st_dev.
     file_systems: BTreeMap<u64, i64>,
     /// By objref.
-    pub(crate) table: BTreeMap<Objref, Object>,
+    pub(crate) table: Table<Object>,
     /// What tasks share, by kind, with one that has it.
     shared: BTreeMap<Kcmp, Ordered<i32>>,
     /// Open file descriptions by key, with a task and descriptor that hold it.

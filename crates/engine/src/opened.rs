@@ -8,11 +8,11 @@ use crate::{
     options::{Observer, Pids, RestartOptions, interrupted},
     resource::{
         file::{
-            self, Made, OpenContext,
+            self, Files, Made, OpenContext,
             directory::Removed,
             external,
             late::{self, Late},
-            placement::Landing,
+            placement::{LOWEST, Landing, Place, above, park},
             private::Private,
             rights::{self, Holders},
         },
@@ -25,8 +25,7 @@ use ckpt_image::{
     Image, Object, Objref,
     record::{file_kind, inode_kind},
 };
-use ckpt_kernel::{Errno, procfs};
-use rustix::io::{DupFlags, fcntl_dupfd_cloexec};
+use ckpt_kernel::procfs;
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsRawFd, OwnedFd},
@@ -35,7 +34,7 @@ use std::{
 
 /// What the coordinator opened for the puppets, which are born with it.
 pub(crate) struct Opened {
-    pub(crate) files: BTreeMap<Objref, OwnedFd>,
+    pub(crate) files: Files,
     pub(crate) inherited: external::Inherited,
     pub(crate) inodes: BTreeMap<Objref, Made>,
     /// Unix sockets, until what waits in them is there.
@@ -61,28 +60,12 @@ fn reserve(numbers: &BTreeSet<i32>) -> Result<BTreeMap<i32, OwnedFd>> {
     let placeholder = late::placeholder()?;
     for number in numbers {
         // What is there already is only for ourselves.
-        let there = fcntl_dupfd_cloexec(&placeholder, *number).map_err(|e| no_room(*number, e))?;
+        let there = above(&placeholder, *number)?;
         if there.as_raw_fd() == *number {
             reserved.insert(*number, there);
         }
     }
     Ok(reserved)
-}
-
-fn no_room(number: i32, cause: Errno) -> Error {
-    Error::os(format!("a descriptor with the number {number} or above"), cause)
-        .advice("raise the limit of open files (ulimit -n)")
-}
-
-/// Numbers below are those of standard descriptors.
-const LOWEST: i32 = 3;
-
-/// Moves a descriptor out of the way of the standard ones: ours may be what the task inherits.
-fn park(fd: OwnedFd) -> Result<OwnedFd> {
-    if fd.as_raw_fd() >= LOWEST {
-        return Ok(fd);
-    }
-    fcntl_dupfd_cloexec(&fd, LOWEST).map_err(|e| no_room(LOWEST, e))
 }
 
 fn park_made(made: Made) -> Result<Made> {
@@ -133,7 +116,7 @@ pub(crate) fn open(
 ) -> Result<Opened> {
     let (numbers, watched) = (numbers(image), file::epoll::numbers(image));
     raise_limit(image, &numbers, watched.len())?;
-    let mut reserved = reserve(&watched)?;
+    let reserved = reserve(&watched)?;
     let (scribe, removed) = (Scribe::default(), Removed::default());
     let holders = rights::holders(image, options);
     let mut inodes = BTreeMap::new();
@@ -173,21 +156,10 @@ pub(crate) fn open(
         rights: None,
     };
     // What has such a number of its own gets it at once, lest twice as many be needed.
-    let own = file::epoll::own_numbers(image);
-    let landing = Landing::of(image, LOWEST).doing(|| "list our descriptors".to_owned())?;
-    let mut place = |file: Objref, fd: OwnedFd| {
-        let number = own.get(&file).filter(|number| **number >= LOWEST);
-        match number.and_then(|number| reserved.remove(number)) {
-            Some(mut place) => {
-                rustix::io::dup3(&fd, &mut place, DupFlags::CLOEXEC).doing(|| "dup3".to_owned())?;
-                Ok(place)
-            }
-            None => park(landing.land(file, fd)),
-        }
-    };
+    let mut landing = Landing::of(image, file::epoll::own_numbers(image), reserved)?;
     let private = Private::find(image);
     let is_private = |file| private.as_ref().is_some_and(|private| private.has(file));
-    let mut files = file::open_some(&context, |file| !is_private(file), &mut place)?;
+    let mut files = file::open_some(&context, |file| !is_private(file), &mut landing)?;
     let mut directories = BTreeMap::new();
     for (objref, object) in &image.objects {
         if let Object::Fs(fs) = object {
@@ -197,7 +169,7 @@ pub(crate) fn open(
     }
     let inherited = external::inherit(image, &options.inherit, &park)?;
     let late = Late::of(image, &numbers)?;
-    drop(reserved);
+    drop(landing);
     let private = private.map(|private| open_private(private, &context, &mut files)).transpose()?.flatten();
     file::pty::hang_up(image, &mut inodes);
     Ok(Opened { files, inherited, inodes, sockets, directories, late, private, holders, scribe })
@@ -207,26 +179,38 @@ pub(crate) fn open(
 fn open_private(
     mut private: Private,
     context: &OpenContext<'_>,
-    files: &mut BTreeMap<Objref, OwnedFd>,
+    files: &mut Files,
 ) -> Result<Option<Private>> {
     let ours = procfs::numbers("self/fd").doing(|| "list our descriptors".to_owned())?;
     let first = ours.last().map_or(LOWEST, |last| last + 1);
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let room = first.unsigned_abs() as usize + private.len() < usize::try_from(limit).unwrap_or(usize::MAX);
     private.begin(first);
-    let mut numbers = Vec::with_capacity(private.len());
-    let mut place = |file: Objref, fd: OwnedFd| {
-        let fd = match fd.as_raw_fd() < first && room {
-            true => fcntl_dupfd_cloexec(&fd, first).map_err(|e| no_room(first, e))?,
-            false => park(fd)?,
-        };
-        numbers.push((file, fd.as_raw_fd()));
-        Ok(fd)
-    };
-    files.append(&mut file::open_some(context, |file| private.has(file), &mut place)?);
-    numbers.into_iter().for_each(|(file, number)| private.add(file, number));
+    let mut place =
+        Above { first: if room { first } else { LOWEST }, numbers: Vec::with_capacity(private.len()) };
+    files.append(file::open_some(context, |file| private.has(file), &mut place)?);
+    place.numbers.into_iter().for_each(|(file, number)| private.add(file, number));
     tracing::debug!("{} files of one process each, from number {first} on; room: {room}", private.len());
     Ok(room.then_some(private))
+}
+
+/// Descriptions go above all that is there, in the order in which they are opened.
+struct Above {
+    first: i32,
+    /// Where they are.
+    numbers: Vec<(Objref, i32)>,
+}
+
+impl Place for Above {
+    fn number(&self, _: Objref) -> Option<i32> {
+        None
+    }
+
+    fn place(&mut self, file: Objref, fd: OwnedFd) -> Result<OwnedFd> {
+        let fd = if fd.as_raw_fd() < self.first { above(&fd, self.first)? } else { fd };
+        self.numbers.push((file, fd.as_raw_fd()));
+        Ok(fd)
+    }
 }
 
 /// In `checkpoint --kill PID | restart` the original has its terminals and the names of its sockets, and ends only when it

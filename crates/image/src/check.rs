@@ -5,7 +5,7 @@ mod anon;
 mod pidns;
 mod unix;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::model::{Cred, File, FileTable, Fs, Image, Inode, Mm, Object, Process, Thread, Vma, details};
@@ -14,6 +14,7 @@ use crate::record::{
     Record, file_kind, inode_kind, lock_kind, owner_kind, pipe_part, proc_owner, pty_flags, restart_kind,
     task_state, vma_flags, vma_kind,
 };
+use crate::table::Table;
 
 /// Longest path (PATH_MAX).
 const MAX_PATH: usize = 4096;
@@ -81,8 +82,8 @@ fn rule(holds: bool, what: &'static str) -> Check {
 
 /// Objects by number, and which of them have been referred to.
 struct Refs<'a> {
-    objects: &'a BTreeMap<Objref, Object>,
-    used: BTreeSet<Objref>,
+    objects: &'a Table<Object>,
+    used: Vec<bool>,
 }
 
 impl Refs<'_> {
@@ -90,7 +91,9 @@ impl Refs<'_> {
     fn required<R: Record>(&mut self, objref: Objref) -> Check {
         let object = self.objects.get(&objref).ok_or("refers to an object that is not in the image")?;
         rule(object.objtype() == R::TYPE, "refers to an object of the wrong kind")?;
-        self.used.insert(objref);
+        if let Some(used) = self.objects.position(objref).and_then(|at| self.used.get_mut(at)) {
+            *used = true;
+        }
         Ok(())
     }
 
@@ -113,7 +116,7 @@ impl Image {
     pub fn check(&self) -> Result<(), Fault> {
         let at = |place| move |what| Fault { place, what };
         self.check_header().map_err(at(Place::Image))?;
-        let mut refs = Refs { objects: &self.objects, used: BTreeSet::new() };
+        let mut refs = Refs { objects: &self.objects, used: vec![false; self.objects.len()] };
         for (objref, object) in &self.objects {
             rule(*objref > 0, "an objref is not positive").map_err(at(Place::Object(*objref)))?;
             check_object(object, &mut refs).map_err(at(Place::Object(*objref)))?;
@@ -134,8 +137,8 @@ impl Image {
         }
         pidns::check(&self.processes)?;
         self.check_counts().map_err(at(Place::Image))?;
-        match self.objects.keys().find(|objref| !refs.used.contains(objref)) {
-            Some(objref) => Err(at(Place::Object(*objref))("nothing refers to it")),
+        match self.objects.keys().zip(&refs.used).find(|(_, used)| !**used) {
+            Some((objref, _)) => Err(at(Place::Object(*objref))("nothing refers to it")),
             None => Ok(()),
         }
     }

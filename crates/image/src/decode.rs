@@ -1,7 +1,5 @@
 //! From verified records to the model: one record at a time, in the order the format prescribes.
 
-use std::collections::BTreeMap;
-
 use zerocopy::FromBytes;
 
 use crate::check::{Fault, Place};
@@ -78,7 +76,9 @@ impl<'a> Raw<'a> {
 pub(crate) struct Decoder {
     image: Image,
     expect: Expect,
-    object_offsets: BTreeMap<Objref, u64>,
+    /// As they come: a table is made of them at the end.
+    objects: Vec<(Objref, Object)>,
+    object_offsets: Vec<(Objref, u64)>,
     process_offsets: Vec<u64>,
 }
 
@@ -87,7 +87,8 @@ impl Decoder {
         Self {
             image: Image::default(),
             expect: Expect::Header,
-            object_offsets: BTreeMap::new(),
+            objects: Vec::new(),
+            object_offsets: Vec::new(),
             process_offsets: Vec::new(),
         }
     }
@@ -122,21 +123,30 @@ impl Decoder {
     }
 
     /// The image, once a record that is no metadata comes at `offset`.
-    pub(crate) fn finish(self, offset: u64, name: &'static str) -> Result<Image, ReadError> {
+    pub(crate) fn finish(mut self, offset: u64, name: &'static str) -> Result<Image, ReadError> {
         if !matches!(self.expect, Expect::Item) {
             return Err(ReadError::Unexpected { offset, name, expected: self.expect.name() });
         }
+        self.object_offsets.sort_by_key(|(objref, _)| *objref);
+        if let Some([_, (_, offset)]) = self.object_offsets.array_windows().find(|[a, b]| a.0 == b.0) {
+            let (offset, what) = (*offset, "the objref is taken");
+            return Err(ReadError::Malformed { offset, name: ObjrefMark::NAME, what });
+        }
+        self.image.objects = std::mem::take(&mut self.objects).into_iter().collect();
         self.image.check().map_err(|fault| self.invalid(fault))?;
         Ok(self.image)
     }
 
     fn invalid(&self, Fault { place, what }: Fault) -> ReadError {
+        let offsets = |objref| {
+            let at = self.object_offsets.binary_search_by_key(&objref, |(objref, _)| *objref).ok()?;
+            self.object_offsets.get(at).map(|(_, offset)| *offset)
+        };
         let (name, offset) = match place {
             Place::Image => (Header::NAME, Some(0)),
-            Place::Object(objref) => (
-                self.image.objects.get(&objref).map_or("?", Object::name),
-                self.object_offsets.get(&objref).copied(),
-            ),
+            Place::Object(objref) => {
+                (self.image.objects.get(&objref).map_or("?", Object::name), offsets(objref))
+            }
             Place::Process(index, _) => (Task::NAME, self.process_offsets.get(index).copied()),
             Place::Thread(index, _) => (Task::NAME, self.process_offsets.get(index).copied()),
         };
@@ -156,9 +166,7 @@ impl Decoder {
         if mark.objref <= 0 {
             return Err(raw.malformed("the objref is not positive"));
         }
-        if self.object_offsets.insert(mark.objref, raw.offset).is_some() {
-            return Err(raw.malformed("the objref is taken"));
-        }
+        self.object_offsets.push((mark.objref, raw.offset));
         Ok(Expect::Object(mark))
     }
 
@@ -187,7 +195,7 @@ impl Decoder {
 
     fn vma(&mut self, objref: Objref, left: u32, raw: Raw<'_>) -> Result<Expect, ReadError> {
         let Decoded { body: record, fields: [anon_name, ..] } = raw.decode()?;
-        if let Some(Object::Mm(mm)) = self.image.objects.get_mut(&objref) {
+        if let Some((_, Object::Mm(mm))) = self.objects.last_mut() {
             mm.vmas.push(Vma { record, anon_name: anon_name.to_vec() });
         }
         Ok(if left == 1 { Expect::Item } else { Expect::Vmas(objref, left - 1) })
@@ -199,7 +207,7 @@ impl Decoder {
             Object::Mm(Mm { record, .. }) if record.nr_vmas > 0 => Expect::Vmas(objref, record.nr_vmas),
             _ => Expect::Item,
         };
-        self.image.objects.insert(objref, object);
+        self.objects.push((objref, object));
         Ok(expect)
     }
 }
@@ -234,7 +242,8 @@ fn object(raw: Raw<'_>) -> Result<Object, ReadError> {
         }
         record::Signal::TYPE => {
             let Decoded { body: record, fields: [pending, timers, ..] } = raw.decode()?;
-            Object::Signal(Signal { record, pending: raw.array(pending)?, timers: raw.array(timers)? })
+            let (pending, timers) = (raw.array(pending)?, raw.array(timers)?);
+            Object::Signal(Box::new(Signal { record, pending, timers }))
         }
         record::Cred::TYPE => {
             let Decoded { body: record, fields: [groups, ..] } = raw.decode()?;

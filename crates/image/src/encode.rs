@@ -1,8 +1,6 @@
 //! The metadata as records: each object once, right before the first process that uses it, after
 //! the objects it refers to itself.
 
-use std::collections::BTreeSet;
-
 use zerocopy::IntoBytes;
 
 use crate::error::WriteError;
@@ -23,7 +21,7 @@ impl Image {
         writer.record(&self.arch, &[])?;
         writer.end_group()?;
         writer.record(&self.tree, &[])?;
-        let mut encoder = Encoder { image: self, writer, written: BTreeSet::new() };
+        let mut encoder = Encoder { image: self, writer, written: vec![false; self.objects.len()] };
         for process in &self.processes {
             encoder.process(process)?;
         }
@@ -34,7 +32,8 @@ impl Image {
 struct Encoder<'a, S: BlockSink> {
     image: &'a Image,
     writer: &'a mut Writer<S>,
-    written: BTreeSet<Objref>,
+    /// Which objects have been, by position.
+    written: Vec<bool>,
 }
 
 impl<S: BlockSink> Encoder<'_, S> {
@@ -62,8 +61,9 @@ impl<S: BlockSink> Encoder<'_, S> {
 
     /// Writes an object unless it has been, its dependencies first.
     fn object(&mut self, objref: Objref) -> Result<(), WriteError> {
-        let Some(object) = self.image.objects.get(&objref) else { return Ok(()) };
-        if !self.written.insert(objref) {
+        let written = self.image.objects.position(objref).and_then(|at| self.written.get_mut(at));
+        let Some((object, written)) = self.image.objects.get(&objref).zip(written) else { return Ok(()) };
+        if std::mem::replace(written, true) {
             return Ok(());
         }
         match object {

@@ -29,6 +29,7 @@ pub mod model;
 mod pack;
 mod reader;
 pub mod record;
+pub mod table;
 mod writer;
 
 pub use block::{BLOCK_SIZE, Block};
@@ -40,4 +41,5 @@ pub use model::{Image, Object};
 pub use pack::{PagesWritten, ZeroPages};
 pub use reader::{Reader, RecordInfo, find_error_text};
 pub use record::Objref;
+pub use table::Table;
 pub use writer::{BlockSink, Fill, Writer};

@@ -4,14 +4,13 @@
 //! `record` beside the decoded fields. Counts kept in records (`nr_threads`, `nr_vmas`,
 //! `nr_tasks`) must agree with the collections; [`Image::check`] holds them to it.
 
-use std::collections::BTreeMap;
-
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::record::{
     self, EpollEntry, FileDesc, FileLock, Header, HeaderArch, InotifyWatch, Objref, PidLevel, PosixTimer,
     Pty, Record, SigAction, Task, Tree, file_kind, inode_kind, task_state,
 };
+use crate::table::Table;
 
 /// A queued signal: `siginfo_t` as PTRACE_PEEKSIGINFO gives it.
 pub type Siginfo = [u8; 128];
@@ -30,7 +29,7 @@ pub struct Image {
     /// Processes in tree order: the root first, a parent before its children.
     pub processes: Vec<Process>,
     /// What they share.
-    pub objects: BTreeMap<Objref, Object>,
+    pub objects: Table<Object>,
 }
 
 /// A thread group.
@@ -103,8 +102,8 @@ pub enum Object {
     Fs(Fs),
     /// Signal handlers.
     Sighand(Sighand),
-    /// Limits, timers, shared pending signals.
-    Signal(Signal),
+    /// Limits, timers, shared pending signals: large, and few.
+    Signal(Box<Signal>),
     /// Credentials.
     Cred(Cred),
 }

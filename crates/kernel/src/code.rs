@@ -10,7 +10,7 @@
 
 use std::arch::global_asm;
 
-/// Bytes of one call descriptor: nr, six arguments, result, flags, spare.
+/// Bytes of one call descriptor: nr, six arguments, result, flags, how often again with a first argument that is one more.
 pub const DESC_SIZE: usize = 80;
 /// Descriptor flag: a failure does not end the program.
 pub const MAY_FAIL: u64 = 1 << 8;
@@ -106,6 +106,7 @@ global_asm!(image!(
      mov rax, [r12]\nsyscall\nmov [r12 + 56], rax\n\
      cmp rax, -4095\njb 3f\nbt r14, 8\njc 4f\nmov [rip + 7f + 208], r12\njmp 5f\n\
      3: test rax, rax\njnz 4f\nbt r14, 9\njnc 4f\nmov eax, 231\nmov edi, 0\nsyscall\n\
+     4: cmp qword ptr [r12 + 72], 0\njz 4f\ndec qword ptr [r12 + 72]\ninc qword ptr [r12 + 8]\njmp 2b\n\
      4: add r12, 80\ndec r13\njmp 2b\n",
     ".zero 24\n"
 ));

@@ -13,6 +13,7 @@
 
 pub mod anon;
 pub mod code;
+pub mod descriptors;
 pub mod error;
 pub mod guardian;
 mod init;

@@ -55,6 +55,8 @@ pub struct Call {
     what: &'static str,
     /// The address, descriptor or number it is about.
     object: u64,
+    /// How often it is made once more, each time with a first argument that is one more.
+    again: u64,
 }
 
 /// What a call gave.
@@ -127,7 +129,24 @@ impl Program {
         args: [Arg; N],
     ) -> usize {
         const { assert!(N <= 6, "a system call has at most six arguments") };
-        self.calls.push(Call { nr, args: args.into(), may_fail: false, what, object });
+        self.calls.push(Call { nr, args: args.into(), may_fail: false, what, object, again: 0 });
+        self.calls.len() - 1
+    }
+
+    /// Appends a call that must succeed for each of `count` numbers from `first` on, its first argument; `others` follow it.
+    /// Its result is that of the last one. Returns its index.
+    pub fn call_each<const N: usize>(
+        &mut self,
+        what: &'static str,
+        first: u64,
+        count: u64,
+        nr: i64,
+        others: [Arg; N],
+    ) -> usize {
+        const { assert!(N <= 5, "a system call has at most six arguments") };
+        let args = [Arg::Value(first)].into_iter().chain(others).collect();
+        let again = count.saturating_sub(1);
+        self.calls.push(Call { nr, args, may_fail: false, what, object: first, again });
         self.calls.len() - 1
     }
 
@@ -257,7 +276,7 @@ impl Batch {
             data.resize(data.len().next_multiple_of(16), 0);
         }
         self.bytes.extend_from_slice(&(call.nr as u64).to_le_bytes());
-        for word in words.into_iter().chain([0, flags, 0]) {
+        for word in words.into_iter().chain([0, flags, call.again]) {
             self.bytes.extend_from_slice(&word.to_le_bytes());
         }
         self.outputs.push(outputs);

@@ -15,7 +15,7 @@
 //! its size, at the very end, when nothing can fail any more but that. `--map-file OLD=NEW` says where a file
 //! or a directory is now; that is another inode on purpose.
 
-use super::{Made, external};
+use super::{Files, Made, external};
 use crate::{
     advice::Means,
     error::{Doing, Error, Result},
@@ -25,7 +25,7 @@ use crate::{
 };
 use ckpt_image::{
     Image, Object, Objref, model,
-    record::{file_kind, vma_kind},
+    record::{self, file_kind, vma_kind},
 };
 use rustix::fs::{AtFlags, OFlags, Stat, StatxFlags};
 use std::{
@@ -59,7 +59,7 @@ enum Verdict {
 /// grew.
 pub(crate) fn check(
     image: &Image,
-    files: &BTreeMap<Objref, OwnedFd>,
+    files: &Files,
     inodes: &BTreeMap<Objref, Made>,
     options: &RestartOptions,
     observer: &mut dyn Observer,
@@ -68,7 +68,7 @@ pub(crate) fn check(
     let supplied = external::supplied(image, &options.inherit);
     let mut grown = Vec::new();
     let mut touched = BTreeSet::new();
-    for (objref, fd) in files {
+    for (objref, fd) in files.iter().filter(|(objref, _)| !files.is_unchanged(**objref)) {
         let Some(file) = image.file(*objref).filter(|f| f.record.kind == file_kind::REGULAR) else {
             continue;
         };
@@ -141,15 +141,22 @@ pub(super) fn born_since(fd: &OwnedFd, time: u64) -> bool {
     })
 }
 
+/// Whether a file is what it was, whatever a program does with it.
+pub(super) fn is_same(record: &record::File, stat: &Stat) -> bool {
+    let time = (stat.st_mtime, stat.st_mtime_nsec as u32);
+    time == (record.mtime_sec, record.mtime_nsec) && stat.st_size.max(0) as u64 == record.size
+}
+
 fn verdict(file: &model::File, stat: &Stat, usage: Use, same_inode: impl Fn() -> bool) -> Verdict {
     let record = &file.record;
+    if is_same(record, stat) {
+        return Verdict::Same;
+    }
     let size = stat.st_size.max(0) as u64;
-    let same_time = (stat.st_mtime, stat.st_mtime_nsec as u32) == (record.mtime_sec, record.mtime_nsec);
     let same_build =
         || !file.build_id.is_empty() && mm::build_id(&file.path).as_ref() == Some(&file.build_id);
     let sizes = || Verdict::Changed(format!("its size differs, it has {size} bytes and had {}", record.size));
     match (usage, size.cmp(&record.size)) {
-        (_, Ordering::Equal) if same_time => Verdict::Same,
         (Use::Private, Ordering::Equal) if same_build() => Verdict::Same,
         (Use::Private, Ordering::Equal) => {
             Verdict::Changed("modification time and build-id differ".to_owned())
@@ -165,7 +172,7 @@ fn verdict(file: &model::File, stat: &Stat, usage: Use, same_inode: impl Fn() ->
 }
 
 /// Cuts files back to the size they had.
-pub(crate) fn truncate(image: &Image, grown: &[Objref], files: &BTreeMap<Objref, OwnedFd>) -> Result<()> {
+pub(crate) fn truncate(image: &Image, grown: &[Objref], files: &Files) -> Result<()> {
     for (file, fd) in grown.iter().filter_map(|objref| Some((image.file(*objref)?, files.get(objref)?))) {
         rustix::fs::ftruncate(fd, file.record.size)
             .map_err(|e| Error::os(format!("truncate {} to what it was", show(&file.path)), e))?;

@@ -9,7 +9,7 @@
 //! watched files between checkpoint and restart; that numbers above the highest have been given before.
 
 use super::{
-    Descriptor, FileKind, OpenContext,
+    Descriptor, FileKind, Files, OpenContext,
     descriptor::record_of,
     details_of,
     rights::{Holders, Rights},
@@ -21,7 +21,7 @@ use crate::{
     task::{ProcDir, Process, show},
 };
 use ckpt_image::{
-    Image, Object, Objref, model,
+    Image, Object, model,
     record::{InotifyWatch, file_kind},
 };
 use ckpt_kernel::{Errno, anon};
@@ -181,10 +181,11 @@ fn look_into(directory: &[u8], seen: &mut BTreeMap<(u64, u64), Vec<u8>>) {
 }
 
 /// Adds the watches of an image.
-pub(crate) fn settle(image: &Image, files: &BTreeMap<Objref, OwnedFd>, holders: &Holders) -> Result<()> {
+pub(crate) fn settle(image: &Image, files: &Files, holders: &Holders) -> Result<()> {
     for (objref, object) in &image.objects {
-        if let (Object::File(file), Some(fd)) = (object, files.get(objref))
+        if let Object::File(file) = object
             && file.record.kind == file_kind::INOTIFY
+            && let Some(fd) = files.get(objref)
         {
             for watch in details_of::<InotifyWatch>(file)? {
                 let watched =

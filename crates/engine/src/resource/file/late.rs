@@ -11,7 +11,7 @@
 //!
 //! What a message brings gets the lowest number that is free, which is known at both of them.
 
-use super::{epoll, placement};
+use super::{Files, epoll, placement};
 use crate::{
     error::{Doing, Error, Result},
     opened::Opened,
@@ -48,7 +48,7 @@ pub(crate) fn placeholder() -> Result<OwnedFd> {
 }
 
 /// Puts a description in the place of its placeholder.
-pub(crate) fn put(fd: &OwnedFd, objref: Objref, files: &mut BTreeMap<Objref, OwnedFd>) -> Result<()> {
+pub(crate) fn put(fd: &OwnedFd, objref: Objref, files: &mut Files) -> Result<()> {
     let Some(place) = files.get_mut(&objref) else { return Ok(()) };
     rustix::io::dup3(fd, place, DupFlags::CLOEXEC).doing(|| "dup3".to_owned())
 }

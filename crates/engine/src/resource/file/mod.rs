@@ -21,6 +21,7 @@ pub(crate) mod late;
 pub(crate) mod lock;
 pub(crate) mod memfd;
 pub(crate) mod mqueue;
+mod open;
 pub(crate) mod owner;
 pub(crate) mod path;
 pub(crate) mod pidfd;
@@ -38,29 +39,26 @@ pub(crate) mod unix;
 pub(crate) mod unlinked;
 
 pub(crate) use descriptor::{Descriptor, Numbers};
+pub(crate) use open::{Files, open_some};
+use open::{reopen, seek};
 
 use crate::{
-    advice::Means,
     error::{Doing, Error, Result},
     objects::Objects,
     options::RestartOptions,
     registry::FILE_KINDS,
     scribe::Scribe,
-    task::{Process, show},
+    task::Process,
 };
-use ckpt_image::{
-    Image, Object, Objref, model,
-    record::{self, FileDesc},
-};
+use ckpt_image::{Image, Object, Objref, model, record::FileDesc};
 use rights::{Holders, Rights};
 use rustix::{
-    fs::{FileType, Mode, OFlags},
-    io::Errno,
+    fs::OFlags,
     process::{Resource, Rlimit},
 };
 use std::{
     collections::BTreeMap,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{Mutex, atomic::AtomicBool},
 };
 use zerocopy::FromBytes;
@@ -167,7 +165,7 @@ pub(crate) fn adopt(
 }
 
 /// What is done to files last of all: from then on time passes for them, and they notice what happens.
-pub(crate) fn settle(image: &Image, files: &BTreeMap<Objref, OwnedFd>, holders: &Holders) -> Result<()> {
+pub(crate) fn settle(image: &Image, files: &Files, holders: &Holders) -> Result<()> {
     inotify::settle(image, files, holders)?;
     timerfd::settle(image, files)
 }
@@ -198,90 +196,6 @@ pub(crate) fn claimants(descriptor: &Descriptor<'_>) -> impl Iterator<Item = &'s
 /// The kind of a descriptor.
 pub(crate) fn kind_of(descriptor: &Descriptor<'_>) -> Option<&'static dyn FileKind> {
     claimants(descriptor).next()
-}
-
-/// Opens those files of the image that are `wanted`. `place` keeps a descriptor where the tasks will have it.
-pub(crate) fn open_some(
-    context: &OpenContext<'_>,
-    wanted: impl Fn(Objref) -> bool,
-    place: &mut dyn FnMut(Objref, OwnedFd) -> Result<OwnedFd>,
-) -> Result<BTreeMap<Objref, OwnedFd>> {
-    let mut open = BTreeMap::new();
-    let supplied = external::supplied(context.image, &context.options.inherit);
-    for (objref, object) in context.image.objects.iter().filter(|(objref, _)| wanted(**objref)) {
-        let Object::File(file) = object else { continue };
-        if let Some(fd) = supplied.get(objref) {
-            let copy =
-                rustix::io::dup(fd).doing(|| format!("our own descriptor for {}", show(&file.path)))?;
-            open.insert(*objref, place(*objref, copy)?);
-            continue;
-        }
-        let kind = FILE_KINDS.iter().find(|kind| kind.kind() == file.record.kind).ok_or_else(|| {
-            Error::bad_image(format!("file {objref} is of unknown kind {}", file.record.kind))
-        })?;
-        let rights = context.holders.get(objref).and_then(Option::as_ref);
-        if let Some(fd) = kind.open(file, &OpenContext { rights, ..*context })? {
-            open.insert(*objref, place(*objref, fd)?);
-        }
-    }
-    Ok(open)
-}
-
-/// Opens `path` as an image wants it, with `rights` if they are given, and checks that it got that.
-pub(crate) fn reopen(path: &[u8], record: &record::File, rights: Option<&Rights>) -> Result<OwnedFd> {
-    match rights {
-        Some(rights) => rights.open(record, || reopen_now(path, record)),
-        None => reopen_now(path, record),
-    }
-}
-
-fn reopen_now(path: &[u8], record: &record::File) -> Result<OwnedFd> {
-    // O_ASYNC given to open(2) would only look as if it were set: see owner.rs.
-    let forbidden =
-        OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::from_bits_retain(libc::O_ASYNC as u32);
-    let flags = OFlags::from_bits_retain(record.flags) & !forbidden;
-    let wanted = FileType::from_raw_mode(record.mode);
-    // A FIFO in its place would let us wait for ever.
-    let waits = wanted == FileType::RegularFile && !flags.intersects(OFlags::NONBLOCK | OFlags::PATH);
-    let open = |more| rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY | more, Mode::empty());
-    let failed = |e| advised(Error::os(format!("open {}", show(path)), e), e);
-    let fd = match open(if waits { OFlags::NONBLOCK } else { OFlags::empty() }) {
-        // Somebody has a lease, and gives it up.
-        Err(Errno::WOULDBLOCK) if rustix::fs::stat(path).is_ok_and(|stat| is_of(&stat, wanted)) => {
-            open(OFlags::empty()).map_err(failed)?
-        }
-        other => other.map_err(failed)?,
-    };
-    let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os(format!("stat {}", show(path)), e))?;
-    if !is_of(&stat, wanted) {
-        let what = format!("{} is not the kind of file it was", show(path));
-        return Err(Error::failed(what).advice("put the original back"));
-    }
-    if waits {
-        rustix::fs::fcntl_setfl(&fd, flags).doing(|| "set the flags of a file".to_owned())?;
-    }
-    Ok(fd)
-}
-
-fn is_of(stat: &rustix::fs::Stat, file_type: FileType) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == file_type
-}
-
-/// What to do about a file that cannot be opened.
-fn advised(error: Error, cause: Errno) -> Error {
-    match cause {
-        Errno::MFILE | Errno::NFILE => error.advice("raise the limit of open files"),
-        _ => error.advice("put it back").or(Means::MapFiles),
-    }
-}
-
-/// Sets the offset of a new description.
-pub(crate) fn seek(fd: impl AsFd, record: &record::File, path: &[u8]) -> Result<()> {
-    if record.pos != 0 {
-        rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(record.pos))
-            .map_err(|e| Error::os(format!("seek in {}", show(path)), e))?;
-    }
-    Ok(())
 }
 
 /// Raises our own limit of open files as far as allowed, beyond the hard limit only if more than that is wanted;

@@ -12,7 +12,10 @@ use crate::{
     error::{Error, Result},
     task::{Process, show, stat_of},
 };
-use ckpt_image::{Image, Object, model, record::owner_kind};
+use ckpt_image::{
+    Image, Object, model,
+    record::{self, owner_kind},
+};
 use ckpt_kernel::{
     program::{Arg, Program},
     query,
@@ -89,8 +92,12 @@ pub(crate) fn restore(
 ) -> Result<()> {
     let mut done = BTreeSet::new();
     for desc in &table.descs {
-        let Some(file) = image.file(desc.file).filter(|_| done.insert(desc.file)) else { continue };
+        let Some(file) = image.file(desc.file) else { continue };
         let record = &file.record;
+        let signals = record.owner_kind != owner_kind::NONE || record.owner_signal != 0 || is_async(record);
+        if !signals || !done.insert(desc.file) {
+            continue;
+        }
         let mut fcntl = |command: i32, arg: Arg| {
             program.call("fcntl", desc.fd as u64, libc::SYS_fcntl, [desc.fd.into(), command.into(), arg]);
         };
@@ -108,9 +115,13 @@ pub(crate) fn restore(
         if record.owner_signal != 0 {
             fcntl(F_SETSIG, u64::from(record.owner_signal).into());
         }
-        if record.flags & libc::O_ASYNC as u32 != 0 {
+        if is_async(record) {
             fcntl(libc::F_SETFL, u64::from(record.flags).into());
         }
     }
     Ok(())
+}
+
+fn is_async(record: &record::File) -> bool {
+    record.flags & libc::O_ASYNC as u32 != 0
 }

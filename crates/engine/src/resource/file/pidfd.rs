@@ -7,7 +7,7 @@
 //! PIDFD_GET_INFO tells of one that has been waited for.
 
 use super::{
-    Descriptor, FileKind, OpenContext, detail,
+    Descriptor, FileKind, Files, OpenContext, detail,
     late::{self, Tasks},
     settle_flags,
 };
@@ -85,7 +85,7 @@ pub(crate) fn open_late(
     image: &Image,
     tasks: &Tasks,
     puppets: &mut Puppets,
-    files: &mut BTreeMap<Objref, OwnedFd>,
+    files: &mut Files,
 ) -> Result<()> {
     // Of processes that are no more: by their inode, which says which are of the same.
     let mut dead: BTreeMap<u64, Vec<(Objref, &model::File)>> = BTreeMap::new();
@@ -116,7 +116,7 @@ fn open(tid: i32, file: &model::File) -> Result<OwnedFd> {
     pidfd_open(id, flags).doing(|| format!("pidfd_open({tid})"))
 }
 
-fn put(fd: OwnedFd, objref: Objref, file: &model::File, files: &mut BTreeMap<Objref, OwnedFd>) -> Result<()> {
+fn put(fd: OwnedFd, objref: Objref, file: &model::File, files: &mut Files) -> Result<()> {
     settle_flags(&fd, file)?;
     late::put(&fd, objref, files)
 }

@@ -5,9 +5,10 @@
 //! of one number that nobody has, so that no more numbers are used than there are files: a table may be
 //! full up to its limit. What has the right number in the coordinator need not be moved ([`Landing`]).
 
-use ckpt_image::{Image, Object, Objref};
-use ckpt_kernel::{Errno, procfs, program::Program};
-use rustix::io::fcntl_dupfd_cloexec;
+use crate::error::{Doing, Error, Result};
+use ckpt_image::{Image, Object, Objref, Table};
+use ckpt_kernel::{procfs, program::Program};
+use rustix::io::{DupFlags, fcntl_dupfd_cloexec};
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsRawFd, OwnedFd},
@@ -18,52 +19,102 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct Landing {
     /// The place of a file, which is no other's.
-    places: BTreeMap<Objref, i32>,
-    /// All those places.
-    taken: BTreeSet<i32>,
-    /// Above all places.
-    end: i32,
+    places: Table<i32>,
+    /// Whether a number is such a place.
+    taken: Vec<bool>,
+    /// Placeholders, at numbers that only those whose places they are may get.
+    reserved: BTreeMap<i32, OwnedFd>,
 }
 
+/// Where descriptions go that are opened.
+pub(crate) trait Place {
+    /// The number a file is to have, if it is to have one.
+    fn number(&self, file: Objref) -> Option<i32>;
+    /// Has the description of a file where the tasks will have it.
+    fn place(&mut self, file: Objref, fd: OwnedFd) -> Result<OwnedFd>;
+}
+
+/// Numbers below are those of standard descriptors.
+pub(crate) const LOWEST: i32 = 3;
+
 impl Landing {
-    /// Places from `lowest` on, as many as there are files: every process is born with a copy of the table, which is to be
-    /// a short one.
-    pub(crate) fn of(image: &Image, lowest: i32) -> Result<Landing, Errno> {
-        let ours: BTreeSet<i32> = procfs::numbers("self/fd")?.into_iter().collect();
+    /// Places as many as there are files: every process is born with a copy of the table, which is to be a short one. Who has
+    /// one in `own` gets that.
+    pub(crate) fn of(
+        image: &Image,
+        own: impl IntoIterator<Item = (Objref, i32)>,
+        reserved: BTreeMap<i32, OwnedFd>,
+    ) -> Result<Landing> {
+        let ours = procfs::numbers("self/fd").doing(|| "list our descriptors".to_owned())?;
+        let mut places: Table<i32> = own
+            .into_iter()
+            .filter(|(_, number)| *number >= LOWEST && reserved.contains_key(number))
+            .collect();
+        let ours: BTreeSet<i32> = ours.into_iter().collect();
         let tables = image.objects.values().filter_map(|object| match object {
             Object::Files(table) => Some(&table.descs),
             _ => None,
         });
         let most = ours.len() + image.objects.values().filter(|o| matches!(o, Object::File(_))).count();
-        let end = i32::try_from(most).unwrap_or(i32::MAX);
-        let (mut places, mut taken) = (BTreeMap::new(), BTreeSet::new());
-        for desc in tables.flatten().filter(|desc| (lowest..end).contains(&desc.fd)) {
-            if !ours.contains(&desc.fd) && !places.contains_key(&desc.file) && taken.insert(desc.fd) {
+        let mut taken = vec![false; most];
+        for desc in tables.flatten().filter(|desc| desc.fd >= LOWEST) {
+            let Some(taken) = taken.get_mut(desc.fd as usize).filter(|taken| !**taken) else { continue };
+            if !ours.contains(&desc.fd) && !places.contains_key(&desc.file) {
                 places.insert(desc.file, desc.fd);
+                *taken = true;
             }
         }
-        Ok(Landing { places, taken, end })
+        Ok(Landing { places, taken, reserved })
+    }
+
+    fn is_taken(&self, number: i32) -> bool {
+        self.taken.get(number as usize).copied().unwrap_or(false)
+    }
+}
+
+impl Place for Landing {
+    fn number(&self, file: Objref) -> Option<i32> {
+        self.places.get(&file).copied()
     }
 
     /// Sees to it that a file that was just opened is in its place, or not in another's.
-    pub(crate) fn land(&self, file: Objref, fd: OwnedFd) -> OwnedFd {
+    fn place(&mut self, file: Objref, fd: OwnedFd) -> Result<OwnedFd> {
         let at = fd.as_raw_fd();
-        if let Some(place) = self.places.get(&file) {
-            if *place == at {
-                return fd;
-            }
-            if let Some(there) =
-                fcntl_dupfd_cloexec(&fd, *place).ok().filter(|there| there.as_raw_fd() == *place)
-            {
-                return there;
-            }
+        let place = self.number(file);
+        if place == Some(at) {
+            return Ok(fd);
+        }
+        if let Some(mut there) = place.and_then(|place| self.reserved.remove(&place)) {
+            rustix::io::dup3(&fd, &mut there, DupFlags::CLOEXEC).doing(|| "dup3".to_owned())?;
+            return Ok(there);
+        }
+        let moved = place.and_then(|place| fcntl_dupfd_cloexec(&fd, place).ok());
+        if let Some(there) = moved.filter(|there| Some(there.as_raw_fd()) == place) {
+            return Ok(there);
         }
         // Anywhere is as good, if there is room: it is moved by each who has it.
-        match self.taken.contains(&at) {
-            true => fcntl_dupfd_cloexec(&fd, self.end).unwrap_or(fd),
+        let fd = match self.is_taken(at) {
+            true => fcntl_dupfd_cloexec(&fd, self.taken.len() as i32).unwrap_or(fd),
             false => fd,
-        }
+        };
+        park(fd)
     }
+}
+
+/// Moves a descriptor out of the way of the standard ones: ours may be what the task inherits.
+pub(crate) fn park(fd: OwnedFd) -> Result<OwnedFd> {
+    if fd.as_raw_fd() >= LOWEST {
+        return Ok(fd);
+    }
+    above(&fd, LOWEST)
+}
+
+/// A copy of a descriptor, at `lowest` or above.
+pub(crate) fn above(fd: &OwnedFd, lowest: i32) -> Result<OwnedFd> {
+    fcntl_dupfd_cloexec(fd, lowest).map_err(|e| {
+        Error::os(format!("a descriptor with the number {lowest} or above"), e)
+            .advice("raise the limit of open files (ulimit -n)")
+    })
 }
 
 /// One descriptor: where it is, where it goes, FD_CLOEXEC.
@@ -74,10 +125,25 @@ pub(crate) struct Move {
     pub(crate) cloexec: bool,
 }
 
+impl Move {
+    /// Whether it is in its place.
+    fn is_there(&self) -> bool {
+        self.from == self.to
+    }
+}
+
 /// Puts every descriptor in its place and closes all others, but for `kept`, which is nobody's place.
 pub(crate) fn place(program: &mut Program, moves: &[Move], kept: Option<i32>) {
     ordered(moves, kept).into_iter().for_each(|one| put(program, one));
-    let places: BTreeSet<i32> = moves.iter().map(|m| m.to).chain(kept).collect();
+    let there: Vec<&Move> = moves.iter().filter(|m| m.is_there()).collect();
+    for run in there.chunk_by(|a, b| a.to + 1 == b.to && a.cloexec == b.cloexec) {
+        let Some(first) = run.first() else { continue };
+        let (from, count) = (first.to as u64, run.len() as u64);
+        let others = [libc::F_SETFD.into(), i32::from(first.cloexec).into()];
+        program.call_each("fcntl(F_SETFD)", from, count, libc::SYS_fcntl, others);
+    }
+    let mut places: Vec<i32> = moves.iter().map(|m| m.to).chain(kept).collect();
+    places.sort_unstable();
     let mut next = 0;
     for place in places {
         if place > next {
@@ -88,15 +154,10 @@ pub(crate) fn place(program: &mut Program, moves: &[Move], kept: Option<i32>) {
     close(program, next, u32::MAX);
 }
 
-/// Puts one descriptor in its place.
+/// Puts one descriptor in its place, where it is not.
 pub(crate) fn put(program: &mut Program, Move { from, to, cloexec }: Move) {
-    if from == to {
-        let args = [to.into(), libc::F_SETFD.into(), i32::from(cloexec).into()];
-        program.call("fcntl(F_SETFD)", to as u64, libc::SYS_fcntl, args);
-    } else {
-        let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
-        program.call("dup3", to as u64, libc::SYS_dup3, [from.into(), to.into(), flags.into()]);
-    }
+    let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
+    program.call("dup3", to as u64, libc::SYS_dup3, [from.into(), to.into(), flags.into()]);
 }
 
 /// Closes a range of numbers.
@@ -113,13 +174,16 @@ fn close_range(program: &mut Program, from: i32, to: u32, flags: u32) {
     program.call("close_range", from as u64, libc::SYS_close_range, [from.into(), to.into(), flags.into()]);
 }
 
-/// The moves in an order in which each finds what it moves. There may be more of them: the cycles, by way of a number that
-/// is not `kept`.
+/// The moves of what is not in its place, in an order in which each finds what it moves. There may be more of them: the
+/// cycles, by way of a number that is not `kept`.
 fn ordered(moves: &[Move], kept: Option<i32>) -> Vec<Move> {
     // By place, what is still to go there; by number, how many still need what is there now.
-    let mut left: BTreeMap<i32, Move> = moves.iter().map(|m| (m.to, *m)).collect();
+    let mut left: BTreeMap<i32, Move> = moves.iter().filter(|m| !m.is_there()).map(|m| (m.to, *m)).collect();
+    if left.is_empty() {
+        return Vec::new();
+    }
     let mut needed: BTreeMap<i32, u32> = BTreeMap::new();
-    for m in moves.iter().filter(|m| m.from != m.to) {
+    for m in left.values() {
         *needed.entry(m.from).or_default() += 1;
     }
     let taken: BTreeSet<i32> = moves.iter().flat_map(|m| [m.from, m.to]).chain(kept).collect();
@@ -130,7 +194,7 @@ fn ordered(moves: &[Move], kept: Option<i32>) -> Vec<Move> {
         while let Some(to) = ready.pop() {
             let Some(m) = left.remove(&to) else { continue };
             done.push(m);
-            let Some(count) = needed.get_mut(&m.from).filter(|_| m.from != m.to) else { continue };
+            let Some(count) = needed.get_mut(&m.from) else { continue };
             *count -= 1;
             if *count == 0 {
                 needed.remove(&m.from);
@@ -155,7 +219,8 @@ mod tests {
 
     /// What each number holds after the moves, `from` being what number `from` held at first.
     fn run(moves: &[Move]) -> BTreeMap<i32, (i32, bool)> {
-        let mut table: BTreeMap<i32, (i32, bool)> = BTreeMap::new();
+        let there = moves.iter().filter(|m| m.is_there()).map(|m| (m.to, (m.from, m.cloexec)));
+        let mut table: BTreeMap<i32, (i32, bool)> = there.collect();
         for m in ordered(moves, None) {
             let what = table.get(&m.from).map_or(m.from, |(what, _)| *what);
             table.insert(m.to, (what, m.cloexec));

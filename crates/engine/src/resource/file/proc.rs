@@ -10,7 +10,7 @@
 //! for writing), what was removed.
 
 use super::{
-    Descriptor, FileKind, OpenContext,
+    Descriptor, FileKind, Files, OpenContext,
     late::{self, Tasks},
     reopen,
     rights::{Holders, Rights},
@@ -29,7 +29,7 @@ use ckpt_image::{
 };
 use ckpt_kernel::servant::Servant;
 use rustix::fs::{FileType, OFlags};
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use std::os::fd::OwnedFd;
 use zerocopy::IntoBytes;
 
 /// See the module.
@@ -148,7 +148,7 @@ pub(crate) fn open_late(
     image: &Image,
     tasks: &Tasks,
     wanted: impl Fn(Objref) -> bool,
-    files: &mut BTreeMap<Objref, OwnedFd>,
+    files: &mut Files,
     holders: &Holders,
     observer: &mut dyn Observer,
 ) -> Result<()> {

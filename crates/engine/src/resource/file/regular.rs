@@ -8,8 +8,8 @@
 //! found, or is hidden by a mount.
 
 use super::{
-    Descriptor, FileKind, OpenContext, mqueue, proc::is_kernel_file, refuse, reopen, seek,
-    unlinked::is_unlinked,
+    Descriptor, FileKind, OpenContext, identity, mqueue, open::reopen_now, proc::is_kernel_file, refuse,
+    reopen, seek, unlinked::is_unlinked,
 };
 use crate::{
     error::{Doing, Error, Result},
@@ -73,6 +73,20 @@ impl FileKind for Regular {
         seek(&fd, &file.record, &file.path)?;
         Ok(Some(fd))
     }
+}
+
+/// Whether a file is opened by its name, with no more ado.
+pub(super) fn is_plain(file: &model::File, context: &OpenContext<'_>) -> bool {
+    file.record.kind == file_kind::REGULAR
+        && file.details.is_empty()
+        && !context.inodes.contains_key(&file.record.inode)
+}
+
+/// Opens such a file with our own rights, and says whether it is what it was for certain.
+pub(super) fn open_plain(file: &model::File) -> Result<(OwnedFd, bool)> {
+    let (fd, stat) = reopen_now(&file.path, &file.record)?;
+    seek(&fd, &file.record, &file.path)?;
+    Ok((fd, identity::is_same(&file.record, &stat)))
 }
 
 /// Opens a file by the name in its details, which for a moment has the name that is gone, too: as that it is shown.

@@ -15,7 +15,7 @@ use crate::{
     options::RestartOptions,
 };
 use ckpt_image::{
-    Image, Object, Objref,
+    Image, Object, Objref, model,
     record::{self, task_state},
 };
 use rustix::{
@@ -47,10 +47,19 @@ pub(crate) type Holders = BTreeMap<Objref, Option<Rights>>;
 /// Which tasks' rights files, FIFOs and directories are to be opened with: none but ours, unless we are root; and not if files that changed are welcome.
 pub(crate) fn holders(image: &Image, options: &RestartOptions) -> Holders {
     let mut holders = Holders::new();
-    if !geteuid().is_root() || options.force_files {
+    let rights = |thread: &model::Thread| {
+        let Some(Object::Cred(cred)) = image.objects.get(&thread.record.cred) else { return None };
+        let record::Cred { uid: [.., uid], gid: [.., gid], cap_effective, .. } = cred.record;
+        let privileged = uid == 0 || cap_effective & DAC_OVERRIDE != 0;
+        let rights = || Rights { uid, gid, groups: cred.groups.clone(), time: image.header.time };
+        Some((!privileged).then(rights))
+    };
+    let living = || image.processes.iter().filter(|p| p.task.state != task_state::ZOMBIE);
+    let may_all = |(_, thread)| !matches!(rights(thread), Some(Some(_)));
+    if !geteuid().is_root() || options.force_files || living().flat_map(model::Process::living).all(may_all) {
         return holders;
     }
-    for process in image.processes.iter().filter(|p| p.task.state != task_state::ZOMBIE) {
+    for process in living() {
         let table = image.files(process.task.files).map_or(&[][..], |table| &table.descs);
         let mapped = image
             .mm(process.task.mm)
@@ -59,16 +68,11 @@ pub(crate) fn holders(image: &Image, options: &RestartOptions) -> Holders {
         let files: Vec<Objref> = table.iter().map(|desc| desc.file).chain(mapped).collect();
         let inodes = files.iter().filter_map(|file| Some(image.file(*file)?.record.inode));
         let objects: Vec<Objref> = files.iter().copied().chain(inodes).chain([process.task.fs]).collect();
-        for (_, thread) in process.living() {
-            let Some(Object::Cred(cred)) = image.objects.get(&thread.record.cred) else { continue };
-            let record::Cred { uid: [.., uid], gid: [.., gid], cap_effective, .. } = cred.record;
-            let privileged = uid == 0 || cap_effective & DAC_OVERRIDE != 0;
-            let rights = Rights { uid, gid, groups: cred.groups.clone(), time: image.header.time };
+        for rights in process.living().filter_map(|(_, thread)| rights(thread)) {
             for object in &objects {
-                if privileged {
-                    holders.insert(*object, None);
-                } else {
-                    holders.entry(*object).or_insert_with(|| Some(rights.clone()));
+                match &rights {
+                    None => drop(holders.insert(*object, None)),
+                    some => drop(holders.entry(*object).or_insert_with(|| some.clone())),
                 }
             }
         }

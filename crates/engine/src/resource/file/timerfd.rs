@@ -9,14 +9,14 @@
 //! Unread expirations: TFD_IOC_SET_TICKS (CONFIG_CHECKPOINT_RESTORE). *Lost*: some microseconds of a deadline;
 //! that the clock was set and the program not told yet (TFD_TIMER_CANCEL_ON_SET).
 
-use super::{Descriptor, FileKind, OpenContext, detail, settle_flags};
+use super::{Descriptor, FileKind, Files, OpenContext, detail, settle_flags};
 use crate::{
     error::{Context, Doing, Error, Result},
     machine,
     objects::Objects,
 };
 use ckpt_image::{
-    Image, Object, Objref, model,
+    Image, Object, model,
     record::{self, file_kind},
 };
 use ckpt_kernel::{Errno, anon};
@@ -25,7 +25,7 @@ use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
     timerfd_create, timerfd_gettime, timerfd_settime,
 };
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use std::os::fd::OwnedFd;
 
 /// See the module.
 pub(crate) struct Timerfd;
@@ -104,11 +104,12 @@ fn look(descriptor: &Descriptor<'_>) -> Result<Found> {
 }
 
 /// Sets the timers of an image.
-pub(crate) fn settle(image: &Image, files: &BTreeMap<Objref, OwnedFd>) -> Result<()> {
+pub(crate) fn settle(image: &Image, files: &Files) -> Result<()> {
     let same_boot = image.header.boot_id == machine::boot_id();
     for (objref, object) in &image.objects {
-        if let (Object::File(file), Some(fd)) = (object, files.get(objref))
+        if let Object::File(file) = object
             && file.record.kind == file_kind::TIMERFD
+            && let Some(fd) = files.get(objref)
         {
             set(fd, &detail(file)?, same_boot).object(|| format!("timer {objref}"))?;
         }
