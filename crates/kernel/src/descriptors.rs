@@ -48,9 +48,11 @@ pub struct Aside<T, E> {
 }
 
 impl<T, E> Aside<T, E> {
-    /// Starts one that opens the items of `batches`, in their order. A batch has [`AT_ONCE`] items at most.
+    /// Starts one that opens the items of `batches`, in their order. A batch has [`AT_ONCE`] items at most. Until it is dropped two
+    /// descriptors are taken, with the number `lowest` or above.
     pub fn start<'scope, I: Send + 'scope>(
         scope: &'scope Scope<'scope, '_>,
+        lowest: RawFd,
         batches: Vec<Vec<I>>,
         open: impl Fn(I) -> Result<(OwnedFd, T), E> + Send + 'scope,
     ) -> Result<Self, Error>
@@ -61,6 +63,8 @@ impl<T, E> Aside<T, E> {
         let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
         let (ours, theirs) =
             rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None).named("socketpair")?;
+        let above = |fd: OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, lowest).named("fcntl(F_DUPFD_CLOEXEC)");
+        let (ours, theirs) = (above(ours)?, above(theirs)?);
         let number = theirs.as_raw_fd();
         let (tell, told) = channel();
         let work = move || hand_over(&theirs, batches, &open, &tell);
@@ -182,7 +186,7 @@ mod tests {
         let batches = items.chunks(AT_ONCE).map(<[usize]>::to_vec).collect();
         let mut seen = Vec::new();
         std::thread::scope(|scope| {
-            let mut aside = Aside::start(scope, batches, open).unwrap();
+            let mut aside = Aside::start(scope, 1000, batches, open).unwrap();
             while let Some(next) = aside.next() {
                 seen.push(next);
             }

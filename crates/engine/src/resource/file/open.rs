@@ -97,7 +97,7 @@ pub(crate) fn open_some(
     thread::scope(|scope| {
         let mut others = Vec::new();
         for share in plain.chunks(share).skip(1) {
-            match Aside::start(scope, batches(share, place), regular::open_plain) {
+            match Aside::start(scope, place.end(), batches(share, place), regular::open_plain) {
                 Ok(other) => others.push(other),
                 Err(error) => {
                     // Then we open them ourselves.

@@ -30,6 +30,8 @@ pub(crate) struct Landing {
 pub(crate) trait Place {
     /// The number a file is to have, if it is to have one.
     fn number(&self, file: Objref) -> Option<i32>;
+    /// Above all these numbers.
+    fn end(&self) -> i32;
     /// Has the description of a file where the tasks will have it.
     fn place(&mut self, file: Objref, fd: OwnedFd) -> Result<OwnedFd>;
 }
@@ -77,6 +79,10 @@ impl Place for Landing {
         self.places.get(&file).copied()
     }
 
+    fn end(&self) -> i32 {
+        self.taken.len() as i32
+    }
+
     /// Sees to it that a file that was just opened is in its place, or not in another's.
     fn place(&mut self, file: Objref, fd: OwnedFd) -> Result<OwnedFd> {
         let at = fd.as_raw_fd();
@@ -94,7 +100,7 @@ impl Place for Landing {
         }
         // Anywhere is as good, if there is room: it is moved by each who has it.
         let fd = match self.is_taken(at) {
-            true => fcntl_dupfd_cloexec(&fd, self.taken.len() as i32).unwrap_or(fd),
+            true => fcntl_dupfd_cloexec(&fd, self.end()).unwrap_or(fd),
             false => fd,
         };
         park(fd)
