@@ -153,7 +153,7 @@ fn groups_and_records_have_limits() {
     let Some(Object::Files(files)) = image.objects.get_mut(&4) else { unreachable!() };
     files.descs = table;
     files.descs.push(FileDesc { fd: 1_000_000, flags: 0, file: 3, pad: 0 });
-    image.objects.insert(40, image.objects[&4].clone());
+    image.objects.insert(40, image.objects.get(&4).unwrap().clone());
     image.processes[1].task.files = 40;
     let bytes = written(&image, &[], BLOCK_SIZE);
     assert!(bytes.len() > MAX_GROUP);

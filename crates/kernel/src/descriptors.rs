@@ -72,20 +72,6 @@ impl<T, E> Aside<T, E> {
         Ok(Self { socket: ours, theirs: Some(number), told, here: VecDeque::new() })
     }
 
-    /// The next item, which is waited for. The first of a batch brings all of it: they get the lowest numbers that are free, in
-    /// their order. `None`: it could not go on, and whoever asks is to open what is left.
-    pub fn next(&mut self) -> Option<Result<(OwnedFd, T), E>> {
-        self.part();
-        while self.here.is_empty() {
-            let told = self.told.recv().ok()?;
-            let opened = told.iter().filter(|one| one.is_ok()).count();
-            let mut fds = receive(&self.socket, opened).ok()?.into_iter();
-            let with_fd = |one: Result<T, E>| one.map(|told| Some((fds.next()?, told))).transpose();
-            self.here = told.into_iter().filter_map(with_fd).collect();
-        }
-        self.here.pop_front()
-    }
-
     /// Waits until the tables are two, and closes our copy of the other end. If the thread ends before that, it has closed the
     /// only one.
     fn part(&mut self) {
@@ -95,6 +81,29 @@ impl<T, E> Aside<T, E> {
             // SAFETY: the thread's descriptor is of its own table by now, and nobody else knows that number in ours.
             drop(unsafe { OwnedFd::from_raw_fd(theirs) });
         }
+    }
+}
+
+/// The items, each waited for. The first of a batch brings all of it: they get the lowest numbers that are free, in their order.
+/// If they end early, it could not go on, and what is left is to be opened by whoever asks.
+impl<T, E> Iterator for Aside<T, E> {
+    type Item = Result<(OwnedFd, T), E>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.part();
+        while self.here.is_empty() {
+            let told = self.told.recv().ok()?;
+            let opened = told.iter().filter(|one| one.is_ok()).count();
+            let Ok(fds) = receive(&self.socket, opened) else {
+                // Those that follow would be taken for these.
+                self.told = channel().1;
+                return None;
+            };
+            let mut fds = fds.into_iter();
+            let with_fd = |one: Result<T, E>| one.map(|told| Some((fds.next()?, told))).transpose();
+            self.here = told.into_iter().filter_map(with_fd).collect();
+        }
+        self.here.pop_front()
     }
 }
 
@@ -186,10 +195,7 @@ mod tests {
         let batches = items.chunks(AT_ONCE).map(<[usize]>::to_vec).collect();
         let mut seen = Vec::new();
         std::thread::scope(|scope| {
-            let mut aside = Aside::start(scope, 1000, batches, open).unwrap();
-            while let Some(next) = aside.next() {
-                seen.push(next);
-            }
+            seen.extend(Aside::start(scope, 1000, batches, open).unwrap());
         });
         assert_eq!(seen.len(), 600);
         let null = rustix::fs::stat("/dev/null").unwrap();

@@ -461,7 +461,7 @@ impl Builder<'_, '_> {
     fn signal(&mut self) -> Objref {
         let record = self.source.wire();
         let (pending, timers) = (self.source.many(3, Source::wire), self.source.many(3, Source::wire));
-        self.add(Object::Signal(Signal { record, pending, timers }))
+        self.add(Object::Signal(Box::new(Signal { record, pending, timers })))
     }
 
     fn cred(&mut self) -> Objref {
@@ -616,15 +616,15 @@ fn sample_objects(image: &mut Image, source: &mut Source<'_>) {
         (8, Object::Sighand(Sighand { actions: (0..64).map(|_| source.wire()).collect() })),
         (
             9,
-            Object::Signal(Signal {
+            Object::Signal(Box::new(Signal {
                 record: source.wire(),
                 pending: vec![source.wire()],
                 timers: vec![source.wire()],
-            }),
+            })),
         ),
         (10, Object::Cred(Cred { record: source.wire(), groups: vec![4, 24, 27] })),
     ];
-    image.objects = objects.into();
+    image.objects = objects.into_iter().collect();
 }
 
 /// The pages of `sample`.

@@ -218,9 +218,10 @@ pub(crate) fn raise_nofile(wanted: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::show;
     use ckpt_image::record::file_kind;
     use descriptor::look;
-    use rustix::fs::{MemfdFlags, memfd_create, open};
+    use rustix::fs::{MemfdFlags, Mode, memfd_create, open};
     use std::os::fd::AsRawFd;
 
     /// A kind takes each of these, one alone: that the list is ordered is of no consequence.
