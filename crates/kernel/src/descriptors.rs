@@ -1,11 +1,8 @@
 //! Thousands of descriptors: closed together, and opened side by side.
 
-use crate::{
-    error::{Error, Named},
-    sys,
-};
+use crate::sys;
 use rustix::{
-    io::{Errno, retry_on_intr},
+    io::{Errno, fcntl_dupfd_cloexec, retry_on_intr},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -16,7 +13,10 @@ use std::{
     io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{Receiver, Sender, channel},
+    },
     thread::{Builder, Scope},
 };
 
@@ -35,41 +35,172 @@ pub fn close_all(fds: impl IntoIterator<Item = OwnedFd>) {
 /// Descriptors that one message takes, at most (SCM_MAX_FD is 253).
 pub const AT_ONCE: usize = 250;
 
-/// A thread with a descriptor table of its own, which opens files and hands them over. Those who share a table would wait for
-/// each other, and get numbers in no order.
+/// Files to be opened, in batches of [`AT_ONCE`] at most, and who has taken which of them on himself.
 #[derive(Debug)]
-pub struct Aside<T, E> {
-    socket: OwnedFd,
-    /// The other end, of which we have a copy as soon as the tables are two: an empty message says that they are.
-    theirs: Option<RawFd>,
-    told: Receiver<Vec<Result<T, E>>>,
-    /// What it has told, and the descriptors for that.
+pub struct Batches<I> {
+    all: Vec<Vec<I>>,
+    takers: Mutex<Vec<Option<Taker>>>,
+}
+
+/// Who opens a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taker {
+    We,
+    Thread(usize),
+}
+
+impl<I: Copy> Batches<I> {
+    /// Nobody has any yet.
+    pub fn new(all: Vec<Vec<I>>) -> Self {
+        let takers = Mutex::new(vec![None; all.len()]);
+        Self { all, takers }
+    }
+
+    fn items(&self, at: usize) -> impl Iterator<Item = I> {
+        self.all.get(at).into_iter().flatten().copied()
+    }
+
+    /// Takes a batch for ourselves, unless a thread has it. `None`: there is no such batch.
+    fn take(&self, at: usize) -> Option<Taker> {
+        let mut takers = self.takers.lock().unwrap_or_else(PoisonError::into_inner);
+        takers.get_mut(at).map(|taker| *taker.get_or_insert(Taker::We))
+    }
+
+    /// Takes the last batch that nobody has for a thread.
+    fn take_last(&self, thread: usize) -> Option<usize> {
+        let mut takers = self.takers.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = takers.iter().rposition(Option::is_none)?;
+        if let Some(taker) = takers.get_mut(at) {
+            *taker = Some(Taker::Thread(thread));
+        }
+        Some(at)
+    }
+}
+
+/// Files that are opened side by side. We open them from the first on, as they are asked for. Threads open them from the last
+/// on, and hand them over as soon as nothing is left to be taken: each has a descriptor table of its own, as those who share one
+/// would wait for each other, and get numbers in no order. What is handed over gets the lowest numbers that are free, batch by
+/// batch, when the first of the batch is asked for.
+#[derive(Debug)]
+pub struct SideBySide<'a, I, T, E, F> {
+    batches: &'a Batches<I>,
+    open: &'a F,
+    threads: Vec<Thread<T, E>>,
+    /// The batch whose turn is next.
+    next: usize,
+    /// What is left of ours.
+    own: VecDeque<I>,
+    /// What was handed over.
     here: VecDeque<Result<(OwnedFd, T), E>>,
 }
 
-impl<T, E> Aside<T, E> {
-    /// Starts one that opens the items of `batches`, in their order. A batch has [`AT_ONCE`] items at most. Until it is dropped two
-    /// descriptors are taken, with the number `lowest` or above.
-    pub fn start<'scope, I: Send + 'scope>(
+impl<'a, I, T, E, F> SideBySide<'a, I, T, E, F>
+where
+    I: Copy + Send + Sync,
+    T: Send,
+    E: Send,
+    F: Fn(I) -> Result<(OwnedFd, T), E> + Sync,
+{
+    /// Starts up to `threads` threads. Each takes two descriptors, with the number `lowest` or above, until this is dropped.
+    pub fn start<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        threads: usize,
+        lowest: RawFd,
+        batches: &'a Batches<I>,
+        open: &'a F,
+    ) -> Self
+    where
+        'a: 'scope,
+        T: 'scope,
+        E: 'scope,
+    {
+        let start = |number| {
+            let work = move |socket: &OwnedFd, tell: &Sender<Told<T, E>>| {
+                hand_over(socket, number, batches, open, tell);
+            };
+            Thread::start(scope, lowest, work)
+        };
+        // Whoever cannot be started is not missed.
+        let threads = (0..threads).map_while(|number| start(number).ok()).collect();
+        Self { batches, open, threads, next: 0, own: VecDeque::new(), here: VecDeque::new() }
+    }
+}
+
+/// The files in the order of the batches, each opened as it is asked for, or waited for.
+impl<I, T, E, F> Iterator for SideBySide<'_, I, T, E, F>
+where
+    I: Copy,
+    F: Fn(I) -> Result<(OwnedFd, T), E>,
+{
+    type Item = Result<(OwnedFd, T), E>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(item) = self.own.pop_front() {
+                return Some((self.open)(item));
+            }
+            if let Some(opened) = self.here.pop_front() {
+                return Some(opened);
+            }
+            let handed_over = match self.batches.take(self.next)? {
+                Taker::We => None,
+                Taker::Thread(number) => self.threads.get_mut(number).and_then(Thread::receive),
+            };
+            match handed_over {
+                Some(opened) => self.here = opened,
+                // It could not hand them over.
+                None => self.own = self.batches.items(self.next).collect(),
+            }
+            self.next += 1;
+        }
+    }
+}
+
+/// What is told of a batch: of each file what it came to, but for the descriptor.
+type Told<T, E> = Vec<Result<T, E>>;
+
+/// Our end of a thread.
+#[derive(Debug)]
+struct Thread<T, E> {
+    socket: OwnedFd,
+    /// The other end, of which we have a copy as soon as the tables are two: an empty message says that they are.
+    theirs: Option<RawFd>,
+    told: Receiver<Told<T, E>>,
+}
+
+impl<T, E> Thread<T, E> {
+    fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
         lowest: RawFd,
-        batches: Vec<Vec<I>>,
-        open: impl Fn(I) -> Result<(OwnedFd, T), E> + Send + 'scope,
-    ) -> Result<Self, Error>
+        work: impl FnOnce(&OwnedFd, &Sender<Told<T, E>>) + Send + 'scope,
+    ) -> Result<Self, Errno>
     where
         T: Send + 'scope,
         E: Send + 'scope,
     {
         let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-        let (ours, theirs) =
-            rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None).named("socketpair")?;
-        let above = |fd: OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, lowest).named("fcntl(F_DUPFD_CLOEXEC)");
-        let (ours, theirs) = (above(ours)?, above(theirs)?);
+        let (ours, theirs) = rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None)?;
+        let (ours, theirs) = (fcntl_dupfd_cloexec(ours, lowest)?, fcntl_dupfd_cloexec(theirs, lowest)?);
         let number = theirs.as_raw_fd();
         let (tell, told) = channel();
-        let work = move || hand_over(&theirs, batches, &open, &tell);
-        Builder::new().spawn_scoped(scope, work).map_err(|_| Errno::AGAIN).named("start a thread")?;
-        Ok(Self { socket: ours, theirs: Some(number), told, here: VecDeque::new() })
+        let work = move || work(&theirs, &tell);
+        Builder::new().spawn_scoped(scope, work).map_err(|_| Errno::AGAIN)?;
+        Ok(Self { socket: ours, theirs: Some(number), told })
+    }
+
+    /// The next batch that it hands over, if it can.
+    fn receive(&mut self) -> Option<VecDeque<Result<(OwnedFd, T), E>>> {
+        self.part();
+        let told = self.told.recv().ok()?;
+        let opened = told.iter().filter(|one| one.is_ok()).count();
+        let Ok(fds) = receive(&self.socket, opened) else {
+            // What follows would be taken for this.
+            self.told = channel().1;
+            return None;
+        };
+        let mut fds = fds.into_iter();
+        let with_fd = |one: Result<T, E>| one.map(|told| Some((fds.next()?, told))).transpose();
+        Some(told.into_iter().filter_map(with_fd).collect())
     }
 
     /// Waits until the tables are two, and closes our copy of the other end. If the thread ends before that, it has closed the
@@ -84,53 +215,35 @@ impl<T, E> Aside<T, E> {
     }
 }
 
-/// The items, each waited for. The first of a batch brings all of it: they get the lowest numbers that are free, in their order.
-/// If they end early, it could not go on, and what is left is to be opened by whoever asks.
-impl<T, E> Iterator for Aside<T, E> {
-    type Item = Result<(OwnedFd, T), E>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.part();
-        while self.here.is_empty() {
-            let told = self.told.recv().ok()?;
-            let opened = told.iter().filter(|one| one.is_ok()).count();
-            let Ok(fds) = receive(&self.socket, opened) else {
-                // Those that follow would be taken for these.
-                self.told = channel().1;
-                return None;
-            };
-            let mut fds = fds.into_iter();
-            let with_fd = |one: Result<T, E>| one.map(|told| Some((fds.next()?, told))).transpose();
-            self.here = told.into_iter().filter_map(with_fd).collect();
-        }
-        self.here.pop_front()
-    }
-}
-
-impl<T, E> Drop for Aside<T, E> {
+impl<T, E> Drop for Thread<T, E> {
     fn drop(&mut self) {
         self.part();
     }
 }
 
-/// What the thread does. It ends early when it cannot have a table of its own, or hand anything over.
-fn hand_over<I, T, E>(
+/// What a thread does. It ends early when it cannot have a table of its own, or hand anything over.
+fn hand_over<I: Copy, T, E>(
     socket: &OwnedFd,
-    batches: Vec<Vec<I>>,
-    open: &impl Fn(I) -> Result<(OwnedFd, T), E>,
-    tell: &Sender<Vec<Result<T, E>>>,
+    number: usize,
+    batches: &Batches<I>,
+    open: impl Fn(I) -> Result<(OwnedFd, T), E>,
+    tell: &Sender<Told<T, E>>,
 ) {
     let parted = sys::numbers(libc::SYS_unshare, [libc::CLONE_FILES as u64, 0, 0, 0, 0]);
     if parted.is_err() || tell.send(Vec::new()).is_err() {
         return;
     }
-    for batch in batches {
-        let mut fds = Vec::with_capacity(batch.len());
+    let mut opened = Vec::new();
+    while let Some(at) = batches.take_last(number) {
+        let mut fds = Vec::with_capacity(AT_ONCE);
         let mut keep = |(fd, told)| {
             fds.push(fd);
             told
         };
-        let told = batch.into_iter().map(open).map(|one| one.map(&mut keep)).collect();
+        let told = batches.items(at).map(&open).map(|one| one.map(&mut keep)).collect();
+        opened.push((fds, told));
+    }
+    for (fds, told) in opened.into_iter().rev() {
         let sent = send(socket, &fds);
         close_all(fds);
         if sent.is_err() || tell.send(told).is_err() {
@@ -183,33 +296,61 @@ mod tests {
     use super::*;
     use rustix::fs::{Mode, OFlags, fstat};
 
-    /// What is handed over is what was asked for, in order and at the lowest numbers; a failure is one item's alone.
+    /// One after the other: the table is everybody's.
     #[test]
-    fn opened_aside() {
+    fn side_by_side() {
+        opened_by_all();
+        opened_by_us_in_the_end();
+    }
+
+    /// What comes is what was asked for, in order and at ascending numbers, whoever has opened it; a failure is one item's alone.
+    fn opened_by_all() {
         let path = |item: usize| if item == 300 { "/nowhere" } else { "/dev/null" };
         let open = |item: usize| {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
             rustix::fs::open(path(item), flags, Mode::empty()).map(|fd| (fd, item))
         };
         let items: Vec<usize> = (0..600).collect();
-        let batches = items.chunks(AT_ONCE).map(<[usize]>::to_vec).collect();
-        let mut seen = Vec::new();
-        std::thread::scope(|scope| {
-            seen.extend(Aside::start(scope, 1000, batches, open).unwrap());
-        });
-        assert_eq!(seen.len(), 600);
-        let null = rustix::fs::stat("/dev/null").unwrap();
-        for (item, one) in seen.iter().enumerate() {
-            match one {
-                Ok((fd, told)) => assert_eq!((*told, fstat(fd).unwrap().st_ino), (item, null.st_ino)),
-                Err(error) => assert_eq!((*error, item), (Errno::NOENT, 300)),
+        for threads in [0, 1, 3] {
+            let batches = Batches::new(items.chunks(50).map(<[usize]>::to_vec).collect());
+            let mut seen = Vec::new();
+            std::thread::scope(|scope| {
+                let mut opened = SideBySide::start(scope, threads, 700, &batches, &open);
+                seen.extend(opened.by_ref().take(1));
+                // Those that can take all the others.
+                while threads > 0 && batches.takers.lock().unwrap().contains(&None) {
+                    std::thread::yield_now();
+                }
+                seen.extend(opened);
+            });
+            assert_eq!(seen.len(), 600);
+            let null = rustix::fs::stat("/dev/null").unwrap();
+            for (item, one) in seen.iter().enumerate() {
+                match one {
+                    Ok((fd, told)) => assert_eq!((*told, fstat(fd).unwrap().st_ino), (item, null.st_ino)),
+                    Err(error) => assert_eq!((*error, item), (Errno::NOENT, 300)),
+                }
             }
+            let numbers = seen.iter().filter_map(|one| one.as_ref().ok()).map(|(fd, _)| fd.as_raw_fd());
+            assert!(numbers.collect::<Vec<RawFd>>().is_sorted());
+            let taken = |taker| batches.takers.lock().unwrap().iter().filter(|one| **one == taker).count();
+            assert_eq!(taken(Some(Taker::We)) == 12, threads == 0);
+            close_all(seen.into_iter().filter_map(|one| one.ok().map(|(fd, _)| fd)));
         }
-        let fds: Vec<OwnedFd> = seen.into_iter().filter_map(|one| one.ok().map(|(fd, _)| fd)).collect();
-        let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        assert!(numbers.is_sorted());
-        close_all(fds);
-        // SAFETY: asks only.
-        assert!(numbers.iter().all(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } < 0));
+    }
+
+    /// What a thread cannot hand over is opened by us.
+    fn opened_by_us_in_the_end() {
+        let open =
+            |_: usize| rustix::fs::open("/dev/null", OFlags::CLOEXEC, Mode::empty()).map(|fd| (fd, ()));
+        let batches = Batches::new(vec![vec![0; 3], vec![1; AT_ONCE + 10], vec![2; 3]]);
+        std::thread::scope(|scope| {
+            let mut opened = SideBySide::start(scope, 1, 700, &batches, &open);
+            assert!(opened.by_ref().take(1).all(|one| one.is_ok()));
+            while batches.takers.lock().unwrap().contains(&None) {
+                std::thread::yield_now();
+            }
+            assert_eq!(opened.filter(Result::is_ok).count(), 2 + AT_ONCE + 10 + 3);
+        });
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Each kind knows how; here is the order, that of the objects, and what makes it fast. Regular files are opened by their
 //! names, most often, and that takes nothing but the kernel's time: thousands of them are opened on all processors, by
-//! threads that hand them over ([`Aside`]).
+//! threads that hand them over ([`SideBySide`]).
 
 use super::{OpenContext, external, placement::Place, regular, rights::Rights};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     task::show,
 };
 use ckpt_image::{Object, Objref, Table, model, record};
-use ckpt_kernel::descriptors::{AT_ONCE, Aside, close_all};
+use ckpt_kernel::descriptors::{AT_ONCE, Batches, SideBySide, close_all};
 use rustix::{
     fs::{FileType, Mode, OFlags, Stat},
     io::Errno,
@@ -92,32 +92,21 @@ pub(crate) fn open_some(
         _ => None,
     });
     let plain: Vec<(Objref, &model::File)> = files.clone().filter(is_plain).collect();
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    let share = plain.len().div_ceil(processors).max(MANY);
+    let others = thread::available_parallelism().map_or(0, |processors| processors.get() - 1);
+    let others = others.min(plain.len() / MANY);
+    let batches = Batches::new(batches(&plain, place));
     thread::scope(|scope| {
-        let mut others = Vec::new();
-        for share in plain.chunks(share).skip(1) {
-            match Aside::start(scope, place.end(), batches(share, place), regular::open_plain) {
-                Ok(other) => others.push(other),
-                Err(error) => {
-                    // Then we open them ourselves.
-                    tracing::info!("{error}");
-                    break;
-                }
-            }
-        }
-        let (mut open, mut turns) = (Files::default(), plain.iter().enumerate().peekable());
+        let mut opened = SideBySide::start(scope, others, place.end(), &batches, &regular::open_plain);
+        let (mut open, mut turns) = (Files::default(), plain.iter().peekable());
         for (objref, file) in files {
-            let plain = turns.next_if(|(_, (plain, _))| *plain == objref);
-            let other = plain.and_then(|(at, _)| others.get_mut((at / share).checked_sub(1)?)?.next());
-            let (fd, unchanged) = match (plain, other, supplied.get(&objref)) {
-                (Some(_), Some(opened), _) => opened?,
-                (Some(_), None, _) => regular::open_plain(file)?,
-                (None, _, Some(fd)) => {
+            let plain = turns.next_if(|(plain, _)| *plain == objref).and_then(|_| opened.next());
+            let (fd, unchanged) = match (plain, supplied.get(&objref)) {
+                (Some(opened), _) => opened?,
+                (None, Some(fd)) => {
                     let what = || format!("our own descriptor for {}", show(&file.path));
                     (rustix::io::dup(fd).doing(what)?, false)
                 }
-                (None, _, None) => {
+                (None, None) => {
                     let context = OpenContext { rights: rights(objref), ..*context };
                     match open_one(objref, file, &context)? {
                         Some(fd) => (fd, false),
@@ -131,13 +120,13 @@ pub(crate) fn open_some(
     })
 }
 
-/// A share of the files, for a thread. What is handed over at once gets the lowest numbers that are free: it is to have numbers
-/// in a row, or any.
-fn batches<'a>(share: &[(Objref, &'a model::File)], place: &dyn Place) -> Vec<Vec<&'a model::File>> {
+/// Files in batches. What is handed over at once gets the lowest numbers that are free: a batch is to have numbers in a row, or
+/// any.
+fn batches<'a>(files: &[(Objref, &'a model::File)], place: &dyn Place) -> Vec<Vec<&'a model::File>> {
     let in_a_row = |(a, _): &(Objref, _), (b, _): &(Objref, _)| {
         place.number(*a).is_none_or(|number| place.number(*b) == Some(number + 1))
     };
-    let rows = share.chunk_by(in_a_row).flat_map(|row| row.chunks(AT_ONCE));
+    let rows = files.chunk_by(in_a_row).flat_map(|row| row.chunks(AT_ONCE));
     rows.map(|row| row.iter().map(|(_, file)| *file).collect()).collect()
 }
 
