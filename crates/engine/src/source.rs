@@ -21,7 +21,7 @@ const BUFFER: usize = 64 << 10;
 /// Threads that read and fill, ours among them: reading is in turns, so more would wait.
 const WORKERS: usize = 3;
 /// Chunks that are not worth other threads.
-const ALONE: usize = 2;
+const ALONE: usize = 4;
 
 /// A reader of images.
 pub(crate) type ImageReader = Reader<Source>;
