@@ -15,7 +15,7 @@ use ckpt_tests::tool::Run;
 use crate::common::{Program, Test, ensure, expect_line};
 use crate::pidns::{is_free, line, working_in};
 
-pub(crate) const TESTS: &[Test] = &[("tree", tree), ("demo", demo)];
+pub(crate) const TESTS: &[Test] = &[("tree", tree), ("closed_directory", closed_directory), ("demo", demo)];
 
 /// A copy of the binary and a directory that everybody may use.
 fn for_everybody(ctx: &Context) -> Result<(tempfile::TempDir, PathBuf)> {
@@ -90,6 +90,33 @@ fn tree(ctx: &Context) -> Result<()> {
     let said = std::fs::read_to_string(program.path("restart.err"))?;
     let words = "restart: warning: without CAP_SYS_ADMIN";
     ensure(said.starts_with(words) && said.lines().count() == 1, format!("it said: {said}"))
+}
+
+/// A working directory that is not for it any more.
+fn closed_directory(ctx: &Context) -> Result<()> {
+    let (open, copy) = for_everybody(ctx)?;
+    let inner = open.path().join("inner");
+    std::fs::create_dir(&inner)?;
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+    let mut argv: Vec<OsString> = NOBODY.iter().map(OsString::from).collect();
+    let script = "cd \"$0\" && touch \"$1/ready\" && exec sleep 600";
+    let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
+    mode(dir.path(), 0o777)?;
+    argv.extend(["sh", "-c", script].map(OsString::from));
+    argv.extend([inner.clone().into(), dir.path().into()]);
+    let mut program = Program::start_argv(&argv, dir, None)?;
+    for name in ["out", "err"] {
+        mode(&program.path(name), 0o666)?;
+    }
+    let image = open.path().join("image");
+    let image = image.to_str().context("path")?;
+    let save = as_nobody(&copy, &["checkpoint", "--kill", "-o", image, &program.pid()]);
+    Run::new(save).finish()?.expect_code(0)?;
+    program.target.wait()?;
+    mode(&inner, 0o700)?;
+    let outcome = Run::new(as_nobody(&copy, &["restart", "-p", "-W", "-i", image])).finish()?;
+    let words = ["working directory", "Permission denied", "restart it as a user who may", "--map-file"];
+    expect_line(&outcome, "restart", &[4], &words)
 }
 
 fn demo(ctx: &Context) -> Result<()> {

@@ -202,6 +202,8 @@ fn external_unknown(ctx: &Context) -> Result<()> {
     let image = program.path("image");
     let run = ctx.run("checkpoint", &["--external", "pipe[1]:nothing", "-o"]).arg(&image).arg(program.pid());
     expect_line(&run.finish()?, "checkpoint", &[1], &["pipe[1]:nothing", "no such descriptor"])?;
+    let run = ctx.run("checkpoint", &["--external", "file[/a]:b[c]", "-o"]).arg(&image).arg(program.pid());
+    expect_line(&run.finish()?, "checkpoint", &[1], &["--external file[/a]:b[c]: ", "no such descriptor"])?;
     for wrong in ["pipe", "pope[1]:x", "pipe[1]:"] {
         ctx.run("checkpoint", &["--external", wrong]).arg(program.pid()).finish()?.expect_code(2)?;
     }

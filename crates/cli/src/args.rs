@@ -295,7 +295,8 @@ fn external(text: &str) -> Result<External, String> {
     if name.len() > LONGEST {
         return Err(format!("a name has {LONGEST} bytes at most"));
     }
-    Ok(External { kind, id: Identity::Name(id.as_bytes().to_vec()), name: name.as_bytes().to_vec() })
+    let (id, name) = (Identity::Name(id.as_bytes().to_vec()), name.as_bytes().to_vec());
+    Ok(External { kind, id, name, word: text.to_owned() })
 }
 
 /// Parses `TASKFD[=MYFD]` and `MYFD:NAME`.
@@ -479,7 +480,10 @@ mod tests {
     #[test]
     fn external_takes_kind_id_and_name() {
         let (id, name) = (Identity::Name(b"/a[1]".to_vec()), b"log".to_vec());
-        assert_eq!(external("file[/a[1]]:log"), Ok(External { kind: Outside::File, id, name }));
+        assert_eq!(
+            external("file[/a[1]]:log"),
+            Ok(External { kind: Outside::File, id, name, word: "file[/a[1]]:log".to_owned() })
+        );
         for bad in ["", "pipe", "pipe[1]", "pipe[1]:", "pipe[]:x", "pope[1]:x", "[1]:x", "pipe:x"] {
             assert!(external(bad).is_err(), "{bad}");
         }

@@ -25,11 +25,11 @@ pub(crate) fn of_dump(options: &Options) -> Outcome<Vec<External>> {
         all.extend(one_of_dump(external)?);
     }
     if let ExtUnix::These(inodes) = &options.ext_unix_sk {
-        all.extend(inodes.iter().map(|inode| External {
-            kind: Kind::Socket,
-            id: bracketed(*inode),
-            name: format!("unix[{inode}]").into_bytes(),
-        }));
+        all.extend(
+            inodes
+                .iter()
+                .map(|inode| named(Kind::Socket, bracketed(*inode), format!("unix[{inode}]").as_bytes())),
+        );
     }
     Ok(all)
 }
@@ -57,7 +57,12 @@ fn one_of_dump(external: &options::External) -> Outcome<Option<External>> {
         | Outside::Macvlan { .. }
         | Outside::Netdev { .. } => return refused("not an option of dump"),
     };
-    Ok(Some(External { kind, id, name: external.word.clone() }))
+    Ok(Some(named(kind, id, &external.word)))
+}
+
+/// In the image it has the name that the option has, too.
+fn named(kind: Kind, id: Identity, word: &[u8]) -> External {
+    External { kind, id, name: word.to_vec(), word: String::from_utf8_lossy(word).into_owned() }
 }
 
 /// As /proc/PID/fd shows it between brackets.
@@ -113,7 +118,7 @@ mod tests {
             let external = options::External { word: word.as_bytes().to_vec(), what };
             one_of_dump(&external).map_err(|e| e.to_string())
         };
-        let is = |kind, id, name: &str| Ok(Some(External { kind, id, name: name.as_bytes().to_vec() }));
+        let is = |kind, id, name: &str| Ok(Some(named(kind, id, name.as_bytes())));
         let number = Identity::Name(b"78".to_vec());
         assert_eq!(of("unix[78]", Outside::Unix { inode: 78 }), is(Kind::Socket, number.clone(), "unix[78]"));
         assert_eq!(of("pipe[78]", Outside::Pipe { inode: 78 }), is(Kind::Pipe, number, "pipe[78]"));

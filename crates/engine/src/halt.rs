@@ -17,7 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Waits until every thread of the tree below `root` has been seen to be stopped, or to have ended. What is frozen stops when it
 /// is thawed.
 pub(crate) fn await_stop(root: i32) {
-    let Ok(members) = tree::members(root) else { return };
+    let members = match tree::members(root) {
+        Ok(members) => members,
+        Err(error) => return tracing::warn!("it was sent SIGSTOP, and is not waited for: {error}"),
+    };
     if !Frost::find(&members).is_ok_and(|frost| frost.is_empty()) {
         return;
     }

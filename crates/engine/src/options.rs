@@ -62,6 +62,8 @@ pub struct External {
     pub id: Identity,
     /// What the image calls it, at most 64 bytes.
     pub name: Vec<u8>,
+    /// How the caller has said all this, for messages.
+    pub word: String,
 }
 
 /// Which descriptor is meant.
@@ -83,32 +85,6 @@ pub enum Identity {
         /// st_ino.
         ino: u64,
     },
-}
-
-impl std::fmt::Display for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Identity::Name(name) => f.write_str(&crate::task::show(name)),
-            Identity::Device { rdev, dev } => write!(f, "{rdev:x}:{dev:x}"),
-            Identity::Inode { mount, ino } => write!(f, "{mount:x}:{ino:x}"),
-        }
-    }
-}
-
-/// `KIND[ID]:NAME`; the name alone if that is such a word itself, which it is for callers who only have that.
-impl std::fmt::Display for External {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.name.contains(&b'[') && self.name.ends_with(b"]") {
-            return f.write_str(&crate::task::show(&self.name));
-        }
-        let kind = match self.kind {
-            Outside::Pipe => "pipe",
-            Outside::Socket => "socket",
-            Outside::Tty => "tty",
-            Outside::File => "file",
-        };
-        write!(f, "{kind}[{}]:{}", self.id, crate::task::show(&self.name))
-    }
 }
 
 /// Which external descriptors something takes the place of.

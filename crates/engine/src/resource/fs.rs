@@ -43,6 +43,11 @@ pub(crate) fn checkpoint(process: &Process, status: &Status) -> Result<model::Fs
     Ok(model::Fs { record: record::Fs { umask, pad: 0 }, cwd: directory("cwd")?, root: directory("root")? })
 }
 
+/// A directory by a path that leads nobody there who may not search it, as chdir(2) wants it.
+pub(crate) fn inside(path: &[u8]) -> Vec<u8> {
+    [path, b"/."].concat()
+}
+
 /// The directories, opened.
 #[derive(Debug)]
 pub(crate) struct Directories {
@@ -66,12 +71,14 @@ pub(crate) fn prepare(
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             openat2(CWD, way, flags, Mode::empty(), resolve).map_err(|e| {
                 let error = Error::os(format!("open the {what} {}", show(path)), e);
-                if e == Errno::ACCESS { error } else { error.advice("create it").or(Means::MapFiles) }
+                let way =
+                    if e == Errno::ACCESS { "restart it as a user who may enter it" } else { "create it" };
+                error.advice(way).or(Means::MapFiles)
             })
         };
         let fd = match rights {
             Some(rights) => rights.enter(path, open)?,
-            None => open(path, ResolveFlags::empty())?,
+            None => open(&inside(path), ResolveFlags::empty())?,
         };
         park(fd).map(Rc::new)
     };

@@ -166,7 +166,8 @@ pub(crate) fn named(descriptor: &Descriptor<'_>, objects: &mut Objects) -> Resul
         Outside::File => file_kind::EXTERNAL_FILE,
     })?;
     let name = ExternalName::new(&external.name).ok_or_else(|| {
-        Error::failed(format!("--external {external}: the name is too long")).advice("take a shorter one")
+        Error::failed(format!("--external {}: the name is too long", external.word))
+            .advice("take a shorter one")
     })?;
     file.details = name.as_bytes().to_vec();
     Ok(Some(file))
@@ -202,7 +203,7 @@ fn is_meant(external: &External, descriptor: &Descriptor<'_>) -> bool {
 pub(crate) fn check_used(objects: &Objects) -> Result<()> {
     match objects.external.iter().find(|(_, used)| !used) {
         Some((external, _)) => {
-            let what = format!("--external {external}: the program has no such descriptor open");
+            let what = format!("--external {}: the program has no such descriptor open", external.word);
             Err(Error::failed(what).advice("`ls -l /proc/PID/fd` shows what it has"))
         }
         None => Ok(()),

@@ -13,6 +13,7 @@ use crate::{
     advice::Means,
     error::{Doing, Error, ErrorKind, Result},
     options::RestartOptions,
+    resource::fs,
 };
 use ckpt_image::{
     Image, Object, Objref, model,
@@ -101,8 +102,7 @@ impl Rights {
         path: &[u8],
         open: impl Fn(&[u8], ResolveFlags) -> Result<OwnedFd>,
     ) -> Result<OwnedFd> {
-        // It is to be searched, too, as it must be for chdir(2).
-        let inside = [path, b"/."].concat();
+        let inside = fs::inside(path);
         self.or_ours(
             || open(&inside, ResolveFlags::empty()),
             || {
