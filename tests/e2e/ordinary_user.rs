@@ -99,11 +99,11 @@ fn closed_directory(ctx: &Context) -> Result<()> {
     std::fs::create_dir(&inner)?;
     let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
     let mut argv: Vec<OsString> = NOBODY.iter().map(OsString::from).collect();
-    let script = "cd \"$0\" && touch \"$1/ready\" && exec sleep 600";
+    let script = "cd \"$0\" && echo ready 1 && exec sleep 600";
     let dir = tempfile::Builder::new().prefix("ckpt-special-").tempdir()?;
     mode(dir.path(), 0o777)?;
     argv.extend(["sh", "-c", script].map(OsString::from));
-    argv.extend([inner.clone().into(), dir.path().into()]);
+    argv.push(inner.clone().into());
     let mut program = Program::start_argv(&argv, dir, None)?;
     for name in ["out", "err"] {
         mode(&program.path(name), 0o666)?;
