@@ -101,7 +101,7 @@ fn locked_inodes() -> Option<BTreeSet<u64>> {
 
 /// Adds the locks that a descriptor shows to its description.
 pub(crate) fn checkpoint(descriptor: &Descriptor<'_>, file: Objref, objects: &mut Objects) -> Result<()> {
-    if descriptor.copy.is_none() || !objects.locked.may_be_on(descriptor) {
+    if descriptor.is_glance() || !objects.locked.may_be_on(descriptor) {
         return Ok(());
     }
     for lock in &descriptor.info()?.locks {
