@@ -84,10 +84,14 @@ pub(crate) fn survey(
 fn refuse_destination(seen: &[Surveyed], destination: &Destination) -> Result<()> {
     let output = destination.stat()?;
     let own = |object: &Object| match object {
-        Object::File(f) => same_file(&output, f.record.dev, f.record.ino) && output.st_rdev == 0,
+        Object::File(f) => same_file(&output, f.record.dev, f.record.ino),
         _ => false,
     };
-    if !seen.iter().flat_map(|seen| seen.objects.table.values()).any(own) {
+    let is_open = |seen: &Surveyed| {
+        seen.objects.table.values().any(own)
+            || seen.descriptors.values().any(|numbers| numbers.name(output.st_dev, output.st_ino))
+    };
+    if output.st_rdev != 0 || !seen.iter().any(is_open) {
         return Ok(());
     }
     Err(Error::failed("the image would be written to a file or pipe that the program itself has open")

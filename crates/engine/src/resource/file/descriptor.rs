@@ -259,6 +259,12 @@ impl Numbers {
         Ok(new)
     }
 
+    /// Whether one of them had a name for this file.
+    pub(crate) fn name(&self, dev: u64, ino: u64) -> bool {
+        let names = self.fds.iter().filter_map(|number| number.name.as_ref());
+        names.into_iter().any(|name| (name.dev, name.ino) == (dev, ino))
+    }
+
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.fds.len()
@@ -281,7 +287,8 @@ impl Numbers {
     }
 }
 
-/// Looks at all descriptors of a process, and has each told by `tell`, with its FD_* flags, in the order of their numbers.
+/// Looks at all descriptors of a process, and has each told by `tell`, with its FD_* flags, in the order of their numbers. When
+/// it is guessed which are the same, there is nothing to tell of a regular file where its name says.
 pub(crate) fn look_at_all(
     process: &Process,
     numbers: &mut Numbers,
@@ -301,7 +308,9 @@ pub(crate) fn look_at_all(
         seen.map_or_else(|| view.look(fd), Ok)
             .and_then(|seen| seen.descriptor(&view, objects))
             .and_then(|descriptor| {
-                tell(fd, number.cloexec.into(), &descriptor, objects)?;
+                if !descriptor.is_glance() || !Regular.claims(&descriptor) {
+                    tell(fd, number.cloexec.into(), &descriptor, objects)?;
+                }
                 number.name = Name::of(descriptor);
                 Ok(())
             })
