@@ -281,6 +281,8 @@ impl Still<'_> {
                 // v1 would hold back even the killed.
                 thawed.release()?;
                 signal_all(&held, rustix::process::Signal::KILL)?;
+                // There is time for it now.
+                self.image.objects.clear();
                 wait_for_all(held, &self.image.processes)?;
                 thawed.freeze()?;
                 Ok(frozen)
