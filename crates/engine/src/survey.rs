@@ -169,7 +169,10 @@ fn look_at(process: &Process, status: &Status, seen: &mut Surveyed) -> Result<Ob
     let tid = process.witness;
     let Surveyed { objects, descriptors } = seen;
     let (table, _) = objects.task(Kcmp::Files, tid, |o| {
-        let mut numbers = file::Numbers::of(process)?;
+        let mut numbers = match o.is_guessing() {
+            true => file::Numbers::guess(process)?,
+            false => file::Numbers::of(process)?,
+        };
         let table = file::checkpoint(process, &mut numbers, o)?;
         descriptors.insert(process.pid, numbers);
         Ok(Object::Files(table))

@@ -176,6 +176,8 @@ struct Number {
     fd: i32,
     /// FD_CLOEXEC, once the process has said so.
     cloexec: bool,
+    /// Whether there is one, as far as is known.
+    open: bool,
     /// Of a regular file: by which name it was seen last.
     name: Option<Name>,
 }
@@ -190,7 +192,7 @@ struct Name {
 
 impl Number {
     fn new(fd: i32) -> Number {
-        Number { fd, cloexec: false, name: None }
+        Number { fd, cloexec: false, open: true, name: None }
     }
 }
 
@@ -239,16 +241,20 @@ impl Numbers {
         Ok(Numbers { fds: fds.into_iter().map(Number::new).collect() })
     }
 
+    /// Guesses them: mostly none is left out. To list them takes longer: the kernel makes an inode of each, one after the other.
+    pub(crate) fn guess(process: &Process) -> Result<Numbers> {
+        match count(process)? {
+            0 => Numbers::of(process),
+            count => Ok(Numbers { fds: (0..count).map(Number::new).collect() }),
+        }
+    }
+
     /// Those of a process that stands still, of which some were `surveyed` when it ran. If it has as many now, it is to say
     /// whether they are the same: see [`Numbers::take`].
     pub(crate) fn again(process: &Process, surveyed: Option<Numbers>) -> Result<Numbers> {
         let Some(surveyed) = surveyed else { return Numbers::of(process) };
-        // Linux 6.2: how many there are. Before it was 0.
-        let size = process.proc.stat("fd")?.st_size;
-        match usize::try_from(size).is_ok_and(|count| count > 0 && count == surveyed.len()) {
-            true => Ok(surveyed),
-            false => surveyed.relist(process),
-        }
+        let count = count(process)?;
+        if count != 0 && count as usize == surveyed.len() { Ok(surveyed) } else { surveyed.relist(process) }
     }
 
     /// Lists them again. They remember their names.
@@ -287,8 +293,14 @@ impl Numbers {
     }
 }
 
+/// How many descriptors a process has; 0 before Linux 6.2.
+fn count(process: &Process) -> Result<i32> {
+    Ok(i32::try_from(process.proc.stat("fd")?.st_size).unwrap_or(0))
+}
+
 /// Looks at all descriptors of a process, and has each told by `tell`, with its FD_* flags, in the order of their numbers. When
-/// it is guessed which are the same, there is nothing to tell of a regular file where its name says.
+/// it is guessed which are the same, `numbers` are a guess, too, and are put right; and there is nothing to tell of a regular file
+/// where its name says.
 pub(crate) fn look_at_all(
     process: &Process,
     numbers: &mut Numbers,
@@ -296,25 +308,24 @@ pub(crate) fn look_at_all(
     mut tell: impl FnMut(i32, u32, &Descriptor<'_>, &mut Objects) -> Result<()>,
 ) -> Result<()> {
     let view = View::of(process)?;
-    let first = match objects.is_guessing() {
-        true => view.side_by_side(&mut numbers.fds, |number| view.glance(number)),
-        false => {
-            objects.locked.expect(numbers.len());
-            view.side_by_side(&mut numbers.fds, |number| view.confirm(number))
-        }
+    if !objects.is_guessing() {
+        objects.locked.expect(numbers.len());
+        let first = view.side_by_side(&mut numbers.fds, |number| view.confirm(number));
+        return view.tell(&mut numbers.fds, first, objects, &mut tell);
+    }
+    let mut glance_at = |numbers: &mut Vec<Number>, objects: &mut Objects| -> Result<bool> {
+        let first = view.side_by_side(numbers, |number| view.glance(number));
+        view.tell(numbers, first, objects, &mut tell)?;
+        let before = numbers.len();
+        numbers.retain(|number| number.open);
+        Ok(numbers.len() == before)
     };
-    for (number, seen) in numbers.fds.iter_mut().zip(first.into_iter().flatten()) {
-        let fd = number.fd;
-        seen.map_or_else(|| view.look(fd), Ok)
-            .and_then(|seen| seen.descriptor(&view, objects))
-            .and_then(|descriptor| {
-                if !descriptor.is_glance() || !Regular.claims(&descriptor) {
-                    tell(fd, number.cloexec.into(), &descriptor, objects)?;
-                }
-                number.name = Name::of(descriptor);
-                Ok(())
-            })
-            .object(|| format!("fd {fd}"))?;
+    let beyond = numbers.fds.last().map_or(0, |number| number.fd + 1);
+    if !glance_at(&mut numbers.fds, objects)? {
+        let mut others = Numbers::of(process)?.fds;
+        others.retain(|number| number.fd >= beyond);
+        glance_at(&mut others, objects)?;
+        numbers.fds.append(&mut others);
     }
     Ok(())
 }
@@ -384,6 +395,31 @@ impl<'a> View<'a> {
         })
     }
 
+    /// Has each told that is open, of which `first` was seen at a first look.
+    fn tell(
+        &self,
+        numbers: &mut [Number],
+        first: Vec<Vec<Option<Seen>>>,
+        objects: &mut Objects,
+        tell: &mut impl FnMut(i32, u32, &Descriptor<'_>, &mut Objects) -> Result<()>,
+    ) -> Result<()> {
+        let first = first.into_iter().flatten();
+        for (number, seen) in numbers.iter_mut().zip(first).filter(|(number, _)| number.open) {
+            let fd = number.fd;
+            let seen = seen.map_or_else(|| self.look(fd), Ok);
+            seen.and_then(|seen| seen.descriptor(self, objects))
+                .and_then(|descriptor| {
+                    if !descriptor.is_glance() || !Regular.claims(&descriptor) {
+                        tell(fd, number.cloexec.into(), &descriptor, objects)?;
+                    }
+                    number.name = Name::of(descriptor);
+                    Ok(())
+                })
+                .object(|| format!("fd {fd}"))?;
+        }
+        Ok(())
+    }
+
     /// Looks at one closely: at a copy, so that all is of one file, even if the process runs.
     fn look(&self, fd: i32) -> Result<Seen> {
         let copy = self.process.descriptor(fd)?;
@@ -432,8 +468,12 @@ impl<'a> View<'a> {
     }
 
     /// Has a glance at one: enough for a file or directory where its name says, of which there may be thousands.
-    fn glance(&self, number: &Number) -> Option<Seen> {
-        let link = self.links.readlink(&number.fd.to_string()).ok()?;
+    fn glance(&self, number: &mut Number) -> Option<Seen> {
+        let name = number.fd.to_string();
+        let Ok(link) = self.links.readlink(&name) else {
+            number.open = self.links.has_link(&name);
+            return None;
+        };
         let FdLink::Path { path, deleted: false } = FdLink::parse(&link) else { return None };
         let stat = rustix::fs::lstat(path).ok()?;
         [FileType::RegularFile, FileType::Directory]
@@ -476,8 +516,10 @@ pub(crate) fn look<'a>(process: &'a Process, fd: i32, objects: &mut Objects) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::CheckpointOptions;
     use rustix::fs::{Mode, open};
     use std::{
+        collections::BTreeSet,
         fs::{hard_link, remove_file, rename},
         path::Path,
     };
@@ -585,36 +627,85 @@ mod tests {
         assert!(!name.is_of(&with(|file| file.stx_mode = 0o040_755), &file));
     }
 
+    fn numbers(fds: &[i32]) -> Numbers {
+        Numbers { fds: fds.iter().copied().map(Number::new).collect() }
+    }
+
+    fn fds(numbers: &Numbers) -> Vec<i32> {
+        numbers.fds.iter().map(|number| number.fd).collect()
+    }
+
+    /// A process that has descriptors 0, 1, 2 and, besides others maybe, one of 90 or more.
+    struct Child(std::process::Child, Process);
+
+    impl Child {
+        fn new() -> Child {
+            let far = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 90).unwrap();
+            rustix::io::fcntl_setfd(&far, rustix::io::FdFlags::empty()).unwrap();
+            let child =
+                std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+            let process = Process::open(child.id() as i32).unwrap();
+            Child(child, process)
+        }
+    }
+
+    impl Drop for Child {
+        fn drop(&mut self) {
+            self.0.kill().and_then(|()| self.0.wait()).unwrap();
+        }
+    }
+
     /// A set of numbers is taken for the one it was only if the process has as many, and each of them.
     #[test]
     fn a_set_of_numbers_is_not_mistaken() {
-        let mut child =
-            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        let process = Process::open(child.id() as i32).unwrap();
-        let numbers = |fds: &[i32]| Numbers { fds: fds.iter().copied().map(Number::new).collect() };
-        let fds = |numbers: &Numbers| numbers.fds.iter().map(|number| number.fd).collect::<Vec<_>>();
-        // It is to have executed its program.
-        while process.proc.readlink("exe").unwrap() == own().proc.readlink("exe").unwrap() {}
-        let listed = fds(&Numbers::of(&process).unwrap());
+        let child = Child::new();
+        let Child(_, process) = &child;
+        let listed = fds(&Numbers::of(process).unwrap());
         assert!(listed.starts_with(&[0, 1, 2]));
-        let again = |surveyed| fds(&Numbers::again(&process, surveyed).unwrap());
+        let again = |surveyed| fds(&Numbers::again(process, surveyed).unwrap());
         assert_eq!(again(None), listed);
         assert_eq!(again(Some(numbers(&[]))), listed);
         assert_eq!(again(Some(numbers(&listed[1..]))), listed);
-        assert_eq!(again(Some(numbers(&[&listed[..], &[77]].concat()))), listed);
+        assert_eq!(again(Some(numbers(&[&listed[..], &[777]].concat()))), listed);
         // As many, but others: that the process says.
         let mut others = listed.clone();
-        others[2] = 77;
+        others[2] = 777;
         let closed = Outcome { result: -9, ..Outcome::default() };
         let open = Outcome { result: 1, ..Outcome::default() };
-        let mut numbers = Numbers::again(&process, Some(numbers(&others))).unwrap();
-        assert!(!numbers.take(&[&vec![open.clone(); listed.len() - 1][..], &[closed]].concat()));
-        assert!(!numbers.take(&[]));
-        assert_eq!(fds(&numbers.relist(&process).unwrap()), listed);
-        let mut numbers = Numbers::of(&process).unwrap();
-        assert!(numbers.take(&vec![open; listed.len()]));
-        assert!(numbers.fds.iter().all(|number| number.cloexec));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let mut mistaken = Numbers::again(process, Some(numbers(&others))).unwrap();
+        assert!(!mistaken.take(&[&vec![open.clone(); listed.len() - 1][..], &[closed]].concat()));
+        assert!(!mistaken.take(&[]));
+        assert_eq!(fds(&mistaken.relist(process).unwrap()), listed);
+        let mut right = Numbers::of(process).unwrap();
+        assert!(right.take(&vec![open; listed.len()]));
+        assert!(right.fds.iter().all(|number| number.cloexec));
+    }
+
+    #[test]
+    fn a_guess_is_put_right() {
+        let child = Child::new();
+        let Child(_, process) = &child;
+        let listed = fds(&Numbers::of(process).unwrap());
+        let right = |mut guess: Numbers| {
+            let mut objects = Objects::guessing(BTreeSet::new(), &CheckpointOptions::new(process.pid));
+            let mut told = Vec::new();
+            let tell = |fd, _: u32, _: &Descriptor<'_>, _: &mut Objects| {
+                told.push(fd);
+                Ok(())
+            };
+            look_at_all(process, &mut guess, &mut objects, tell).unwrap();
+            let regular = |number: &&Number| number.name.is_some();
+            told.extend(guess.fds.iter().filter(regular).map(|number| number.fd));
+            told.sort_unstable();
+            assert_eq!(told, fds(&guess));
+            told
+        };
+        let guess = Numbers::guess(process).unwrap();
+        // Before Linux 6.2 it is the list.
+        assert!([(0..listed.len() as i32).collect(), listed.clone()].contains(&fds(&guess)));
+        assert_eq!(right(guess), listed);
+        assert_eq!(right(numbers(&listed)), listed);
+        let (near, far): (Vec<i32>, Vec<i32>) = listed.iter().partition(|fd| **fd < 3 || **fd > 77);
+        assert_eq!(right(numbers(&[0, 1, 2, 77])), near, "without {far:?}");
     }
 }
