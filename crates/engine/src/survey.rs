@@ -89,7 +89,7 @@ fn refuse_destination(seen: &[Surveyed], destination: &Destination) -> Result<()
     };
     let is_open = |seen: &Surveyed| {
         seen.objects.table.values().any(own)
-            || seen.descriptors.values().any(|numbers| numbers.name(output.st_dev, output.st_ino))
+            || seen.descriptors.values().any(|numbers| numbers.names(output.st_dev, output.st_ino))
     };
     if output.st_rdev != 0 || !seen.iter().any(is_open) {
         return Ok(());

@@ -2,7 +2,8 @@
 //!
 //! Every question about /proc/PID/fd is a walk through directories, and fdinfo is a text of many lines: so what a copy
 //! (pidfd_getfd(2), Linux 5.6) can answer is asked of that, FD_CLOEXEC is asked in the process, by the program that it runs
-//! anyhow, and fdinfo is read for what only it tells.
+//! anyhow, and fdinfo is read for what only it tells. When the process stands still, numbers and names that the survey saw are
+//! not looked for again, if it is certain that they are right.
 
 use super::{FileKind, directory::Directory, proc::is_kernel_file, regular::Regular};
 use crate::{
@@ -209,8 +210,8 @@ impl Name {
     /// What is asked about a file.
     const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
 
-    /// Whether `file` is the one that had this name, and has it yet, if that leads to `there`: in the same mount, and it has
-    /// no other.
+    /// Whether `file`, of a copy of the descriptor, is the one that had this name, and has it yet, which leads to `there`: it has
+    /// no other name, and was not opened through another mount.
     fn is_of(&self, file: &Statx, there: &Statx) -> bool {
         let known = |x: &Statx| StatxFlags::from_bits_retain(x.stx_mask).contains(Name::WANTED);
         let is_it = |x: &Statx| (dev_of(x), x.stx_ino) == (self.dev, self.ino);
@@ -265,10 +266,10 @@ impl Numbers {
         Ok(new)
     }
 
-    /// Whether one of them had a name for this file.
-    pub(crate) fn name(&self, dev: u64, ino: u64) -> bool {
-        let names = self.fds.iter().filter_map(|number| number.name.as_ref());
-        names.into_iter().any(|name| (name.dev, name.ino) == (dev, ino))
+    /// Whether one of them is a regular file, this one, by its name.
+    pub(crate) fn names(&self, dev: u64, ino: u64) -> bool {
+        let mut names = self.fds.iter().filter_map(|number| number.name.as_ref());
+        names.any(|name| (name.dev, name.ino) == (dev, ino))
     }
 
     /// How many there are.
@@ -368,29 +369,35 @@ impl<'a> View<'a> {
         Ok(View { process, links: process.proc.dir("fd")?, own: ProcDir::own()?.dir("fd")?, pattern })
     }
 
-    /// Has a first look at some, on as many processors as there are; what it gives of each share. Each thread has a descriptor
-    /// table of its own: in one, copies are made and closed one after the other.
+    /// Has a first look at some, on as many processors as there are; what that gave of each, share by share. Each thread has a
+    /// descriptor table of its own: in one, copies are made and closed one after the other.
     fn side_by_side(
         &self,
         numbers: &mut [Number],
         look: impl Fn(&mut Number) -> Option<Seen> + Sync,
     ) -> Vec<Vec<Option<Seen>>> {
-        let look_at = |numbers: &mut [Number]| numbers.iter_mut().map(&look).collect();
+        let look_at =
+            |numbers: &mut [Number]| -> Vec<Option<Seen>> { numbers.iter_mut().map(&look).collect() };
         if numbers.len() < 2 * MANY {
             return vec![look_at(numbers)];
         }
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        let share = numbers.len().div_ceil(processors).max(MANY);
-        let mut shares = numbers.chunks_mut(share);
+        let mut shares = numbers.chunks_mut(numbers.len().div_ceil(processors).max(MANY));
         let first = shares.next().unwrap_or_default();
+        let nothing = |len: usize| (0..len).map(|_| None).collect::<Vec<_>>();
         let apart = |share: &mut [Number]| match mntns::unshare_descriptors() {
             Ok(()) => look_at(share),
-            Err(_) => share.iter().map(|_| None).collect(),
+            Err(_) => nothing(share.len()),
         };
         thread::scope(|scope| {
-            let others: Vec<_> = shares.map(|share| scope.spawn(|| apart(share))).collect();
+            let others: Vec<_> = shares
+                .map(|share| (share.len(), thread::Builder::new().spawn_scoped(scope, || apart(share))))
+                .collect();
             let first = look_at(first);
-            let others = others.into_iter().map(|other| other.join().unwrap_or_default());
+            let others = others.into_iter().map(|(len, other)| {
+                let seen = other.ok().and_then(|other| other.join().ok());
+                seen.unwrap_or_else(|| nothing(len))
+            });
             std::iter::once(first).chain(others).collect()
         })
     }
@@ -436,8 +443,11 @@ impl<'a> View<'a> {
         let copy = self.process.descriptor(fd).ok()?;
         let file = rustix::fs::statx(&copy, c"", AtFlags::EMPTY_PATH, Name::WANTED).ok()?;
         let there = rustix::fs::statx(CWD, &*name.path, AtFlags::SYMLINK_NOFOLLOW, Name::WANTED).ok()?;
+        if !name.is_of(&file, &there) {
+            return None;
+        }
         let flags = rustix::fs::fcntl_getfl(&copy).ok()? - OFlags::CLOEXEC;
-        if !name.is_of(&file, &there) || flags.contains(OFlags::PATH) {
+        if flags.contains(OFlags::PATH) {
             return None;
         }
         let (_, owner) = query::file_owner(&copy).ok()?;
