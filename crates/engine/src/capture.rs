@@ -12,6 +12,7 @@ use crate::{
     options::{CheckpointOptions, Embed, Observer, interrupted},
     policy,
     resource::{call, cred, file, fs, limits, mm, pages, signal, thread, timers},
+    survey::Descriptors,
     task::Process,
     tree::{FrozenProcess, Held},
     visiting::{slot_address, slots_in, statuses, texts_in, visitors},
@@ -73,11 +74,12 @@ struct Collector {
     unseen: BTreeMap<i32, i32>,
 }
 
-/// Collects everything of a frozen tree. `external` is what the caller says is outside; `observer` is told which timeouts
-/// are not known exactly, `approve` has a look at its objects.
+/// Collects everything of a frozen tree. `surveyed` are the descriptors that were seen when it ran; `observer` is told which
+/// timeouts are not known exactly, `approve` has a look at its objects.
 pub(crate) fn capture(
     tree: Vec<FrozenProcess>,
     options: &CheckpointOptions,
+    surveyed: &mut Descriptors,
     observer: &mut dyn Observer,
     approve: impl FnOnce(&Objects, &mut dyn Observer) -> Result<()>,
 ) -> Result<Capture> {
@@ -94,8 +96,12 @@ pub(crate) fn capture(
         let label = member.process.label();
         tracing::debug!("capture {label}: {} threads", member.threads.len());
         let children = stopped.remove(&member.process.pid).unwrap_or_default();
-        if member.is_zombie() { all.zombie(member) } else { all.process(member, &children, observer) }
-            .task(|| label)?;
+        let surveyed = surveyed.remove(&member.process.pid);
+        match member.is_zombie() {
+            true => all.zombie(member),
+            false => all.process(member, &children, surveyed, observer),
+        }
+        .task(|| label)?;
     }
     let tables = all.processes.iter().map(|p| p.task.files);
     let tables: Vec<_> = all.held.iter().map(|(process, _)| process).zip(tables).collect();
@@ -159,19 +165,19 @@ impl Collector {
         &mut self,
         member: FrozenProcess,
         children: &[i32],
+        surveyed: Option<file::Numbers>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let FrozenProcess { process, threads: frozen, stopped, parent_tid } = member;
         let own: Vec<i32> = children.iter().map(|pid| self.names.seen_by(process.pid, *pid)).collect();
-        let (frozen, mut answers) = visit(&process, frozen, &own, observer)?;
+        let (frozen, mut answers) = visit(&process, frozen, &own, surveyed, observer)?;
         let unseen = children.iter().zip(&answers.stopped).filter_map(|(pid, o)| Some((*pid, unseen(o)?)));
         self.unseen.extend(unseen);
         let mut threads = threads(&process, &frozen, &answers, &mut self.objects)?;
         if process.witness != process.pid {
             threads.insert(0, ended_leader(&process, &mut self.objects)?);
         }
-        let answered = answers.descriptors.take(&answers.process);
-        let mut answered = answered.split_at_checked(signal::SIGNALS as usize).unwrap_or_default();
+        let mut answered = answers.process.split_at_checked(signal::SIGNALS as usize).unwrap_or_default();
         let sighand = signal::checkpoint(answered.0)?;
         answered = answered.1.split_at_checked(3).unwrap_or_default();
         let mut shared = record::Signal::default();
@@ -197,7 +203,7 @@ impl Collector {
             mm,
             files: objects
                 .task(Kcmp::Files, tid, |o| {
-                    file::checkpoint(&process, &answers.descriptors, o).map(Object::Files)
+                    file::checkpoint(&process, &mut answers.descriptors, o).map(Object::Files)
                 })?
                 .0,
             fs: objects.task(Kcmp::Fs, tid, |_| fs::checkpoint(&process, status).map(Object::Fs))?.0,
@@ -252,13 +258,14 @@ fn visit(
     process: &Process,
     frozen: Vec<FrozenThread>,
     stopped: &[i32],
+    surveyed: Option<file::Numbers>,
     observer: &mut dyn Observer,
 ) -> Result<(Vec<FrozenThread>, Answers)> {
     let stat = process.witness_stat()?;
     let mut maps = mm::mappings(process)?;
     let timers = process.proc.parse("timers", ckpt_proc::timers::parse_timers)?;
     let mut questions = Program::new();
-    let descriptors = file::Numbers::of(process)?;
+    let mut descriptors = file::Numbers::again(process, surveyed)?;
     descriptors.questions(&mut questions);
     signal::questions(&mut questions);
     timers::itimer_questions(&mut questions);
@@ -285,7 +292,14 @@ fn visit(
         thread::questions(&mut questions);
         visit.start(index, questions)?;
     }
-    let mut answers = visit.finish(0)?;
+    let mut of_descriptors = visit.finish(0)?;
+    let mut answers = of_descriptors.split_off(descriptors.len().min(of_descriptors.len()));
+    if !descriptors.take(&of_descriptors) {
+        descriptors = descriptors.relist(process)?;
+        let mut questions = Program::new();
+        descriptors.questions(&mut questions);
+        descriptors.take(&visit.run(0, questions)?);
+    }
     let mut thread_answers = vec![answers.split_off(answers.len().saturating_sub(thread::QUESTIONS))];
     let stopped = visit.run(0, stop_questions(stopped))?;
     for index in 1..visit.len() {

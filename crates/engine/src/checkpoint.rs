@@ -28,7 +28,7 @@ use crate::{
     options::{After, CheckpointOptions, CheckpointReport, Observer, Output, Scope},
     output::{Destination, failure},
     resource::file,
-    survey::survey,
+    survey::{Surveyed, survey},
     task::Process,
     tree::{self, Held},
 };
@@ -85,9 +85,10 @@ fn attempt(
     reach(observer, Stage::PreDump, root.pid)?;
     let look_outside = container || options.report_shared;
     let (surveyed, members) = survey(&admission, options, &destination, look_outside).task(label)?;
+    let Surveyed { objects, mut descriptors } = surveyed;
     let mut shared_outside = None;
-    if let Some(surveyed) = surveyed {
-        let found = leaks::find(&surveyed, &[own_pid()]).task(label)?;
+    if look_outside {
+        let found = leaks::find(&objects, &[own_pid()]).task(label)?;
         if container {
             found.refuse()?;
         } else if let Some(unknown) = found.unknown() {
@@ -95,6 +96,7 @@ fn attempt(
         }
         shared_outside = Some(found.leaks);
     }
+    drop(objects);
     // Outlives all holds, and what is thawed for them.
     let chill = options.freezer.as_deref().map(Chill::find).transpose()?;
     let mut frost = Frost::find(&members).task(label)?;
@@ -126,7 +128,7 @@ fn attempt(
             guardian.watch(&frozen.iter().map(|p| p.process.pid).collect::<Vec<_>>())?;
             tracing::info!("the tree stands still: {} processes", frozen.len());
             network.lock(root.pid, observer)?;
-            capture(frozen, options, observer, approve)
+            capture(frozen, options, &mut descriptors, observer, approve)
         });
         match (captured, pauses.next()) {
             (Err(error), Some(ms)) if error.passing => {
@@ -279,6 +281,8 @@ impl Still<'_> {
                 // v1 would hold back even the killed.
                 thawed.release()?;
                 signal_all(&held, rustix::process::Signal::KILL)?;
+                // There is time for it now.
+                self.image.objects.clear();
                 wait_for_all(held, &self.image.processes)?;
                 thawed.freeze()?;
                 Ok(frozen)

@@ -38,6 +38,8 @@ pub(crate) struct Objects {
     file_systems: BTreeMap<u64, i64>,
     /// By objref.
     pub(crate) table: Table<Object>,
+    /// The kinds of files that were added.
+    kinds: BTreeSet<u32>,
     /// What tasks share, by kind, with one that has it.
     shared: BTreeMap<Kcmp, Ordered<i32>>,
     /// Open file descriptions by key, with a task and descriptor that hold it.
@@ -86,8 +88,16 @@ impl Objects {
     /// Adds an object.
     pub(crate) fn add(&mut self, object: Object) -> Objref {
         let objref = self.table.len() as Objref + 1;
+        if let Object::File(file) = &object {
+            self.kinds.insert(file.record.kind);
+        }
         self.table.insert(objref, object);
         objref
+    }
+
+    /// Whether there is a file of one of these kinds.
+    pub(crate) fn has_file(&self, kinds: &[u32]) -> bool {
+        kinds.iter().any(|kind| self.kinds.contains(kind))
     }
 
     /// The address space, descriptor table, ... (`kind`) of task `tid`: one that is known by

@@ -19,19 +19,34 @@ use crate::{
 use ckpt_image::{Object, Objref, model};
 use ckpt_kernel::query::Kcmp;
 use ckpt_proc::status::Status;
-use std::{collections::BTreeSet, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread,
+    time::Duration,
+};
 
 /// Processes that are not worth a thread of ours.
 const FEW: usize = 8;
 
-/// Surveys the tree below `options.pid`. Returns what it has seen, if users outside are to be looked for, and the
-/// members.
+/// What a survey has seen.
+#[derive(Default)]
+pub(crate) struct Surveyed {
+    /// The objects; not all of them, if users outside are not to be looked for.
+    pub(crate) objects: Objects,
+    /// The descriptors of each process, by pid. They may be others when it stands still, as may the process.
+    pub(crate) descriptors: Descriptors,
+}
+
+/// Descriptors by pid.
+pub(crate) type Descriptors = BTreeMap<i32, file::Numbers>;
+
+/// Surveys the tree below `options.pid`. Returns what it has seen, and the members.
 pub(crate) fn survey(
     admission: &Admission,
     options: &CheckpointOptions,
     destination: &Destination,
     look_outside: bool,
-) -> Result<(Option<Objects>, Vec<Process>)> {
+) -> Result<(Surveyed, Vec<Process>)> {
     const TIMES: u32 = 3;
     let mut time = 1;
     let (seen, members) = loop {
@@ -58,18 +73,25 @@ pub(crate) fn survey(
     };
     tracing::info!("surveyed: {} processes", members.len());
     refuse_destination(&seen, destination)?;
-    let objects = seen.into_iter().next().unwrap_or_default();
-    Ok((look_outside.then_some(objects), members))
+    let whole = seen.into_iter().reduce(|mut whole, share| {
+        whole.descriptors.extend(share.descriptors);
+        whole
+    });
+    Ok((whole.unwrap_or_default(), members))
 }
 
 /// Refuses an output that the tree has open itself.
-fn refuse_destination(seen: &[Objects], destination: &Destination) -> Result<()> {
+fn refuse_destination(seen: &[Surveyed], destination: &Destination) -> Result<()> {
     let output = destination.stat()?;
     let own = |object: &Object| match object {
-        Object::File(f) => same_file(&output, f.record.dev, f.record.ino) && output.st_rdev == 0,
+        Object::File(f) => same_file(&output, f.record.dev, f.record.ino),
         _ => false,
     };
-    if !seen.iter().flat_map(|objects| objects.table.values()).any(own) {
+    let is_open = |seen: &Surveyed| {
+        seen.objects.table.values().any(own)
+            || seen.descriptors.values().any(|numbers| numbers.names(output.st_dev, output.st_ino))
+    };
+    if output.st_rdev != 0 || !seen.iter().any(is_open) {
         return Ok(());
     }
     Err(Error::failed("the image would be written to a file or pipe that the program itself has open")
@@ -85,13 +107,13 @@ fn one_by_one(
     admission: &Admission,
     members: &[Process],
     options: &CheckpointOptions,
-) -> Result<Vec<Objects>> {
-    let mut objects = Objects::of(pids(members), options);
-    let tables = look(admission, members, &mut objects)?;
-    file::adopt(&tables, false, &mut objects)?;
-    file::external::check_used(&objects)?;
-    policy::check(tables.iter().map(|(process, _)| *process), &objects)?;
-    Ok(vec![objects])
+) -> Result<Vec<Surveyed>> {
+    let mut seen = Surveyed { objects: Objects::of(pids(members), options), ..Surveyed::default() };
+    let tables = look(admission, members, &mut seen)?;
+    file::adopt(&tables, false, &mut seen.objects)?;
+    file::external::check_used(&seen.objects)?;
+    policy::check(tables.iter().map(|(process, _)| *process), &seen.objects)?;
+    Ok(vec![seen])
 }
 
 /// Looks at all, on as many processors as there are.
@@ -99,19 +121,19 @@ fn side_by_side(
     admission: &Admission,
     members: &[Process],
     options: &CheckpointOptions,
-) -> Result<Vec<Objects>> {
+) -> Result<Vec<Surveyed>> {
     let pids = pids(members);
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let share = members.len().div_ceil(processors).max(FEW);
     let whole = share >= members.len();
     let survey = |members| {
-        let mut objects = Objects::guessing(pids.clone(), options);
-        let tables = look(admission, members, &mut objects)?;
+        let mut seen = Surveyed { objects: Objects::guessing(pids.clone(), options), ..Surveyed::default() };
+        let tables = look(admission, members, &mut seen)?;
         // Only whoever has seen all descriptors can say what nobody has.
         if whole {
-            file::adopt(&tables, false, &mut objects)?;
+            file::adopt(&tables, false, &mut seen.objects)?;
         }
-        Ok(objects)
+        Ok(seen)
     };
     let mut shares = members.chunks(share);
     let first = shares.next().unwrap_or_default();
@@ -127,7 +149,7 @@ fn side_by_side(
 fn look<'a>(
     admission: &Admission,
     members: &'a [Process],
-    objects: &mut Objects,
+    seen: &mut Surveyed,
 ) -> Result<Vec<(&'a Process, Objref)>> {
     let mut tables = Vec::new();
     for process in members {
@@ -135,7 +157,7 @@ fn look<'a>(
         if !stat.process_has_ended() {
             let looked = admission.admit(process, &stat).and_then(|status| {
                 admission.admit_threads(process, &stat, &status)?;
-                look_at(process, &status, objects)
+                look_at(process, &status, seen)
             });
             tables.push((process, looked.task(|| process.label())?));
         }
@@ -143,10 +165,17 @@ fn look<'a>(
     Ok(tables)
 }
 
-fn look_at(process: &Process, status: &Status, objects: &mut Objects) -> Result<Objref> {
+fn look_at(process: &Process, status: &Status, seen: &mut Surveyed) -> Result<Objref> {
     let tid = process.witness;
+    let Surveyed { objects, descriptors } = seen;
     let (table, _) = objects.task(Kcmp::Files, tid, |o| {
-        file::checkpoint(process, &file::Numbers::of(process)?, o).map(Object::Files)
+        let mut numbers = match o.is_guessing() {
+            true => file::Numbers::guess(process)?,
+            false => file::Numbers::of(process)?,
+        };
+        let table = file::checkpoint(process, &mut numbers, o)?;
+        descriptors.insert(process.pid, numbers);
+        Ok(Object::Files(table))
     })?;
     objects.task(Kcmp::Vm, tid, |o| {
         let vmas = mm::areas(process, &mm::mappings(process)?, o)?;

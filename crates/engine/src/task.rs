@@ -127,6 +127,11 @@ impl ProcDir {
         rustix::fs::fstatfs(there).doing(|| format!("statfs {name}"))
     }
 
+    /// Whether there is a link `name`.
+    pub(crate) fn has_link(&self, name: &str) -> bool {
+        rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
     /// Device and inode of what the link `name` leads to; no file system is asked anything for it that it
     /// does not know at once.
     pub(crate) fn identity(&self, name: &str) -> Result<(u64, u64)> {

@@ -63,6 +63,11 @@ impl<T> Table<T> {
         self.place(*objref).ok().map(|at| self.0.remove(at).1)
     }
 
+    /// Takes all of them out.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -1,6 +1,9 @@
 //! Thousands of descriptors: closed together, and opened side by side.
 
-use crate::sys;
+use crate::{
+    error::{Error, Named},
+    sys,
+};
 use rustix::{
     io::{Errno, fcntl_dupfd_cloexec, retry_on_intr},
     net::{
@@ -30,6 +33,12 @@ pub fn close_all(fds: impl IntoIterator<Item = OwnedFd>) {
             unsafe { libc::syscall(libc::SYS_close_range, *first, *last, 0) };
         }
     }
+}
+
+/// Gives the calling thread a descriptor table of its own (unshare(CLONE_FILES)), a copy: what it opens from here on is
+/// nobody else's to use or to close, and it waits for no other thread.
+pub fn unshare() -> Result<(), Error> {
+    sys::numbers(libc::SYS_unshare, [libc::CLONE_FILES as u64, 0, 0, 0, 0]).named("unshare").map(drop)
 }
 
 /// Descriptors that one message takes, at most (SCM_MAX_FD is 253).
@@ -229,8 +238,7 @@ fn hand_over<I: Copy, T, E>(
     open: impl Fn(I) -> Result<(OwnedFd, T), E>,
     tell: &Sender<Told<T, E>>,
 ) {
-    let parted = sys::numbers(libc::SYS_unshare, [libc::CLONE_FILES as u64, 0, 0, 0, 0]);
-    if parted.is_err() || tell.send(Vec::new()).is_err() {
+    if unshare().is_err() || tell.send(Vec::new()).is_err() {
         return;
     }
     let mut opened = Vec::new();

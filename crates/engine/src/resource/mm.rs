@@ -221,7 +221,8 @@ fn mapped_file(
     let statfs = || rustix::fs::statfs(link.as_slice()).doing(|| format!("statfs {}", show(&link)));
     let fs = objects.file_system(stat.st_dev, statfs);
     let (flags, info) = (flags.bits(), OnceCell::new());
-    let descriptor = Descriptor { process, name, link, stat, flags, info, fs, copy: None, by_path: false };
+    let (copy, by_path, pos) = (None, false, None);
+    let descriptor = Descriptor { process, name, link, stat, flags, info, fs, copy, by_path, pos };
     let what =
         || Error::unsupported(format!("a mapping of {} cannot be carried yet", show(&descriptor.link)));
     let kind = kind_of(&descriptor).ok_or_else(what)?;

@@ -2,7 +2,8 @@
 //!
 //! Every question about /proc/PID/fd is a walk through directories, and fdinfo is a text of many lines: so what a copy
 //! (pidfd_getfd(2), Linux 5.6) can answer is asked of that, FD_CLOEXEC is asked in the process, by the program that it runs
-//! anyhow, and fdinfo is read for what only it tells.
+//! anyhow, and fdinfo is read for what only it tells. When the process stands still, numbers and names that the survey saw are
+//! not looked for again, if it is certain that they are right.
 
 use super::{FileKind, directory::Directory, proc::is_kernel_file, regular::Regular};
 use crate::{
@@ -11,15 +12,19 @@ use crate::{
     task::{ProcDir, Process},
 };
 use ckpt_image::{model, record};
-use ckpt_kernel::program::{Outcome, Program};
+use ckpt_kernel::{
+    descriptors,
+    program::{Outcome, Program},
+    query,
+};
 use ckpt_proc::{
     fdinfo::{FdInfo, parse_fdinfo},
     link::FdLink,
 };
-use rustix::fs::{FileType, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, OFlags, Stat, Statx, StatxFlags};
 use std::{
     cell::OnceCell,
-    collections::BTreeSet,
+    collections::BTreeMap,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     thread,
 };
@@ -46,12 +51,19 @@ pub(crate) struct Descriptor<'a> {
     pub(crate) copy: Option<OwnedFd>,
     /// It was found by its path.
     pub(crate) by_path: bool,
+    /// Its offset, if it was asked for; then nobody owns it, which was asked, too.
+    pub(crate) pos: Option<u64>,
 }
 
 impl Descriptor<'_> {
     /// The link, taken apart.
     pub(crate) fn target(&self) -> FdLink<'_> {
         FdLink::parse(&self.link)
+    }
+
+    /// Whether nothing but its name was looked at.
+    pub(crate) fn is_glance(&self) -> bool {
+        self.by_path && self.pos.is_none()
     }
 
     /// Whether it was opened with O_PATH: a place, whatever is there.
@@ -93,6 +105,9 @@ impl Descriptor<'_> {
 
     /// Its offset. One of /proc/PID/mem may be negative: an address.
     fn pos(&self) -> Result<u64> {
+        if let Some(known) = self.pos {
+            return Ok(known);
+        }
         match (&self.copy, self.file_type()) {
             (None, _) | (_, FileType::Fifo | FileType::Socket) => Ok(0),
             _ if self.is_place() => Ok(0),
@@ -157,60 +172,161 @@ pub(super) fn record_of(kind: u32, flags: u32, stat: &Stat) -> record::File {
     }
 }
 
+/// A descriptor of a process.
+struct Number {
+    fd: i32,
+    /// FD_CLOEXEC, once the process has said so.
+    cloexec: bool,
+    /// Whether there is one, as far as is known.
+    open: bool,
+    /// Of a regular file: by which name it was seen last.
+    name: Option<Name>,
+}
+
+/// A name of a regular file that a link of /proc/PID/fd showed, and the file.
+#[derive(Debug)]
+struct Name {
+    path: Vec<u8>,
+    dev: u64,
+    ino: u64,
+}
+
+impl Number {
+    fn new(fd: i32) -> Number {
+        Number { fd, cloexec: false, open: true, name: None }
+    }
+}
+
+impl Name {
+    /// Of a descriptor that has been looked at.
+    fn of(descriptor: Descriptor<'_>) -> Option<Name> {
+        let is_named = matches!(descriptor.target(), FdLink::Path { deleted: false, .. });
+        if !is_named || descriptor.file_type() != FileType::RegularFile || is_kernel_file(&descriptor) {
+            return None;
+        }
+        Some(Name { dev: descriptor.stat.st_dev, ino: descriptor.stat.st_ino, path: descriptor.link })
+    }
+
+    /// What is asked about a file.
+    const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
+
+    /// Whether `file`, of a copy of the descriptor, is the one that had this name, and has it yet, which leads to `there`: it has
+    /// no other name, and was not opened through another mount.
+    fn is_of(&self, file: &Statx, there: &Statx) -> bool {
+        let known = |x: &Statx| StatxFlags::from_bits_retain(x.stx_mask).contains(Name::WANTED);
+        let is_it = |x: &Statx| (dev_of(x), x.stx_ino) == (self.dev, self.ino);
+        known(file)
+            && known(there)
+            && is_it(file)
+            && is_it(there)
+            && file.stx_mnt_id == there.stx_mnt_id
+            && file.stx_nlink == 1
+            && FileType::from_raw_mode(file.stx_mode.into()) == FileType::RegularFile
+    }
+}
+
+fn dev_of(file: &Statx) -> u64 {
+    rustix::fs::makedev(file.stx_dev_major, file.stx_dev_minor)
+}
+
 /// The descriptors of a process.
 pub(crate) struct Numbers {
     /// Ascending.
-    fds: Vec<i32>,
-    /// Those with FD_CLOEXEC, once the process has said so.
-    cloexec: BTreeSet<i32>,
+    fds: Vec<Number>,
 }
 
 impl Numbers {
     /// Lists them.
     pub(crate) fn of(process: &Process) -> Result<Numbers> {
-        Ok(Numbers { fds: process.proc.numbers("fd")?, cloexec: BTreeSet::new() })
+        let fds = process.proc.numbers("fd")?;
+        Ok(Numbers { fds: fds.into_iter().map(Number::new).collect() })
+    }
+
+    /// Guesses them: mostly none is left out. To list them takes longer: the kernel makes an inode of each, one after the other.
+    pub(crate) fn guess(process: &Process) -> Result<Numbers> {
+        match count(process)? {
+            0 => Numbers::of(process),
+            count => Ok(Numbers { fds: (0..count).map(Number::new).collect() }),
+        }
+    }
+
+    /// Those of a process that stands still, of which some were `surveyed` when it ran. If it has as many now, it is to say
+    /// whether they are the same: see [`Numbers::take`].
+    pub(crate) fn again(process: &Process, surveyed: Option<Numbers>) -> Result<Numbers> {
+        let Some(surveyed) = surveyed else { return Numbers::of(process) };
+        let count = count(process)?;
+        if count != 0 && count as usize == surveyed.len() { Ok(surveyed) } else { surveyed.relist(process) }
+    }
+
+    /// Lists them again. They remember their names.
+    pub(crate) fn relist(self, process: &Process) -> Result<Numbers> {
+        let mut names: BTreeMap<i32, Option<Name>> = self.fds.into_iter().map(|n| (n.fd, n.name)).collect();
+        let mut new = Numbers::of(process)?;
+        new.fds.iter_mut().for_each(|number| number.name = names.remove(&number.fd).flatten());
+        Ok(new)
+    }
+
+    /// Whether one of them is a regular file, this one, by its name.
+    pub(crate) fn names(&self, dev: u64, ino: u64) -> bool {
+        let mut names = self.fds.iter().filter_map(|number| number.name.as_ref());
+        names.any(|name| (name.dev, name.ino) == (dev, ino))
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.fds.len()
     }
 
     /// Asks a process that stands still for what is the descriptors' alone.
     pub(crate) fn questions(&self, program: &mut Program) {
-        for fd in &self.fds {
-            let args = [(*fd).into(), libc::F_GETFD.into()];
-            program.call("fcntl(F_GETFD)", *fd as u64, libc::SYS_fcntl, args);
+        for number in &self.fds {
+            let args = [number.fd.into(), libc::F_GETFD.into()];
+            program.try_call("fcntl(F_GETFD)", libc::SYS_fcntl, args);
         }
     }
 
-    /// Takes its answers off the front of `answers`.
-    pub(crate) fn take<'a>(&mut self, answers: &'a [Outcome]) -> &'a [Outcome] {
-        let (own, others) = answers.split_at_checked(self.fds.len()).unwrap_or_default();
-        let said = self.fds.iter().zip(own).filter(|(_, o)| o.result & i64::from(libc::FD_CLOEXEC) != 0);
-        self.cloexec = said.map(|(fd, _)| *fd).collect();
-        others
-    }
-
-    /// FD_* flags of one.
-    pub(super) fn flags(&self, fd: i32) -> u32 {
-        self.cloexec.contains(&fd).into()
+    /// Takes its answers. Whether it has them all.
+    pub(crate) fn take(&mut self, answers: &[Outcome]) -> bool {
+        for (number, answer) in self.fds.iter_mut().zip(answers) {
+            number.cloexec = answer.ok() && answer.result & i64::from(libc::FD_CLOEXEC) != 0;
+        }
+        answers.len() == self.fds.len() && answers.iter().all(Outcome::ok)
     }
 }
 
-/// Looks at all descriptors of a process, and has each told by `tell`, in the order of their numbers.
+/// How many descriptors a process has; 0 before Linux 6.2.
+fn count(process: &Process) -> Result<i32> {
+    Ok(i32::try_from(process.proc.stat("fd")?.st_size).unwrap_or(0))
+}
+
+/// Looks at all descriptors of a process, and has each told by `tell`, with its FD_* flags, in the order of their numbers. When
+/// it is guessed which are the same, `numbers` are a guess, too, and are put right; and there is nothing to tell of a regular file
+/// where its name says.
 pub(crate) fn look_at_all(
     process: &Process,
-    numbers: &Numbers,
+    numbers: &mut Numbers,
     objects: &mut Objects,
-    mut tell: impl FnMut(i32, Descriptor<'_>, &mut Objects) -> Result<()>,
+    mut tell: impl FnMut(i32, u32, &Descriptor<'_>, &mut Objects) -> Result<()>,
 ) -> Result<()> {
     let view = View::of(process)?;
     if !objects.is_guessing() {
-        objects.locked.expect(numbers.fds.len());
+        objects.locked.expect(numbers.len());
+        let first = view.side_by_side(&mut numbers.fds, |number| view.confirm(number));
+        return view.tell(&mut numbers.fds, first, objects, &mut tell);
     }
-    let mut glances =
-        if objects.is_guessing() { view.glance_at(&numbers.fds) } else { Vec::new() }.into_iter();
-    for fd in &numbers.fds {
-        let seen = glances.next().unwrap_or_else(|| view.look(*fd));
-        seen.and_then(|seen| seen.descriptor(&view, objects))
-            .and_then(|descriptor| tell(*fd, descriptor, objects))
-            .object(|| format!("fd {fd}"))?;
+    let mut glance_at = |numbers: &mut Vec<Number>, objects: &mut Objects| -> Result<bool> {
+        let first = view.side_by_side(numbers, |number| view.glance(number));
+        view.tell(numbers, first, objects, &mut tell)?;
+        let before = numbers.len();
+        numbers.retain(|number| number.open);
+        Ok(numbers.len() == before)
+    };
+    let beyond = numbers.fds.last().map_or(0, |number| number.fd + 1);
+    if !glance_at(&mut numbers.fds, objects)? {
+        let mut others = Numbers::of(process)?.fds;
+        others.retain(|number| number.fd >= beyond);
+        glance_at(&mut others, objects)?;
+        numbers.fds.append(&mut others);
     }
     Ok(())
 }
@@ -225,6 +341,8 @@ struct View<'a> {
     links: ProcDir,
     /// /proc/self/fd, where copies are.
     own: ProcDir,
+    /// The status of some file: the pattern of others.
+    pattern: Stat,
 }
 
 /// What was seen of a descriptor.
@@ -232,33 +350,81 @@ struct Seen {
     fd: i32,
     link: Vec<u8>,
     stat: Stat,
-    /// What takes a closer look: a copy, and its flags.
-    close: Option<(OwnedFd, u32)>,
+    look: Look,
+}
+
+/// How it was looked at.
+enum Look {
+    /// Where its name leads.
+    Glance,
+    /// The same, and at a copy: its flags and offset.
+    Confirmed(u32, u64),
+    /// At a copy, which is here, and its flags.
+    Close(OwnedFd, u32),
 }
 
 impl<'a> View<'a> {
     fn of(process: &'a Process) -> Result<View<'a>> {
-        Ok(View { process, links: process.proc.dir("fd")?, own: ProcDir::own()?.dir("fd")? })
+        let pattern = process.proc.stat("fd")?;
+        Ok(View { process, links: process.proc.dir("fd")?, own: ProcDir::own()?.dir("fd")?, pattern })
     }
 
-    /// Has a glance at some, on as many processors as there are. To look closely side by side would take longer: copies
-    /// are made and closed one after the other anyhow.
-    fn glance_at(&self, fds: &[i32]) -> Vec<Result<Seen>> {
-        let glance = |fds: &[i32]| -> Vec<Result<Seen>> { fds.iter().map(|fd| self.glance(*fd)).collect() };
-        if fds.len() < 2 * MANY {
-            return glance(fds);
+    /// Has a first look at some, on as many processors as there are; what that gave of each, share by share. Each thread has a
+    /// descriptor table of its own: in one, copies are made and closed one after the other.
+    fn side_by_side(
+        &self,
+        numbers: &mut [Number],
+        look: impl Fn(&mut Number) -> Option<Seen> + Sync,
+    ) -> Vec<Vec<Option<Seen>>> {
+        let look_at =
+            |numbers: &mut [Number]| -> Vec<Option<Seen>> { numbers.iter_mut().map(&look).collect() };
+        if numbers.len() < 2 * MANY {
+            return vec![look_at(numbers)];
         }
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        let mut shares = fds.chunks(fds.len().div_ceil(processors).max(MANY));
+        let mut shares = numbers.chunks_mut(numbers.len().div_ceil(processors).max(MANY));
         let first = shares.next().unwrap_or_default();
+        let nothing = |len: usize| (0..len).map(|_| None).collect::<Vec<_>>();
+        let apart = |share: &mut [Number]| match descriptors::unshare() {
+            Ok(()) => look_at(share),
+            Err(_) => nothing(share.len()),
+        };
         thread::scope(|scope| {
-            let others: Vec<_> = shares.map(|share| (share, scope.spawn(move || glance(share)))).collect();
-            let mut seen = glance(first);
-            for (share, other) in others {
-                seen.extend(other.join().unwrap_or_else(|_| glance(share)));
-            }
-            seen
+            let others: Vec<_> = shares
+                .map(|share| (share.len(), thread::Builder::new().spawn_scoped(scope, || apart(share))))
+                .collect();
+            let first = look_at(first);
+            let others = others.into_iter().map(|(len, other)| {
+                let seen = other.ok().and_then(|other| other.join().ok());
+                seen.unwrap_or_else(|| nothing(len))
+            });
+            std::iter::once(first).chain(others).collect()
         })
+    }
+
+    /// Has each told that is open, of which `first` was seen at a first look.
+    fn tell(
+        &self,
+        numbers: &mut [Number],
+        first: Vec<Vec<Option<Seen>>>,
+        objects: &mut Objects,
+        tell: &mut impl FnMut(i32, u32, &Descriptor<'_>, &mut Objects) -> Result<()>,
+    ) -> Result<()> {
+        let first = first.into_iter().flatten();
+        for (number, seen) in numbers.iter_mut().zip(first).filter(|(number, _)| number.open) {
+            let fd = number.fd;
+            let seen = seen.map_or_else(|| self.look(fd), Ok);
+            seen.and_then(|seen| seen.descriptor(self, objects))
+                .and_then(|descriptor| {
+                    if !descriptor.is_glance() || !Regular.claims(&descriptor) {
+                        tell(fd, number.cloexec.into(), &descriptor, objects)?;
+                    }
+                    number.name = Name::of(descriptor);
+                    Ok(())
+                })
+                .object(|| format!("fd {fd}"))?;
+        }
+        Ok(())
     }
 
     /// Looks at one closely: at a copy, so that all is of one file, even if the process runs.
@@ -267,35 +433,82 @@ impl<'a> View<'a> {
         let link = self.own.readlink(&copy.as_raw_fd().to_string())?;
         let stat = rustix::fs::fstat(&copy).doing(|| format!("stat fd {fd}"))?;
         let flags = rustix::fs::fcntl_getfl(&copy).doing(|| format!("fcntl(F_GETFL) of fd {fd}"))?;
-        Ok(Seen { fd, link, stat, close: Some((copy, (flags - OFlags::CLOEXEC).bits())) })
+        Ok(Seen { fd, link, stat, look: Look::Close(copy, (flags - OFlags::CLOEXEC).bits()) })
+    }
+
+    /// Looks at one whose name the survey saw: if that is right, and nobody owns the description, all there is to know of a
+    /// regular file but its locks.
+    fn confirm(&self, number: &mut Number) -> Option<Seen> {
+        let (name, fd) = (number.name.as_mut()?, number.fd);
+        let copy = self.process.descriptor(fd).ok()?;
+        let file = rustix::fs::statx(&copy, c"", AtFlags::EMPTY_PATH, Name::WANTED).ok()?;
+        let there = rustix::fs::statx(CWD, &*name.path, AtFlags::SYMLINK_NOFOLLOW, Name::WANTED).ok()?;
+        if !name.is_of(&file, &there) {
+            return None;
+        }
+        let flags = rustix::fs::fcntl_getfl(&copy).ok()? - OFlags::CLOEXEC;
+        if flags.contains(OFlags::PATH) {
+            return None;
+        }
+        let (_, owner) = query::file_owner(&copy).ok()?;
+        if owner != 0 || query::file_signal(&copy).ok()? != 0 {
+            return None;
+        }
+        let look = Look::Confirmed(flags.bits(), rustix::fs::tell(&copy).ok()?);
+        Some(Seen { fd, link: std::mem::take(&mut name.path), stat: self.stat(&file), look })
+    }
+
+    /// What fstat(2) would say.
+    fn stat(&self, file: &Statx) -> Stat {
+        let mut stat = self.pattern;
+        stat.st_dev = dev_of(file);
+        stat.st_ino = file.stx_ino;
+        stat.st_nlink = file.stx_nlink.into();
+        stat.st_mode = file.stx_mode.into();
+        stat.st_uid = file.stx_uid;
+        stat.st_gid = file.stx_gid;
+        stat.st_rdev = rustix::fs::makedev(file.stx_rdev_major, file.stx_rdev_minor);
+        stat.st_size = file.stx_size as i64;
+        stat.st_blksize = file.stx_blksize.into();
+        stat.st_blocks = file.stx_blocks as i64;
+        (stat.st_atime, stat.st_atime_nsec) = (file.stx_atime.tv_sec, file.stx_atime.tv_nsec.into());
+        (stat.st_mtime, stat.st_mtime_nsec) = (file.stx_mtime.tv_sec, file.stx_mtime.tv_nsec.into());
+        (stat.st_ctime, stat.st_ctime_nsec) = (file.stx_ctime.tv_sec, file.stx_ctime.tv_nsec.into());
+        stat
     }
 
     /// Has a glance at one: enough for a file or directory where its name says, of which there may be thousands.
-    fn glance(&self, fd: i32) -> Result<Seen> {
-        let link = self.links.readlink(&fd.to_string())?;
-        if let FdLink::Path { path, deleted: false } = FdLink::parse(&link)
-            && let Ok(stat) = rustix::fs::lstat(path)
-            && [FileType::RegularFile, FileType::Directory].contains(&FileType::from_raw_mode(stat.st_mode))
-        {
-            return Ok(Seen { fd, link, stat, close: None });
-        }
-        self.look(fd)
+    fn glance(&self, number: &mut Number) -> Option<Seen> {
+        let name = number.fd.to_string();
+        let Ok(link) = self.links.readlink(&name) else {
+            number.open = self.links.has_link(&name);
+            return None;
+        };
+        let FdLink::Path { path, deleted: false } = FdLink::parse(&link) else { return None };
+        let stat = rustix::fs::lstat(path).ok()?;
+        [FileType::RegularFile, FileType::Directory]
+            .contains(&FileType::from_raw_mode(stat.st_mode))
+            .then_some(Seen { fd: number.fd, link, stat, look: Look::Glance })
     }
 }
 
 impl Seen {
     fn descriptor<'a>(self, view: &View<'a>, objects: &mut Objects) -> Result<Descriptor<'a>> {
-        let Seen { fd, link, stat, close } = self;
+        let Seen { fd, link, stat, look } = self;
         let name = format!("fd/{fd}");
         let process = view.process;
-        let by_path = close.is_none();
-        let (copy, flags) = close.map_or((None, 0), |(copy, flags)| (Some(copy), flags));
+        let (copy, flags, pos) = match look {
+            Look::Glance => (None, 0, None),
+            Look::Confirmed(flags, pos) => (None, flags, Some(pos)),
+            Look::Close(copy, flags) => (Some(copy), flags, None),
+        };
+        let by_path = copy.is_none();
         let fs = objects.file_system(stat.st_dev, || match &copy {
             Some(copy) => rustix::fs::fstatfs(copy).doing(|| format!("statfs {name}")),
             None => process.proc.statfs(&name),
         });
         let info = OnceCell::new();
-        let descriptor = Descriptor { process, name, link, stat, flags, info, fs, copy, by_path };
+        let descriptor = Descriptor { process, name, link, stat, flags, info, fs, copy, by_path, pos };
         if !by_path || Regular.claims(&descriptor) || Directory.claims(&descriptor) {
             return Ok(descriptor);
         }
@@ -308,4 +521,201 @@ impl Seen {
 pub(crate) fn look<'a>(process: &'a Process, fd: i32, objects: &mut Objects) -> Result<Descriptor<'a>> {
     let view = View::of(process)?;
     view.look(fd)?.descriptor(&view, objects)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::CheckpointOptions;
+    use rustix::fs::{Mode, open};
+    use std::{
+        collections::BTreeSet,
+        fs::{hard_link, remove_file, rename},
+        path::Path,
+    };
+
+    fn create(path: &Path) -> OwnedFd {
+        open(path, OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR).unwrap()
+    }
+
+    fn own() -> Process {
+        Process::open(std::process::id() as i32).unwrap()
+    }
+
+    fn statx_of(file: &OwnedFd) -> Statx {
+        rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, Name::WANTED).unwrap()
+    }
+
+    /// Whether the name of a file is found right after `change`, given it and its directory. If so, it is what a close look
+    /// finds.
+    fn confirmed_after(change: impl FnOnce(&mut OwnedFd, &Path)) -> bool {
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = create(&directory.path().join("a"));
+        let (process, fd) = (own(), file.as_raw_fd());
+        let (view, objects) = (View::of(&process).unwrap(), &mut Objects::default());
+        let mut descriptor = |seen: Seen| seen.descriptor(&view, objects).unwrap();
+        let name = Name::of(descriptor(view.look(fd).unwrap()));
+        change(&mut file, directory.path());
+        let Some(seen) = view.confirm(&mut Number { name, ..Number::new(fd) }) else { return false };
+        let close = view.look(fd).unwrap();
+        assert_eq!(format!("{:?}", seen.stat), format!("{:?}", close.stat));
+        let (confirmed, close) = (descriptor(seen), descriptor(close));
+        assert!(confirmed.by_path && !close.by_path);
+        assert_eq!(confirmed.record(1).unwrap(), close.record(1).unwrap());
+        true
+    }
+
+    #[test]
+    fn a_name_is_right_where_it_leads_to_the_file() {
+        assert!(confirmed_after(|_, _| {}));
+        assert!(confirmed_after(|file, _| {
+            rustix::io::write(&*file, b"more").unwrap();
+            rustix::fs::fcntl_setfl(&*file, OFlags::APPEND).unwrap();
+        }));
+        assert!(confirmed_after(|_, at| {
+            rename(at.join("a"), at.join("b")).unwrap();
+            rename(at.join("b"), at.join("a")).unwrap();
+        }));
+        // Its number is that of another description.
+        assert!(confirmed_after(|file, at| {
+            let path = at.join("a");
+            let other = open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            rustix::io::dup2(&other, file).unwrap();
+        }));
+    }
+
+    #[test]
+    fn a_name_is_looked_for_again_where_it_may_have_changed() {
+        let changes: [fn(&mut OwnedFd, &Path); 7] = [
+            |_, at| rename(at.join("a"), at.join("b")).unwrap(),
+            |_, at| remove_file(at.join("a")).unwrap(),
+            |_, at| hard_link(at.join("a"), at.join("b")).unwrap(),
+            |_, at| {
+                rename(at.join("a"), at.join("b")).unwrap();
+                create(&at.join("a"));
+            },
+            |_, at| {
+                rename(at.join("a"), at.join("b")).unwrap();
+                std::os::unix::fs::symlink("b", at.join("a")).unwrap();
+            },
+            |file, at| rustix::io::dup2(create(&at.join("b")), file).unwrap(),
+            |file, at| {
+                let place = open(at.join("a"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+                rustix::io::dup2(&place, file).unwrap();
+            },
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            assert!(!confirmed_after(change), "change {index}");
+        }
+    }
+
+    /// The mount, too: by another the file has another path.
+    #[test]
+    fn a_name_leads_to_the_file_by_the_mount_it_was_opened_in() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = statx_of(&create(&directory.path().join("a")));
+        let name = Name { path: Vec::new(), dev: dev_of(&file), ino: file.stx_ino };
+        let with = |change: fn(&mut Statx)| {
+            let mut file = file;
+            change(&mut file);
+            file
+        };
+        assert!(name.is_of(&file, &file));
+        let others: [fn(&mut Statx); 4] = [
+            |file| file.stx_mnt_id += 1,
+            |file| file.stx_ino += 1,
+            |file| file.stx_dev_minor += 1,
+            |file| file.stx_mask &= !StatxFlags::MNT_ID.bits(),
+        ];
+        for other in others {
+            assert!(!name.is_of(&file, &with(other)));
+            assert!(!name.is_of(&with(other), &file));
+        }
+        let moved = with(|file| file.stx_ino += 1);
+        assert!(!name.is_of(&moved, &moved));
+        assert!(!name.is_of(&with(|file| file.stx_nlink = 2), &file));
+        assert!(!name.is_of(&with(|file| file.stx_mode = 0o040_755), &file));
+    }
+
+    fn numbers(fds: &[i32]) -> Numbers {
+        Numbers { fds: fds.iter().copied().map(Number::new).collect() }
+    }
+
+    fn fds(numbers: &Numbers) -> Vec<i32> {
+        numbers.fds.iter().map(|number| number.fd).collect()
+    }
+
+    /// A process that has descriptors 0, 1, 2 and, besides others maybe, one of 90 or more.
+    struct Child(std::process::Child, Process);
+
+    impl Child {
+        fn new() -> Child {
+            let far = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 90).unwrap();
+            rustix::io::fcntl_setfd(&far, rustix::io::FdFlags::empty()).unwrap();
+            let child =
+                std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+            let process = Process::open(child.id() as i32).unwrap();
+            Child(child, process)
+        }
+    }
+
+    impl Drop for Child {
+        fn drop(&mut self) {
+            self.0.kill().and_then(|()| self.0.wait()).unwrap();
+        }
+    }
+
+    /// A set of numbers is taken for the one it was only if the process has as many, and each of them.
+    #[test]
+    fn a_set_of_numbers_is_not_mistaken() {
+        let child = Child::new();
+        let Child(_, process) = &child;
+        let listed = fds(&Numbers::of(process).unwrap());
+        assert!(listed.starts_with(&[0, 1, 2]));
+        let again = |surveyed| fds(&Numbers::again(process, surveyed).unwrap());
+        assert_eq!(again(None), listed);
+        assert_eq!(again(Some(numbers(&[]))), listed);
+        assert_eq!(again(Some(numbers(&listed[1..]))), listed);
+        assert_eq!(again(Some(numbers(&[&listed[..], &[777]].concat()))), listed);
+        // As many, but others: that the process says.
+        let mut others = listed.clone();
+        others[2] = 777;
+        let closed = Outcome { result: -9, ..Outcome::default() };
+        let open = Outcome { result: 1, ..Outcome::default() };
+        let mut mistaken = Numbers::again(process, Some(numbers(&others))).unwrap();
+        assert!(!mistaken.take(&[&vec![open.clone(); listed.len() - 1][..], &[closed]].concat()));
+        assert!(!mistaken.take(&[]));
+        assert_eq!(fds(&mistaken.relist(process).unwrap()), listed);
+        let mut right = Numbers::of(process).unwrap();
+        assert!(right.take(&vec![open; listed.len()]));
+        assert!(right.fds.iter().all(|number| number.cloexec));
+    }
+
+    #[test]
+    fn a_guess_is_put_right() {
+        let child = Child::new();
+        let Child(_, process) = &child;
+        let listed = fds(&Numbers::of(process).unwrap());
+        let right = |mut guess: Numbers| {
+            let mut objects = Objects::guessing(BTreeSet::new(), &CheckpointOptions::new(process.pid));
+            let mut told = Vec::new();
+            let tell = |fd, _: u32, _: &Descriptor<'_>, _: &mut Objects| {
+                told.push(fd);
+                Ok(())
+            };
+            look_at_all(process, &mut guess, &mut objects, tell).unwrap();
+            let regular = |number: &&Number| number.name.is_some();
+            told.extend(guess.fds.iter().filter(regular).map(|number| number.fd));
+            told.sort_unstable();
+            assert_eq!(told, fds(&guess));
+            told
+        };
+        let guess = Numbers::guess(process).unwrap();
+        // Before Linux 6.2 it is the list.
+        assert!([(0..listed.len() as i32).collect(), listed.clone()].contains(&fds(&guess)));
+        assert_eq!(right(guess), listed);
+        assert_eq!(right(numbers(&listed)), listed);
+        let (near, far): (Vec<i32>, Vec<i32>) = listed.iter().partition(|fd| **fd < 3 || **fd > 77);
+        assert_eq!(right(numbers(&[0, 1, 2, 77])), near, "without {far:?}");
+    }
 }

@@ -90,6 +90,9 @@ pub(crate) fn adopt<'a>(
     certainty: Certainty,
     objects: &mut Objects,
 ) -> Result<()> {
+    if !objects.has_file(&[file_kind::EPOLL]) {
+        return Ok(());
+    }
     let (mut seen, mut done) = (BTreeSet::new(), BTreeSet::new());
     for (process, table) in tables.into_iter().filter(|(_, table)| seen.insert(*table)) {
         let Some(Object::Files(table)) = objects.table.get(&table) else { continue };

@@ -34,8 +34,8 @@ use rustix::{
     io::Errno,
 };
 use std::{
-    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
+    thread::{self, JoinHandle},
 };
 
 const F_SETLK: i32 = 6;
@@ -48,27 +48,35 @@ const WRITE: u32 = 1;
 pub(crate) struct Locked {
     /// How many descriptors are asked about.
     descriptors: usize,
-    /// Inode numbers, once /proc/locks was looked at; `None` if it does not tell of all.
-    inodes: OnceCell<Option<BTreeSet<u64>>>,
+    /// Who looks at /proc/locks.
+    reader: Option<JoinHandle<Inodes>>,
+    /// What it says.
+    inodes: Inodes,
 }
+
+/// Inode numbers; `None` if it is not known that those are all.
+type Inodes = Option<BTreeSet<u64>>;
 
 /// As many descriptors as are worth a look at /proc/locks: that waits for the end of an RCU grace period, and all who lock
 /// something wait meanwhile (file_rwsem, locks_start() in fs/locks.c). It takes some 7 ms, fdinfo 9 us.
 const WORTH_IT: usize = 800;
 
 impl Locked {
-    /// So many more descriptors will be asked about.
+    /// So many more descriptors will be asked about. As those who hold locks stand still, it may be looked where they are already.
     pub(super) fn expect(&mut self, descriptors: usize) {
+        let before = self.descriptors;
         self.descriptors += descriptors;
+        if before < WORTH_IT && self.descriptors >= WORTH_IT {
+            self.reader = thread::Builder::new().spawn(locked_inodes).ok();
+        }
     }
 
     /// Whether there may be a lock on the file of a descriptor.
-    fn may_be_on(&self, descriptor: &Descriptor<'_>) -> bool {
-        if self.descriptors < WORTH_IT {
-            return true;
+    fn may_be_on(&mut self, descriptor: &Descriptor<'_>) -> bool {
+        if let Some(reader) = self.reader.take() {
+            self.inodes = reader.join().unwrap_or_default();
         }
-        let inodes = self.inodes.get_or_init(locked_inodes);
-        inodes.as_ref().is_none_or(|inodes| match SAME_INODE.contains(&descriptor.fs) {
+        self.inodes.as_ref().is_none_or(|inodes| match SAME_INODE.contains(&descriptor.fs) {
             true => inodes.contains(&descriptor.stat.st_ino),
             false => !inodes.is_empty(),
         })
@@ -101,7 +109,7 @@ fn locked_inodes() -> Option<BTreeSet<u64>> {
 
 /// Adds the locks that a descriptor shows to its description.
 pub(crate) fn checkpoint(descriptor: &Descriptor<'_>, file: Objref, objects: &mut Objects) -> Result<()> {
-    if descriptor.copy.is_none() || !objects.locked.may_be_on(descriptor) {
+    if descriptor.is_glance() || !objects.locked.may_be_on(descriptor) {
         return Ok(());
     }
     for lock in &descriptor.info()?.locks {

@@ -134,16 +134,16 @@ pub(crate) trait FileKind: Sync {
     fn open(&self, file: &model::File, context: &OpenContext<'_>) -> Result<Option<OwnedFd>>;
 }
 
-/// The descriptor table of a process, whose descriptors are `numbers`.
+/// The descriptor table of a process, whose descriptors are `numbers`: they remember the names that are seen.
 pub(crate) fn checkpoint(
     process: &Process,
-    numbers: &Numbers,
+    numbers: &mut Numbers,
     objects: &mut Objects,
 ) -> Result<model::FileTable> {
     let mut descs = Vec::new();
-    descriptor::look_at_all(process, numbers, objects, |fd, descriptor, objects| {
-        let file = object(&descriptor, fd, objects)?;
-        descs.push(FileDesc { fd, flags: numbers.flags(fd), file, pad: 0 });
+    descriptor::look_at_all(process, numbers, objects, |fd, flags, descriptor, objects| {
+        let file = object(descriptor, fd, objects)?;
+        descs.push(FileDesc { fd, flags, file, pad: 0 });
         Ok(())
     })?;
     Ok(model::FileTable { descs })

@@ -109,6 +109,9 @@ pub(crate) fn adopt<'a>(
     frozen: bool,
     objects: &mut Objects,
 ) -> Result<()> {
+    if !objects.has_file(&[file_kind::EXTERNAL_PIPE]) {
+        return Ok(());
+    }
     let mut pipes: BTreeMap<(u64, u64), Users<'a>> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for (process, table) in tables.into_iter().filter(|(_, table)| seen.insert(*table)) {

@@ -185,6 +185,9 @@ pub(crate) fn adopt<'a>(
     tables: impl IntoIterator<Item = (&'a Process, Objref)>,
     objects: &mut Objects,
 ) -> Result<Vec<Known<'a>>> {
+    if !objects.has_file(&[file_kind::PTY, file_kind::EXTERNAL_TTY, file_kind::TTY_CURRENT]) {
+        return Ok(Vec::new());
+    }
     let mut known: BTreeMap<Objref, Known<'a>> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     let mut descs: Vec<(&Process, FileDesc)> = Vec::new();

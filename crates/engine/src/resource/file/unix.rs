@@ -129,6 +129,9 @@ pub(crate) fn adopt(
     objects: &mut Objects,
 ) -> Result<queue::Looks> {
     let mut looks = queue::Looks::default();
+    if !objects.has_file(&[file_kind::UNIX, file_kind::EXTERNAL_SOCKET]) {
+        return Ok(looks);
+    }
     let held = sockets(tables, objects);
     let refused = objects.policy.refuses(|allowed| allowed.ext_unix_sk);
     if held.is_empty() || !frozen && !refused {
