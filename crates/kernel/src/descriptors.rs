@@ -6,6 +6,7 @@ use crate::{
 };
 use rustix::{
     io::{Errno, fcntl_dupfd_cloexec, retry_on_intr},
+    thread::{sched_getaffinity, sched_getcpu, sched_setaffinity, sched_yield},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -192,8 +193,14 @@ impl<T, E> Thread<T, E> {
         let (ours, theirs) = (fcntl_dupfd_cloexec(ours, lowest)?, fcntl_dupfd_cloexec(theirs, lowest)?);
         let number = theirs.as_raw_fd();
         let (tell, told) = channel();
-        let work = move || work(&theirs, &tell);
+        let here = sched_getcpu();
+        let work = move || {
+            keep_off(here);
+            work(&theirs, &tell);
+        };
         Builder::new().spawn_scoped(scope, work).map_err(|_| Errno::AGAIN)?;
+        // It may wait for us to leave this processor, to leave it then.
+        sched_yield();
         Ok(Self { socket: ours, theirs: Some(number), told })
     }
 
@@ -227,6 +234,17 @@ impl<T, E> Thread<T, E> {
 impl<T, E> Drop for Thread<T, E> {
     fn drop(&mut self) {
         self.part();
+    }
+}
+
+/// Keeps the calling thread off a processor, if there are others. A new thread often begins where its maker runs, and it takes the
+/// scheduler some ticks, longer than thousands of files take, to part them.
+pub fn keep_off(processor: usize) {
+    if let Ok(mut others) = sched_getaffinity(None) {
+        others.unset(processor);
+        if others.count() > 0 {
+            let _ = sched_setaffinity(None, &others);
+        }
     }
 }
 
