@@ -68,10 +68,10 @@ pub(crate) fn tables(
     materials.each(puppets, observer, |p, puppet, _| private.leave(puppet, p.process.task.files))
 }
 
-/// Every descriptor in its place.
+/// Every descriptor in its place. Ours are closed meanwhile, as far as they are of no use any more.
 pub(crate) fn descriptors(
     puppets: &mut Puppets,
-    materials: &Materials<'_>,
+    materials: &mut Materials<'_>,
     observer: &mut dyn Observer,
 ) -> Result<()> {
     let additions = file::epoll::additions(materials.image, &materials.parts)?;
@@ -83,6 +83,7 @@ pub(crate) fn descriptors(
             Ok(())
         }
     })?;
+    materials.opened.files.close_unchanged();
     materials.finish(puppets, observer)
 }
 

@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use crate::block::{BLOCK_SIZE, Block};
 use crate::error::{PagesError, WriteError};
-use crate::frame::{self, Digest, HEAD, MAX_GROUP};
+use crate::frame::{self, Digest, HEAD};
 use crate::pack::{PagesWritten, ZeroPages, pack};
 use crate::record::{
     ErrorMark, MAX_RUNS, Objref, PAD_TYPE, PAGE_SIZE, Record, Run, Sum, TAIL_MAGIC, Tail, Text,
@@ -12,6 +12,9 @@ use crate::record::{
 
 /// Fewest data pages worth beginning a chunk with at a block's end.
 const MIN_CHUNK_PAGES: usize = 16;
+
+/// As long as a group gets, if no single record is longer: whoever reads it has it in a processor's cache.
+const LONG_GROUP: usize = 64 << 10;
 
 /// Longest text of an ERROR record.
 const MAX_ERROR_TEXT: usize = 64 << 10;
@@ -63,10 +66,10 @@ impl<S: BlockSink> Writer<S> {
 
     /// Writes one metadata record with its fields, as many as [`Record::FIELDS`].
     ///
-    /// Ends the group before it would exceed [`MAX_GROUP`].
+    /// Ends the group before it would become long.
     pub fn record<R: Record>(&mut self, body: &R, fields: &[&[u8]]) -> Result<(), WriteError> {
         let len = frame::record_len::<R>(fields)?;
-        if self.group_len + len as usize > MAX_GROUP {
+        if self.group_len + len as usize > LONG_GROUP {
             self.end_group()?;
         }
         self.grouped(&frame::head(R::TYPE, len))?;

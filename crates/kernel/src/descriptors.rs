@@ -6,11 +6,11 @@ use crate::{
 };
 use rustix::{
     io::{Errno, fcntl_dupfd_cloexec, retry_on_intr},
-    thread::{sched_getaffinity, sched_getcpu, sched_setaffinity, sched_yield},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
     },
+    thread::{sched_getaffinity, sched_getcpu, sched_setaffinity, sched_yield},
 };
 use std::{
     collections::VecDeque,

@@ -47,6 +47,16 @@ impl Files {
         self.unchanged.sort_unstable();
     }
 
+    /// Closes those that were seen to be what they were: of no use any more to anybody when all tasks have theirs.
+    pub(crate) fn close_unchanged(&mut self) {
+        let unchanged = std::mem::take(&mut self.unchanged);
+        let (done, open) = std::mem::take(&mut self.open)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(objref, _)| unchanged.binary_search(objref).is_ok());
+        self.open = open.into_iter().collect();
+        close_all(done.into_iter().map(|(_, fd)| fd));
+    }
+
     /// Whether it is already known that a file is what it was.
     pub(super) fn is_unchanged(&self, objref: Objref) -> bool {
         self.unchanged.binary_search(&objref).is_ok()

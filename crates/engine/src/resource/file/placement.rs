@@ -10,6 +10,7 @@ use ckpt_image::{Image, Object, Objref, Table};
 use ckpt_kernel::{procfs, program::Program};
 use rustix::io::{DupFlags, fcntl_dupfd_cloexec};
 use std::{
+    cell::LazyCell,
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsRawFd, OwnedFd},
 };
@@ -192,8 +193,10 @@ fn ordered(moves: &[Move], kept: Option<i32>) -> Vec<Move> {
     for m in left.values() {
         *needed.entry(m.from).or_default() += 1;
     }
-    let taken: BTreeSet<i32> = moves.iter().flat_map(|m| [m.from, m.to]).chain(kept).collect();
-    let spare = (0..).find(|number| !taken.contains(number)).unwrap_or(i32::MAX);
+    let spare = LazyCell::new(|| {
+        let taken: BTreeSet<i32> = moves.iter().flat_map(|m| [m.from, m.to]).chain(kept).collect();
+        (0..).find(|number| !taken.contains(number)).unwrap_or(i32::MAX)
+    });
     let mut done = Vec::with_capacity(moves.len());
     let mut ready: Vec<i32> = left.keys().copied().filter(|to| !needed.contains_key(to)).collect();
     loop {
@@ -209,10 +212,10 @@ fn ordered(moves: &[Move], kept: Option<i32>) -> Vec<Move> {
         }
         // What is left goes round in cycles.
         let Some(at) = left.first_key_value().map(|(at, _)| *at) else { return done };
-        done.push(Move { from: at, to: spare, cloexec: true });
-        left.values_mut().filter(|m| m.from == at).for_each(|m| m.from = spare);
+        done.push(Move { from: at, to: *spare, cloexec: true });
+        left.values_mut().filter(|m| m.from == at).for_each(|m| m.from = *spare);
         if let Some(count) = needed.remove(&at) {
-            needed.insert(spare, count);
+            needed.insert(*spare, count);
         }
         ready.push(at);
     }
