@@ -166,6 +166,14 @@ where
     }
 }
 
+/// Whoever wants no more lets threads begin no other batch.
+impl<I, T, E, F> Drop for SideBySide<'_, I, T, E, F> {
+    fn drop(&mut self) {
+        let mut takers = self.batches.takers.lock().unwrap_or_else(PoisonError::into_inner);
+        takers.iter_mut().for_each(|taker| *taker = taker.or(Some(Taker::We)));
+    }
+}
+
 /// What is told of a batch: of each file what it came to, but for the descriptor.
 type Told<T, E> = Vec<Result<T, E>>;
 
