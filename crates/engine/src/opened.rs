@@ -187,8 +187,7 @@ fn open_private(
     let room = first.unsigned_abs() as usize + private.len() < usize::try_from(limit).unwrap_or(usize::MAX);
     private.begin(first);
     let lowest = if room { first } else { LOWEST };
-    let end = first.saturating_add(private.len() as i32);
-    let mut place = Above { first: lowest, end, numbers: Vec::with_capacity(private.len()) };
+    let mut place = Above { first: lowest, numbers: Vec::with_capacity(private.len()) };
     files.append(file::open_some(context, |file| private.has(file), &mut place)?);
     place.numbers.into_iter().for_each(|(file, number)| private.add(file, number));
     tracing::debug!("{} files of one process each, from number {first} on; room: {room}", private.len());
@@ -198,8 +197,6 @@ fn open_private(
 /// Descriptions go above all that is there, in the order in which they are opened.
 struct Above {
     first: i32,
-    /// What is not theirs any more.
-    end: i32,
     /// Where they are.
     numbers: Vec<(Objref, i32)>,
 }
@@ -209,8 +206,8 @@ impl Place for Above {
         None
     }
 
-    fn end(&self) -> i32 {
-        self.end
+    fn end(&self) -> Option<i32> {
+        None
     }
 
     fn place(&mut self, file: Objref, fd: OwnedFd) -> Result<OwnedFd> {

@@ -8,7 +8,7 @@ use rustix::{
     io::{Errno, fcntl_dupfd_cloexec, retry_on_intr},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+        SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, shutdown,
     },
     thread::{sched_getaffinity, sched_getcpu, sched_setaffinity, sched_yield},
 };
@@ -31,7 +31,10 @@ pub fn close_all(fds: impl IntoIterator<Item = OwnedFd>) {
     for run in numbers.chunk_by(|a, b| a + 1 == *b) {
         if let (Some(first), Some(last)) = (run.first(), run.last()) {
             // SAFETY: exactly descriptors that were owned by what was given to us.
-            unsafe { libc::syscall(libc::SYS_close_range, *first, *last, 0) };
+            if unsafe { libc::syscall(libc::SYS_close_range, *first, *last, 0) } != 0 {
+                // SAFETY: the same; close_range(2) closes all or, as here, none: it is refused.
+                run.iter().for_each(|fd| drop(unsafe { OwnedFd::from_raw_fd(*fd) }));
+            }
         }
     }
 }
@@ -111,7 +114,8 @@ where
     E: Send,
     F: Fn(I) -> Result<(OwnedFd, T), E> + Sync,
 {
-    /// Starts up to `threads` threads. Each takes two descriptors, with the number `lowest` or above, until this is dropped.
+    /// Starts up to `threads` threads. Each takes two descriptors, with the number `lowest` or above, until it has a table of its
+    /// own, then one. They can do no more than open files by absolute paths: of our descriptors they have the standard ones.
     pub fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
         threads: usize,
@@ -219,12 +223,18 @@ impl<T, E> Thread<T, E> {
         let opened = told.iter().filter(|one| one.is_ok()).count();
         let Ok(fds) = receive(&self.socket, opened) else {
             // What follows would be taken for this.
+            self.refuse();
             self.told = channel().1;
             return None;
         };
         let mut fds = fds.into_iter();
         let with_fd = |one: Result<T, E>| one.map(|told| Some((fds.next()?, told))).transpose();
         Some(told.into_iter().filter_map(with_fd).collect())
+    }
+
+    /// Takes nothing more: a thread that waits to hand something over goes on.
+    fn refuse(&self) {
+        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 
     /// Waits until the tables are two, and closes our copy of the other end. If the thread ends before that, it has closed the
@@ -242,16 +252,27 @@ impl<T, E> Thread<T, E> {
 impl<T, E> Drop for Thread<T, E> {
     fn drop(&mut self) {
         self.part();
+        self.refuse();
     }
 }
 
 /// Keeps the calling thread off a processor, if there are others. A new thread often begins where its maker runs, and it takes the
 /// scheduler some ticks, longer than thousands of files take, to part them.
-pub fn keep_off(processor: usize) {
+fn keep_off(processor: usize) {
     if let Ok(mut others) = sched_getaffinity(None) {
         others.unset(processor);
         if others.count() > 0 {
             let _ = sched_setaffinity(None, &others);
+        }
+    }
+}
+
+/// Closes all but the standard descriptors and one, in a table that is nobody else's: what its maker closes is closed.
+fn keep_only(one: &OwnedFd) {
+    let number = u64::from(one.as_raw_fd().unsigned_abs());
+    for (first, last) in [(3, number.saturating_sub(1)), (number + 1, u32::MAX.into())] {
+        if first <= last {
+            let _ = sys::numbers(libc::SYS_close_range, [first, last, 0, 0, 0]);
         }
     }
 }
@@ -264,7 +285,11 @@ fn hand_over<I: Copy, T, E>(
     open: impl Fn(I) -> Result<(OwnedFd, T), E>,
     tell: &Sender<Told<T, E>>,
 ) {
-    if unshare().is_err() || tell.send(Vec::new()).is_err() {
+    if unshare().is_err() {
+        return;
+    }
+    keep_only(socket);
+    if tell.send(Vec::new()).is_err() {
         return;
     }
     let mut opened = Vec::new();
@@ -335,6 +360,7 @@ mod tests {
     fn side_by_side() {
         opened_by_all();
         opened_by_us_in_the_end();
+        no_more_wanted();
     }
 
     /// What comes is what was asked for, in order and at ascending numbers, whoever has opened it; a failure is one item's alone.
@@ -374,6 +400,22 @@ mod tests {
     }
 
     /// What a thread cannot hand over is opened by us.
+    /// A thread that has more to hand over than a socket takes does not wait for ever.
+    fn no_more_wanted() {
+        let open =
+            |_: usize| rustix::fs::open("/dev/null", OFlags::CLOEXEC, Mode::empty()).map(|fd| (fd, ()));
+        let batches = Batches::new((0..900).map(|item| vec![item]).collect());
+        std::thread::scope(|scope| {
+            let mut opened = SideBySide::start(scope, 2, 1000, &batches, &open);
+            assert!(opened.next().is_some_and(|one| one.is_ok()));
+            while batches.takers.lock().unwrap().contains(&None) {
+                std::thread::yield_now();
+            }
+            // So that it waits, most likely.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        });
+    }
+
     fn opened_by_us_in_the_end() {
         let open =
             |_: usize| rustix::fs::open("/dev/null", OFlags::CLOEXEC, Mode::empty()).map(|fd| (fd, ()));

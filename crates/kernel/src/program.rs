@@ -134,7 +134,7 @@ impl Program {
     }
 
     /// Appends a call that must succeed for each of `count` numbers from `first` on, its first argument; `others` follow it.
-    /// Its result is that of the last one. Returns its index.
+    /// Its result is that of the last one; an error names the first number. Returns its index.
     pub fn call_each<const N: usize>(
         &mut self,
         what: &'static str,

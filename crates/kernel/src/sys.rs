@@ -47,7 +47,7 @@ pub(crate) fn ptrace_regset(
 
 /// A system call that takes only numbers.
 pub(crate) fn numbers(nr: libc::c_long, args: [u64; 5]) -> Result<u64, Errno> {
-    // SAFETY: only called with system calls that take no pointers (kcmp, tgkill, setns, unshare, ioctls that take a number).
+    // SAFETY: only called with system calls that take no pointers (kcmp, tgkill, setns, unshare, close_range, ioctls that take a number).
     check(unsafe { libc::syscall(nr, args[0], args[1], args[2], args[3], args[4]) })
 }
 

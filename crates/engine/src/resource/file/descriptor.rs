@@ -311,11 +311,12 @@ pub(crate) fn look_at_all(
     let view = View::of(process)?;
     if !objects.is_guessing() {
         objects.locked.expect(numbers.len());
-        let first = view.side_by_side(&mut numbers.fds, |number| view.confirm(number));
+        let first = view.side_by_side(&mut numbers.fds, descriptors::unshare, |number| view.confirm(number));
         return view.tell(&mut numbers.fds, first, objects, &mut tell);
     }
     let mut glance_at = |numbers: &mut Vec<Number>, objects: &mut Objects| -> Result<bool> {
-        let first = view.side_by_side(numbers, |number| view.glance(number));
+        // While the program runs nobody may have copies for longer than he looks at them.
+        let first = view.side_by_side(numbers, || Ok(()), |number| view.glance(number));
         view.tell(numbers, first, objects, &mut tell)?;
         let before = numbers.len();
         numbers.retain(|number| number.open);
@@ -369,11 +370,12 @@ impl<'a> View<'a> {
         Ok(View { process, links: process.proc.dir("fd")?, own: ProcDir::own()?.dir("fd")?, pattern })
     }
 
-    /// Has a first look at some, on as many processors as there are; what that gave of each, share by share. Each thread has a
-    /// descriptor table of its own: in one, copies are made and closed one after the other.
+    /// Has a first look at some, on as many processors as there are; what that gave of each, share by share. Before that
+    /// each thread may `part` from our descriptor table: in one, copies are made and closed one after the other.
     fn side_by_side(
         &self,
         numbers: &mut [Number],
+        part: impl Fn() -> Result<(), ckpt_kernel::Error> + Sync,
         look: impl Fn(&mut Number) -> Option<Seen> + Sync,
     ) -> Vec<Vec<Option<Seen>>> {
         let look_at =
@@ -385,7 +387,7 @@ impl<'a> View<'a> {
         let mut shares = numbers.chunks_mut(numbers.len().div_ceil(processors).max(MANY));
         let first = shares.next().unwrap_or_default();
         let nothing = |len: usize| (0..len).map(|_| None).collect::<Vec<_>>();
-        let apart = |share: &mut [Number]| match descriptors::unshare() {
+        let apart = |share: &mut [Number]| match part() {
             Ok(()) => look_at(share),
             Err(_) => nothing(share.len()),
         };

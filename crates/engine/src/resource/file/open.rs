@@ -103,10 +103,11 @@ pub(crate) fn open_some(
     });
     let plain: Vec<(Objref, &model::File)> = files.clone().filter(is_plain).collect();
     let others = thread::available_parallelism().map_or(0, |processors| processors.get() - 1);
-    let others = others.min(plain.len() / MANY);
+    let others = place.end().map_or(0, |_| others.min(plain.len() / MANY));
+    let lowest = place.end().unwrap_or(0);
     let batches = Batches::new(batches(&plain, place));
     thread::scope(|scope| {
-        let mut opened = SideBySide::start(scope, others, place.end(), &batches, &regular::open_plain);
+        let mut opened = SideBySide::start(scope, others, lowest, &batches, &regular::open_plain);
         let (mut open, mut turns) = (Files::default(), plain.iter().peekable());
         for (objref, file) in files {
             let plain = turns.next_if(|(plain, _)| *plain == objref).and_then(|_| opened.next());

@@ -31,8 +31,9 @@ pub(crate) struct Landing {
 pub(crate) trait Place {
     /// The number a file is to have, if it is to have one.
     fn number(&self, file: Objref) -> Option<i32>;
-    /// Above all these numbers.
-    fn end(&self) -> i32;
+    /// Above all these numbers; `None` if they are to ascend in the order in which files are opened, so that nobody but us
+    /// may open them.
+    fn end(&self) -> Option<i32>;
     /// Has the description of a file where the tasks will have it.
     fn place(&mut self, file: Objref, fd: OwnedFd) -> Result<OwnedFd>;
 }
@@ -49,10 +50,15 @@ impl Landing {
         reserved: BTreeMap<i32, OwnedFd>,
     ) -> Result<Landing> {
         let ours = procfs::numbers("self/fd").doing(|| "list our descriptors".to_owned())?;
-        let mut places: Table<i32> = own
+        let mut places: Vec<(Objref, i32)> = own
             .into_iter()
             .filter(|(_, number)| *number >= LOWEST && reserved.contains_key(number))
             .collect();
+        let position = |file| image.objects.position(file);
+        let mut placed = vec![false; image.objects.len()];
+        for at in places.iter().filter_map(|(file, _)| position(*file)) {
+            placed.get_mut(at).into_iter().for_each(|placed| *placed = true);
+        }
         let ours: BTreeSet<i32> = ours.into_iter().collect();
         let tables = image.objects.values().filter_map(|object| match object {
             Object::Files(table) => Some(&table.descs),
@@ -62,12 +68,13 @@ impl Landing {
         let mut taken = vec![false; most];
         for desc in tables.flatten().filter(|desc| desc.fd >= LOWEST) {
             let Some(taken) = taken.get_mut(desc.fd as usize).filter(|taken| !**taken) else { continue };
-            if !ours.contains(&desc.fd) && !places.contains_key(&desc.file) {
-                places.insert(desc.file, desc.fd);
-                *taken = true;
+            let placed = position(desc.file).and_then(|at| placed.get_mut(at)).filter(|placed| !**placed);
+            if let Some(placed) = placed.filter(|_| !ours.contains(&desc.fd)) {
+                places.push((desc.file, desc.fd));
+                (*taken, *placed) = (true, true);
             }
         }
-        Ok(Landing { places, taken, reserved })
+        Ok(Landing { places: places.into_iter().collect(), taken, reserved })
     }
 
     fn is_taken(&self, number: i32) -> bool {
@@ -80,8 +87,8 @@ impl Place for Landing {
         self.places.get(&file).copied()
     }
 
-    fn end(&self) -> i32 {
-        self.taken.len() as i32
+    fn end(&self) -> Option<i32> {
+        Some(self.taken.len() as i32)
     }
 
     /// Sees to it that a file that was just opened is in its place, or not in another's.
@@ -101,7 +108,7 @@ impl Place for Landing {
         }
         // Anywhere is as good, if there is room: it is moved by each who has it.
         let fd = match self.is_taken(at) {
-            true => fcntl_dupfd_cloexec(&fd, self.end()).unwrap_or(fd),
+            true => fcntl_dupfd_cloexec(&fd, self.taken.len() as i32).unwrap_or(fd),
             false => fd,
         };
         park(fd)
